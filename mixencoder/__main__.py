@@ -1,0 +1,18 @@
+"""``python -m mixencoder``: the command line; without its extra, a message that says how to get it."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        from mixencoder.cli import app
+    except ModuleNotFoundError as error:
+        if error.name not in ("rich", "typer"):
+            raise
+        sys.exit(f"the command line needs the extra: pip install 'mixencoder[cli]' ({error})")
+    app(prog_name="mixencoder")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Reading and writing checkpoints, reading encoders, with errors that say what was found.
+
+Nothing is executed from a checkpoint, and nothing but safetensors is opened for weights.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+
+from mixencoder.backbones import check_backbone
+from mixencoder.configuration import MixEncoderConfig
+from mixencoder.errors import CheckpointError
+from mixencoder.modeling import MixEncoderModel
+
+
+def default_checkpoint() -> Path:
+    """Return the folder of the checkpoint that the package bundles.
+
+    Raises:
+        CheckpointError: this installation holds none.
+    """
+    path = Path(__file__).parent / "pretrained"
+    if not (path / "model.safetensors").is_file():
+        raise CheckpointError(
+            f"the bundled checkpoint is missing from {path}; reinstall mixencoder or name a checkpoint"
+        )
+    return path
+
+
+def load_model(name_or_path: str | Path, dtype: torch.dtype) -> MixEncoderModel:
+    """Load a MixEncoder's configuration and weights.
+
+    Raises:
+        CheckpointError: nothing is there, it is damaged, weights are missing, or it is another kind of model.
+    """
+    _check_directory(name_or_path)
+    found = _read(AutoConfig, name_or_path).model_type
+    if found != MixEncoderConfig.model_type:
+        raise CheckpointError(
+            f'{name_or_path} holds a model of type "{found}"; expected "{MixEncoderConfig.model_type}". To build one '
+            "on top of an encoder use MixEncoder.from_backbone"
+        )
+    model, report = _read(MixEncoderModel, name_or_path, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    wrong = {name: sorted(map(str, report[name])) for name in ("missing_keys", "mismatched_keys") if report[name]}
+    if wrong:
+        raise CheckpointError(f"{name_or_path} does not hold the weights that its configuration asks for: {wrong}")
+    return model
+
+
+def load_backbone(name_or_path: str | Path) -> PreTrainedModel:
+    """Load a pretrained encoder without its pooler, in float32.
+
+    Raises:
+        CheckpointError: nothing is there, or it is damaged.
+        UnsupportedBackboneError: it cannot serve as backbone.
+    """
+    _check_directory(name_or_path)
+    check_backbone(_read(AutoConfig, name_or_path))
+    return _read(AutoModel, name_or_path, dtype=torch.float32, use_safetensors=True, add_pooling_layer=False)
+
+
+def load_tokenizer(name_or_path: str | Path) -> Any:
+    """Load a tokenizer.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    return _read(AutoTokenizer, name_or_path)
+
+
+def save(model: MixEncoderModel, tokenizer: Any, directory: Path) -> None:
+    """Write a checkpoint beside its place, then move it there: whole if nothing is there, else file by file.
+
+    A crash leaves every file either as it was or as it becomes, never half-written.
+
+    Raises:
+        CheckpointError: the directory cannot be written.
+    """
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as folder:
+            written = Path(folder, "checkpoint")
+            model.save_pretrained(written)
+            tokenizer.save_pretrained(written)
+            if not directory.exists():
+                written.rename(directory)
+                return
+            for file in sorted(written.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+                os.replace(file, directory / file.name)
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be written: {error}") from error
+
+
+def _check_directory(name_or_path: str | Path) -> None:
+    path = Path(name_or_path)
+    if not path.is_dir():
+        looks_local = isinstance(name_or_path, Path) or str(name_or_path).count("/") != 1 or str(path).startswith(".")
+        if looks_local or path.exists():
+            raise CheckpointError(f"{name_or_path} is not a directory; expected a checkpoint's directory or a hub id")
+        return
+    config = path / "config.json"
+    if not config.is_file():
+        raise CheckpointError(f"{path} holds no config.json; expected a checkpoint's directory")
+    try:
+        json.loads(config.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{config} is not valid JSON: {error}") from error
+
+
+def _read(loader: Any, name_or_path: str | Path, **options: Any) -> Any:
+    try:
+        return loader.from_pretrained(name_or_path, **options)
+    except SafetensorError as error:
+        raise CheckpointError(f"the weights in {name_or_path} are damaged: {error}") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{name_or_path} cannot be loaded: {reason}") from error

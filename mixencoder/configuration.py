@@ -1,0 +1,101 @@
+"""Configuration of a MixEncoder: the backbone's own configuration, nested, and what stands on top of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+HEADS = ("ranking", "classification")
+MAX_CONTEXT_EMBEDDINGS = 16
+MAX_INTERACTION_LAYERS = 3
+
+
+class MixEncoderConfig(PreTrainedConfig):
+    """Configuration of `MixEncoderModel` (docs/design.md, section 1). The defaults are the published setting.
+
+    Args:
+        backbone_config: configuration of the encoder, as an object or a dictionary with its ``model_type``.
+        num_context_embeddings: k, context embeddings a candidate, 1 to 16.
+        interaction_layers: backbone layers whose keys and values the interaction layers read, in order, 1 to 3 of
+            them; negative numbers count from the last.
+        heads: which heads the checkpoint has, of "ranking" and "classification"; the first is the default.
+        dual_term: add ``a * cos(mean of the query's tokens, mean of the candidate's context embeddings)`` to the
+            ranking score, with learned a, and show both means to the classification head. The codes then start near
+            zero, so that the candidate starts as the mean of its tokens.
+        dual_scale_init: a at the start.
+        max_query_length, max_document_length: tokens read of a text, special tokens included. None: all that the
+            backbone has positions for.
+        query_truncation_side: "right" keeps the start of a query that is too long; "left" keeps its end, for queries
+            that are dialogues.
+        classifier_dropout: dropout inside the classification head.
+        num_labels, id2label, label2id: classes of the classification head, as in every transformers configuration.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+
+    model_type = "mixencoder"
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  (the name and form that transformers reads)
+
+    def __init__(
+        self,
+        backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
+        num_context_embeddings: int = 1,
+        interaction_layers: Sequence[int] = (-1,),
+        heads: Sequence[str] = ("ranking",),
+        dual_term: bool = False,
+        dual_scale_init: float = 20.0,
+        max_query_length: int | None = None,
+        max_document_length: int | None = None,
+        query_truncation_side: str = "right",
+        classifier_dropout: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(backbone_config, dict):
+            values = dict(backbone_config)
+            backbone_config = AutoConfig.for_model(values.pop("model_type", "bert"), **values)
+        self.backbone_config = AutoConfig.for_model("bert") if backbone_config is None else backbone_config
+        self.num_context_embeddings = num_context_embeddings
+        self.interaction_layers = list(interaction_layers)
+        self.heads = list(heads)
+        self.dual_term = dual_term
+        self.dual_scale_init = dual_scale_init
+        self.max_query_length = max_query_length
+        self.max_document_length = max_document_length
+        self.query_truncation_side = query_truncation_side
+        self.classifier_dropout = classifier_dropout
+        self._check()
+        super().__init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width d of backbone and interaction layers."""
+        return self.backbone_config.hidden_size
+
+    @property
+    def interaction_layer_indices(self) -> tuple[int, ...]:
+        """The tapped backbone layers as numbers from 0."""
+        count = self.backbone_config.num_hidden_layers
+        return tuple(layer + count if layer < 0 else layer for layer in self.interaction_layers)
+
+    def _check(self) -> None:
+        k = self.num_context_embeddings
+        if not isinstance(k, int) or not 1 <= k <= MAX_CONTEXT_EMBEDDINGS:
+            raise ValueError(f"num_context_embeddings is {k!r}; expected an integer in 1..{MAX_CONTEXT_EMBEDDINGS}")
+        count = self.backbone_config.num_hidden_layers
+        layers = self.interaction_layers
+        if not 1 <= len(layers) <= MAX_INTERACTION_LAYERS or not all(
+            isinstance(layer, int) and -count <= layer < count for layer in layers
+        ):
+            raise ValueError(
+                f"interaction_layers is {layers}; expected 1 to {MAX_INTERACTION_LAYERS} layer numbers in "
+                f"{-count}..{count - 1}, the backbone has {count} layers"
+            )
+        if not self.heads or any(head not in HEADS for head in self.heads) or len(set(self.heads)) < len(self.heads):
+            raise ValueError(f"heads is {self.heads}; expected one or more of {', '.join(HEADS)}, each once")
+        if self.query_truncation_side not in ("left", "right"):
+            raise ValueError(f'query_truncation_side is {self.query_truncation_side!r}; expected "left" or "right"')
+        for name in ("max_query_length", "max_document_length"):
+            length = getattr(self, name)
+            if length is not None and (not isinstance(length, int) or length < 3):
+                raise ValueError(f"{name} is {length!r}; expected None or an integer of at least 3 tokens")

@@ -1,0 +1,33 @@
+"""Every error that mixencoder raises on purpose, and its one warning. The command line turns them into exit code 2."""
+
+
+class MixEncoderError(Exception):
+    """Base of all errors raised by mixencoder."""
+
+
+class InputError(MixEncoderError, ValueError):
+    """An argument or a text cannot be used: the message says what was found and what was expected."""
+
+
+class DataError(MixEncoderError, ValueError):
+    """A data file cannot be used; the message names the file and, where there is one, the line."""
+
+
+class CheckpointError(MixEncoderError, ValueError):
+    """A checkpoint is missing, damaged, or belongs to another kind of model."""
+
+
+class UnsupportedBackboneError(MixEncoderError, ValueError):
+    """The encoder cannot serve as backbone; the message says why."""
+
+
+class MissingExtraError(MixEncoderError, ImportError):
+    """A feature needs packages that only an extra installs; the message names the extra."""
+
+
+class NonFiniteError(MixEncoderError, ArithmeticError):
+    """A computation gave NaN or an infinity; raised instead of returning it."""
+
+
+class TruncationWarning(UserWarning):
+    """Texts longer than the model reads were cut; the message holds the count."""

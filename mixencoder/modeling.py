@@ -1,0 +1,325 @@
+"""The model: backbone with tapped keys and values, the interaction stack, the two heads (docs/design.md, section 1).
+
+Tensors in, tensors out; texts, batching and devices are the concern of `mixencoder.fast`. `encode_query` and
+`encode_document` never call each other; `interact` is the hot path.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+
+from mixencoder.backbones import KeyValueTap, LastTapReached, LayerWeights, build_backbone, layer_weights
+from mixencoder.configuration import MixEncoderConfig
+from mixencoder.errors import InputError
+from mixkernels import candidate_attention
+
+_QUIET_START = 0.3
+"""Factor of the last LayerNorm at the start with the dual term: h . e then starts at 9%."""
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From a layer's context query, key, value and state query to the attended context and state: how candidates meet the
+query's tokens is the caller's choice (a pool, candidates of each query, packed rows of several queries)."""
+
+
+@dataclass(frozen=True)
+class QueryState:
+    """What interaction layers read of B queries; made once by `encode_query`, valid for any number of candidates."""
+
+    keys: tuple[Tensor, ...]
+    """For every interaction layer (B, m, H, D)."""
+    values: tuple[Tensor, ...]
+    """For every interaction layer (B, m, H, D)."""
+    lengths: Tensor
+    """(B,) int64, tokens of each query; what stands beyond is padding."""
+    pooled: Tensor | None
+    """(B, d), mean of the query's final token vectors; only with the dual term."""
+
+    def __len__(self) -> int:
+        """Return the number of queries."""
+        return len(self.lengths)
+
+    def select(self, index: int) -> "QueryState":
+        """Return the state of one query, B = 1, cut to its length."""
+        length = int(self.lengths[index])
+        rows = slice(index, index + 1)
+        return QueryState(
+            tuple(key[rows, :length] for key in self.keys),
+            tuple(value[rows, :length] for value in self.values),
+            self.lengths[rows],
+            None if self.pooled is None else self.pooled[rows],
+        )
+
+
+class RankingScores(NamedTuple):
+    """The two terms of the ranking score, float32; the score is their sum."""
+
+    interaction: Tensor
+    dual: Tensor | None
+
+    @property
+    def full(self) -> Tensor:
+        """Return the ranking score."""
+        return self.interaction if self.dual is None else self.interaction + self.dual
+
+
+class InteractionLayer(nn.Module):
+    """One interaction layer: contexts and state read the query, then share W_o, LN1, FFN and LN2."""
+
+    def __init__(self, config: MixEncoderConfig) -> None:
+        super().__init__()
+        backbone = config.backbone_config
+        d, eps = backbone.hidden_size, backbone.layer_norm_eps
+        self.num_heads = backbone.num_attention_heads
+        self.query = nn.Linear(d, d)
+        self.key = nn.Linear(d, d)
+        self.value = nn.Linear(d, d)
+        self.state_query = nn.Linear(d, d)
+        self.attention_output = nn.Linear(d, d)
+        self.attention_norm = nn.LayerNorm(d, eps=eps)
+        self.intermediate = nn.Linear(d, backbone.intermediate_size)
+        self.output = nn.Linear(backbone.intermediate_size, d)
+        self.output_norm = nn.LayerNorm(d, eps=eps)
+        self.activation = ACT2FN[backbone.hidden_act]
+        self.dropout = nn.Dropout(backbone.hidden_dropout_prob)
+
+    def forward(self, context: Tensor, state: Tensor | None, attend: Attend, gate: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Update contexts (..., N, k, d) and states (..., N, d); None is the zero state before the first layer."""
+        # (..., N, d)
+        hint = context.mean(dim=-2)
+        attended, attended_state = attend(
+            self._heads(self.query(context)),
+            self._heads(self.key(context)),
+            self._heads(self.value(context)),
+            self._heads(self.state_query(hint)),
+        )
+        k, d = context.shape[-2:]
+        # (..., N, k + 1, d): context rows and the state row share every product from here on
+        rows = torch.cat([attended.flatten(-2), attended_state.flatten(-2).unsqueeze(-2)], dim=-2)
+        rows = self.dropout(self.attention_output(rows))
+        u = rows[..., k, :]
+        # W_g [g ; u ; h] without writing the concatenation; h = 0 contributes nothing
+        w_hint, w_u, w_state = gate.weight.split(d, dim=1)
+        logits = F.linear(hint, w_hint, gate.bias) + F.linear(u, w_u)
+        if state is None:
+            mixed = torch.sigmoid(logits) * u
+        else:
+            mixed = torch.lerp(state, u, torch.sigmoid(logits + F.linear(state, w_state)))
+        rows = torch.cat([rows[..., :k, :] + context, mixed.unsqueeze(-2)], dim=-2)
+        rows = self.attention_norm(rows)
+        ffn = self.dropout(self.output(self.activation(self.intermediate(rows))))
+        rows = self.output_norm(rows + ffn)
+        return rows[..., :k, :], rows[..., k, :]
+
+    def start_from(self, weights: LayerWeights) -> None:
+        """Copy a backbone layer's weights; the state query starts as the query."""
+        for name, module in weights._asdict().items():
+            getattr(self, name).load_state_dict(module.state_dict())
+        self.state_query.load_state_dict(weights.query.state_dict())
+
+    def _heads(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(-1, (self.num_heads, -1))
+
+
+class ClassificationHead(nn.Module):
+    """``MLP([h ; e ; |h-e|])``, 3d -> 3d -> labels; with the dual term also ``[q ; c ; |q-c|]``."""
+
+    def __init__(self, config: MixEncoderConfig) -> None:
+        super().__init__()
+        width = 3 * config.hidden_size * (2 if config.dual_term else 1)
+        self.dense = nn.Linear(width, 3 * config.hidden_size)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.out_proj = nn.Linear(3 * config.hidden_size, config.num_labels)
+
+    def forward(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Logits (..., num_labels) from pairs of vectors (..., d)."""
+        features = torch.cat([torch.cat([a, b, (a - b).abs()], dim=-1) for a, b in pairs], dim=-1)
+        return self.out_proj(self.dropout(F.relu(self.dense(features))))
+
+
+class MixEncoderModel(PreTrainedModel):
+    """Score queries against candidates that were encoded before the query arrived.
+
+    ``forward`` is what a trainer calls. For ranking and classifying texts use `mixencoder.fast.MixEncoder`.
+    """
+
+    config_class = MixEncoderConfig
+    base_model_prefix = "mixencoder"
+    _supports_sdpa = True
+
+    def __init__(self, config: MixEncoderConfig) -> None:
+        super().__init__(config)
+        d = config.hidden_size
+        self.backbone = build_backbone(config.backbone_config)
+        self.codes = nn.Parameter(torch.zeros(config.num_context_embeddings, d))
+        self.interaction = nn.ModuleList(InteractionLayer(config) for _ in config.interaction_layers)
+        self.gate = nn.Linear(3 * d, d)
+        self.dual_scale = nn.Parameter(torch.zeros(())) if config.dual_term else None
+        self.classifier = ClassificationHead(config) if "classification" in config.heads else None
+        self.kernel_backend = "auto"
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise what is not loaded: normal weights as in BERT, codes ~ N(0, 1) as published.
+
+        With the dual term the codes start near zero, not at it: two codes of exactly zero would stay equal for ever.
+        """
+        std = self.config.backbone_config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, mean=0.0, std=std)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif module is self:
+            init.normal_(self.codes, mean=0.0, std=std if self.config.dual_term else 1.0)
+            if self.dual_scale is not None:
+                init.constant_(self.dual_scale, self.config.dual_scale_init)
+
+    def start_interaction_from_backbone(self) -> None:
+        """Give every interaction layer the weights of the backbone layer that it reads.
+
+        With the dual term the last LayerNorm is scaled down, so that ``h . e``, which means nothing yet, starts small
+        and the score starts at the dual term's quality.
+        """
+        for layer, index in zip(self.interaction, self.config.interaction_layer_indices, strict=True):
+            layer.start_from(layer_weights(self.backbone, index))
+        if self.config.dual_term:
+            with torch.no_grad():
+                for parameter in self.interaction[-1].output_norm.parameters():
+                    parameter.mul_(_QUIET_START)
+
+    def encode_query(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> QueryState:
+        """Run the backbone over queries (B, m) and keep what the interaction layers read.
+
+        Without the dual term the pass stops once the last tapped keys and values are known. Padding is on the right;
+        attention_mask (B, m) is 1 for tokens, None when there is no padding.
+        """
+        indices = self.config.interaction_layer_indices
+        tap = KeyValueTap(indices, stop_after_last=not self.config.dual_term)
+        pooled = None
+        try:
+            output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, key_value_tap=tap)
+        except LastTapReached:
+            pass
+        else:
+            if self.config.dual_term:
+                pooled = _masked_mean(output.last_hidden_state, attention_mask)
+        keys, values = zip(*(tap[index] for index in indices), strict=True)
+        if attention_mask is None:
+            lengths = torch.full((input_ids.shape[0],), input_ids.shape[1], device=input_ids.device)
+        else:
+            lengths = attention_mask.sum(dim=1)
+        return QueryState(keys, values, lengths, pooled)
+
+    def encode_document(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Compress candidates (N, n) into context embeddings E_0 (N, k, d): ``softmax(C T^T + mask) T``, unscaled."""
+        tokens = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        # (N, k, n), softmax in float32 at least
+        scores = torch.matmul(self.codes, tokens.transpose(1, 2))
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        if attention_mask is not None:
+            scores = scores.masked_fill(attention_mask.unsqueeze(1) == 0, torch.finfo(scores.dtype).min)
+        return torch.matmul(scores.softmax(dim=-1).to(tokens.dtype), tokens)
+
+    def run_interaction(self, candidates: Tensor, attends: Sequence[Attend]) -> tuple[Tensor, Tensor]:
+        """Run the interaction stack over candidates (..., N, k, d); one way to attend for every layer.
+
+        Returns h (..., N, d), the last state, and e (..., N, d), the mean of the last contexts.
+        """
+        context, state = candidates, None
+        for layer, attend in zip(self.interaction, attends, strict=True):
+            context, state = layer(context, state, attend, self.gate)
+        return state, context.mean(dim=-2)
+
+    def rank_head(self, h: Tensor, e: Tensor, pooled_query: Tensor | None, pooled_candidate: Tensor) -> RankingScores:
+        """``h . e`` as a row sum in float32, and the dual term; all inputs (..., d), broadcast against each other."""
+        dtype = torch.promote_types(h.dtype, torch.float32)
+        interaction = (h.to(dtype) * e.to(dtype)).sum(dim=-1)
+        dual = None
+        if self.dual_scale is not None:
+            cosine = F.cosine_similarity(pooled_query.to(dtype), pooled_candidate.to(dtype), dim=-1)
+            dual = self.dual_scale.to(dtype) * cosine
+        return RankingScores(interaction, dual)
+
+    def classification_head(self, h: Tensor, e: Tensor, pooled_query: Tensor | None, pooled: Tensor) -> Tensor:
+        """Logits (..., num_labels), at least float32, from inputs (..., d)."""
+        pairs = [(h, e)]
+        if self.config.dual_term:
+            pairs.append(torch.broadcast_tensors(pooled_query, pooled))
+        return self.classifier(pairs).to(torch.promote_types(h.dtype, torch.float32))
+
+    def interact(self, query_state: QueryState, candidates: Tensor, head: str | None = None) -> RankingScores | Tensor:
+        """Score candidates (N, k, d), one pool for all B queries, or (B, N, k, d).
+
+        Returns the ranking scores, each (B, N), or classification logits (B, N, num_labels).
+
+        Raises:
+            InputError: the model has no such head.
+        """
+        head = self.check_head(head)
+
+        def attend_layer(key: Tensor, value: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
+            result = candidate_attention(
+                *rows, key, value, key_lengths=query_state.lengths, backend=self.kernel_backend
+            )
+            return result.context, result.state
+
+        attends = [
+            partial(attend_layer, key, value) for key, value in zip(query_state.keys, query_state.values, strict=True)
+        ]
+        h, e = self.run_interaction(candidates, attends)
+        pooled_query = None if query_state.pooled is None else query_state.pooled.unsqueeze(1)
+        apply_head = self.rank_head if head == "ranking" else self.classification_head
+        return apply_head(h, e, pooled_query, candidates.mean(dim=-2))
+
+    def check_head(self, head: str | None) -> str:
+        """Return the head to use, the configuration's first for None.
+
+        Raises:
+            InputError: the model has no such head.
+        """
+        if head is None:
+            return self.config.heads[0]
+        if head not in self.config.heads:
+            raise InputError(f"the model has no head {head!r}; its heads are {', '.join(self.config.heads)}")
+        return head
+
+    def forward(
+        self,
+        query_input_ids: Tensor,
+        query_attention_mask: Tensor,
+        document_input_ids: Tensor,
+        document_attention_mask: Tensor,
+        candidates_per_query: int | None = None,
+        head: str | None = None,
+    ) -> RankingScores | Tensor:
+        """Encode queries (B, m) and documents (N, n), and score them.
+
+        Without candidates_per_query every query meets every document, (B, N). With it the documents are those of the
+        queries in turn, N = B * candidates_per_query, and the result is (B, candidates_per_query).
+        """
+        query_state = self.encode_query(query_input_ids, query_attention_mask)
+        candidates = self.encode_document(document_input_ids, document_attention_mask)
+        if candidates_per_query is not None:
+            candidates = candidates.unflatten(0, (-1, candidates_per_query))
+        return self.interact(query_state, candidates, head)
+
+
+def _masked_mean(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """(B, m, d) -> (B, d), over tokens alone."""
+    if attention_mask is None:
+        return tokens.mean(dim=1)
+    weights = attention_mask.to(tokens.dtype).unsqueeze(-1)
+    return (tokens * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+AutoConfig.register(MixEncoderConfig.model_type, MixEncoderConfig)
+AutoModel.register(MixEncoderConfig, MixEncoderModel)

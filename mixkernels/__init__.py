@@ -1,0 +1,51 @@
+"""Fused attention of many candidates to one query: tensors in, tensors out.
+
+Public names are bound on first use, so importing this package needs neither Triton nor a GPU and takes no time.
+Backends: ``reference`` (the formula), ``torch`` (fast without Triton, CPU first), ``triton`` (the fused kernel).
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mixkernels.errors import BackendError, DeviceError, DtypeError, MixKernelsError, ShapeError
+    from mixkernels.ops import BACKENDS, CandidateAttention, candidate_attention, not_supported_reasons, select_backend
+
+_HOMES = {
+    "BACKENDS": "ops",
+    "CandidateAttention": "ops",
+    "candidate_attention": "ops",
+    "not_supported_reasons": "ops",
+    "select_backend": "ops",
+    "BackendError": "errors",
+    "DeviceError": "errors",
+    "DtypeError": "errors",
+    "MixKernelsError": "errors",
+    "ShapeError": "errors",
+}
+
+__all__ = [
+    "BACKENDS",
+    "BackendError",
+    "CandidateAttention",
+    "DeviceError",
+    "DtypeError",
+    "MixKernelsError",
+    "ShapeError",
+    "candidate_attention",
+    "not_supported_reasons",
+    "select_backend",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import the module that holds a public name when the name is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,92 @@
+"""Shared fixtures: which backends run here, tiny models and tokenizers made in memory, and a guard on the kernels.
+
+Without a GPU the Triton kernels run in the interpreter, whose switch must be set before triton is imported anywhere.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, PreTrainedTokenizerFast, RobertaConfig, XLMRobertaConfig
+
+KERNEL_RUNS = pytest.StashKey[int]()
+
+# fmt: off
+WORDS = ["the", "a", "how", "to", "cook", "rice", "undo", "git", "commit", "paris", "is", "capital", "of", "france",
+         "boil", "water", "in", "pot", "dog", "cat", "sat", "mat"]
+# fmt: on
+
+
+@pytest.fixture(scope="session")
+def words() -> list[str]:
+    return WORDS
+
+
+def backbone_config(kind: str = "bert", **changes: object):
+    """Return a tiny random encoder's configuration."""
+    sizes = {
+        "vocab_size": len(WORDS) + 5,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 40,
+        "pad_token_id": 0,
+    }
+    classes = {"bert": BertConfig, "roberta": RobertaConfig, "xlm-roberta": XLMRobertaConfig}
+    return classes[kind](**{**sizes, **changes})
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Return a word-level tokenizer over `WORDS`, with BERT's special tokens."""
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: number for number, word in enumerate([*specials, *WORDS])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+@pytest.fixture(scope="session")
+def backbone_path(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Return the folder of a tiny random BERT with its tokenizer."""
+    from transformers import BertModel
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("backbone")
+    # weights of some size, so that scores differ by more than rounding
+    BertModel(backbone_config(initializer_range=0.3), add_pooling_layer=False).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU: none is visible")
+
+
+def count_kernel_run(config: pytest.Config) -> None:
+    """Note that a test ran a real kernel; see `pytest_sessionfinish`."""
+    config.stash[KERNEL_RUNS] = config.stash.get(KERNEL_RUNS, 0) + 1
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail a whole run in which no Triton kernel ran: the kernels' source would have gone untested."""
+    config = session.config
+    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not (
+        config.option.keyword or config.option.markexpr or config.option.collectonly
+    )
+    benchmarks_only = config.getoption("benchmark_only", False)
+    if whole and not benchmarks_only and not session.shouldstop and config.stash.get(KERNEL_RUNS, 0) == 0:
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        reporter.write_line("ERROR: no Triton kernel ran in this test run (interpreted or compiled)", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
