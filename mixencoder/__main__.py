@@ -8,7 +8,7 @@ def main() -> None:
     try:
         from mixencoder.cli import app
     except ModuleNotFoundError as error:
-        if error.name not in ("rich", "typer"):
+        if (error.name or "").split(".")[0] not in ("rich", "typer"):
             raise
         sys.exit(f"the command line needs the extra: pip install 'mixencoder[cli]' ({error})")
     app(prog_name="mixencoder")

@@ -1,0 +1,1 @@
+"""Benchmarks: run ``pytest --benchmark-only`` from the root; plain ``pytest`` times nothing."""

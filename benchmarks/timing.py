@@ -1,0 +1,46 @@
+"""Timing side by side: interleaved rounds, medians, and the peak of allocated tensors."""
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def interleaved_medians(
+    calls: Mapping[str, Callable[[], object]], *, seconds: float = 1.0, least: int = 5, most: int = 60
+) -> dict[str, float]:
+    """Median seconds of each call. Rounds take turns, so that a machine that slows down slows all of them.
+
+    Args:
+        calls: what to time; each is called once before, to warm up.
+        seconds: time to spend on each call, about.
+        least, most: bounds of the number of rounds of each call.
+    """
+    rounds, times = {}, {name: [] for name in calls}
+    for name, call in calls.items():
+        call()
+        start = time.perf_counter()
+        call()
+        rounds[name] = min(max(int(seconds / (time.perf_counter() - start)), least), most)
+    for turn in range(max(rounds.values())):
+        for name, call in calls.items():
+            if turn < rounds[name]:
+                start = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - start)
+    return {name: median(values) for name, values in times.items()}
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Return the most bytes that a call held in tensors of its own at once, results included."""
+    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = call()
+    del result
+    held = most = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most

@@ -1,0 +1,180 @@
+"""The command line as its user meets it: files, tables, JSON, errors with exit code 2 and no traceback."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from mixencoder import MixEncoder
+from mixencoder.candidates import read_candidates
+from mixencoder.cli import app
+from mixencoder.errors import DataError
+
+LINES = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(backbone_path, tmp_path_factory) -> str:
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("checkpoint") / "model"
+    MixEncoder.from_backbone(backbone_path, dual_term=True).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def lines(tmp_path) -> str:
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join([LINES[0], "", *LINES[1:]]) + "\n")
+    return str(path)
+
+
+def run(*arguments: str, stdin: str | None = None):
+    return CliRunner().invoke(app, list(arguments), input=stdin)
+
+
+def test_rank_prints_a_table_and_the_times_apart(checkpoint, lines):
+    result = run("rank", "undo a commit", "--candidates", lines, "--model", checkpoint)
+    assert result.exit_code == 0, result.output
+    for line in LINES:
+        assert line in result.stdout
+    assert "encoding 3 candidates" in result.stderr
+    assert "ranking" in result.stderr
+    assert "ms" not in result.stdout
+
+
+def test_json_alone_stands_on_stdout(checkpoint, lines):
+    result = run("rank", "undo a commit", "--candidates", lines, "--json", "--top-k", "2", "--model", checkpoint)
+    ranking = json.loads(result.stdout)
+    assert len(ranking) == 2
+    assert set(ranking[0]) == {"corpus_id", "score", "text"}
+    assert ranking[0]["score"] >= ranking[1]["score"]
+    assert LINES[ranking[0]["corpus_id"]] == ranking[0]["text"]
+    expected = MixEncoder.from_pretrained(checkpoint).rank("undo a commit", LINES, top_k=2)
+    assert [entry["corpus_id"] for entry in ranking] == [entry["corpus_id"] for entry in expected]
+
+
+def test_candidates_from_standard_input(checkpoint):
+    result = run("rank", "git", "--candidates", "-", "--json", "--model", checkpoint, stdin="\n".join(LINES))
+    assert {entry["text"] for entry in json.loads(result.stdout)} == set(LINES)
+
+
+def test_every_kind_of_file(tmp_path):
+    jsonl = tmp_path / "a.jsonl"
+    jsonl.write_text('{"text": "x", "id": "one"}\n\n{"text": "y", "id": 2}\n')
+    assert read_candidates(str(jsonl)) == (["x", "y"], ["one", "2"])
+    table = tmp_path / "a.csv"
+    table.write_text('\ufeffid,body,other\n1,"x, with\nline",z\n2,y,z\n', encoding="utf-8")
+    assert read_candidates(str(table), column="body") == (["x, with\nline", "y"], ["1", "2"])
+    table = tmp_path / "a.tsv"
+    table.write_text("text\tother\nx\t1\n")
+    assert read_candidates(str(table)) == (["x"], None)
+    single = tmp_path / "single.csv"
+    single.write_text("anything\nx\ny\n")
+    assert read_candidates(str(single)) == (["x", "y"], None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "column", "words"),
+    [
+        ("a.txt", b"fine\nbad \xff line\n", None, "line 2: not UTF-8 (byte 0xff at column 5)"),
+        ("a.txt", b"\n\n", None, "holds no candidate"),
+        ("a.csv", b"one,two\nx,y\n", None, "has no column 'text'; its columns are one, two"),
+        ("a.csv", b"one,two\nx,y\n", "three", "has no column 'three'; its columns are one, two"),
+        ("a.csv", b"one,two\nx\n", "one", "line 2: 1 fields; expected 2"),
+        ("a.csv", b"", "one", "its columns are none"),
+        ("a.jsonl", b'{"text": "x"}\n{"body": "y"}\n', None, 'line 2: no string in "text", fields are body'),
+        ("a.jsonl", b'{"text": "x"}\n[1]\n', None, "line 2: a JSON list; expected an object"),
+        ("a.jsonl", b'{"text": "x"}\nx\n', None, "line 2: not JSON"),
+        ("a.jsonl", b'{"text": "x", "id": 1}\n{"text": "y"}\n', None, '1 of 2 candidates have no "id"'),
+        ("a.pdf", b"x", None, "'.pdf' are not read; expected .txt, .jsonl"),
+        ("a.txt", b"x", "text", "only .csv and .tsv files have columns"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_line(tmp_path, name, content, column, words):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_candidates(str(path), column=column)
+    assert words in str(caught.value)
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rank", " ", "--candidates", "LINES"], "the query is empty"),
+        (["rank", "a", "--candidates", "missing.txt"], "missing.txt cannot be read"),
+        (["rank", "a", "--candidates", "LINES", "--model", "missing"], "cannot be loaded|is not a directory"),
+        (["rank", "a", "--candidates", "LINES", "--model", "MODEL", "--dtype", "float3"], "dtype 'float3'"),
+        (["rank", "a", "--candidates", "LINES", "--model", "MODEL", "--device", "warp"], "device 'warp'"),
+        (["rank", "a", "--candidates", "LINES", "--model", "MODEL", "--backend", "x"], "no backend 'x'"),
+        (["rank", "a", "--candidates", "LINES", "--top-k", "0"], "top-k"),
+        (["rank", "a"], "candidates"),
+        (["frobnicate"], "frobnicate"),
+        (["evaluate", "missing.jsonl", "--model", "MODEL"], "missing.jsonl cannot be read"),
+        (["train", "--data", "x"], "no output directory"),
+        (["train", "--config", "missing.yaml"], "missing.yaml cannot be read"),
+    ],
+)
+def test_errors_end_with_exit_code_2_and_one_message(checkpoint, lines, arguments, words, tmp_path, monkeypatch):
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    filled = [{"LINES": lines, "MODEL": checkpoint}.get(argument, argument) for argument in arguments]
+    result = run(*filled)
+    assert result.exit_code == 2, result.output
+    assert re.search(words, result.stderr), result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+
+
+def test_unknown_fields_of_a_training_file_are_named(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text("output: out\nstep: 5\n")
+    result = run("train", "--config", str(path))
+    assert result.exit_code == 2
+    assert "unknown fields step" in result.stderr
+
+
+def test_train_then_evaluate(tmp_path, backbone_path, words):
+    pairs = [{"query": f"the {word}", "positive": f"{word} a"} for word in words]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    (tmp_path / "train.yaml").write_text("steps: 2\nbatch_size: 4\nconfig:\n  dual_term: true\ndata: [pairs.jsonl=2]\n")
+    where = ["--data-dir", str(tmp_path), "--backbone", str(backbone_path), "--output", str(tmp_path / "out")]
+    result = run("train", "--config", str(tmp_path / "train.yaml"), *where)
+    assert result.exit_code == 0, result.output
+    rank = [{"query": "the cat", "candidates": ["cat a", "boil water"], "labels": [1, 0]}]
+    (tmp_path / "dev.jsonl").write_text("\n".join(map(json.dumps, rank)))
+    options = ["--model", str(tmp_path / "out"), "--score", "full", "--score", "dual", "--measure", "RR@10"]
+    result = run("evaluate", str(tmp_path / "dev.jsonl"), *options, "--json")
+    assert result.exit_code == 0, result.output
+    assert set(json.loads(result.stdout)["dev"]["full"]) == {"RR@10"}
+    table = run("evaluate", str(tmp_path / "dev.jsonl"), *options)
+    assert "dual" in table.stdout
+    untrained = run("evaluate", str(tmp_path / "dev.jsonl"), "--backbone", str(backbone_path), "--score", "dual")
+    assert untrained.exit_code == 0
+
+
+def test_info_says_which_backend_and_why():
+    result = run("info")
+    assert result.exit_code == 0
+    for word in ("torch", "transformers", "backend triton", "backend auto", "default model"):
+        assert word in result.stdout
+
+
+def test_python_dash_m_works_and_says_which_extra_is_missing(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "mixencoder", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert "rank" in done.stdout
+    code = "import sys; sys.modules['rich'] = None; from mixencoder.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert "pip install 'mixencoder[cli]'" in done.stderr
+    assert "Traceback" not in done.stderr
