@@ -248,7 +248,16 @@ def evaluate(
             engine, task, measures=measures, scores=scores, show_progress_bar=sys.stderr.isatty()
         )
     if as_json:
-        typer.echo(json.dumps(results, indent=2))
+        provenance = {
+            "model": Path(backbone or model or "bundled default").name,
+            "untrained": backbone is not None,
+            "dtype": str(engine.dtype).removeprefix("torch."),
+            "device": engine.device.type,
+            "max_document_length": engine.read_document.max_length,
+            "queries": {task.name: len(task.queries) for task in tasks},
+            "versions": {name: version(name) for name in ("mixencoder", "torch", "transformers", "ir_measures")},
+        }
+        typer.echo(json.dumps({"provenance": provenance, "results": results}, indent=2))
         return
     table = Table("task", "score", *measures, box=None, pad_edge=False)
     for name, by_score in results.items():

@@ -24,7 +24,7 @@ from mixencoder.backbones import max_positions
 from mixencoder.checkpoint import default_checkpoint, load_backbone, load_model, load_tokenizer, save
 from mixencoder.configuration import MixEncoderConfig
 from mixencoder.errors import InputError, NonFiniteError
-from mixencoder.modeling import MixEncoderModel, QueryState, RankingScores
+from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.tokenization import TextEncoder
 from mixkernels import candidate_attention, select_backend
 
@@ -261,7 +261,7 @@ class MixEncoder:
             torch.arange(batch).repeat_interleave(count),
             torch.arange(count).repeat(batch),
         )
-        return self._score(query_state, candidates, pairs, partial(_pick, score=score)).view(batch, count)
+        return self._score(query_state, candidates, pairs, head="ranking", score=score).view(batch, count)
 
     @torch.inference_mode()
     def predict(
@@ -312,8 +312,8 @@ class MixEncoder:
             query_state = self.encode_query(queries, **options)
             candidates = self.encode_document(documents, **options)
             order = torch.argsort(query_of, stable=True)
-            to_output = partial(_pick, score=score) if head == "ranking" else None
-            scored = self._score(query_state, candidates, _Pairs(query_of[order], document_of[order]), to_output)
+            rows = _Pairs(query_of[order], document_of[order])
+            scored = self._score(query_state, candidates, rows, head=head, score=score)
             out = torch.empty_like(scored)
             out[order] = scored
         if activation_fn is not None:
@@ -423,16 +423,10 @@ class MixEncoder:
                     yield numbers, encoded[: len(numbers)] if isinstance(encoded, Tensor) else encoded
                     bar.update(len(numbers))
 
-    def _score(
-        self,
-        query_state: QueryState,
-        candidates: Tensor,
-        pairs: _Pairs,
-        to_output: Callable[[RankingScores], Tensor] | None,
-    ) -> Tensor:
+    def _score(self, query_state: QueryState, candidates: Tensor, pairs: _Pairs, *, head: str, score: str) -> Tensor:
         """Score rows of (query, candidate), sorted by query, in chunks of one shape.
 
-        With to_output: ranking, one number a row; without: classification logits.
+        Returns (R,) float32 for the ranking head, (R, num_labels) for the classification head.
         """
         total = len(pairs.query)
         filled = -(-total // CHUNK) * CHUNK
@@ -453,9 +447,11 @@ class MixEncoder:
             pooled_query = None
             if query_state.pooled is not None:
                 pooled_query = query_state.pooled[chunk_queries.to(self.device)]
-            apply_head = self.model.classification_head if to_output is None else self.model.rank_head
-            result = apply_head(h.view(CHUNK, -1), e.view(CHUNK, -1), pooled_query, rows.mean(dim=-2))
-            outputs.append(result if to_output is None else to_output(result))
+            vectors = (h.view(CHUNK, -1), e.view(CHUNK, -1), pooled_query, rows.mean(dim=-2))
+            if head == "ranking":
+                outputs.append(getattr(self.model.rank_head(*vectors), score))
+            else:
+                outputs.append(self.model.classification_head(*vectors))
         if not outputs:
             return torch.empty(0, device=self.device)
         out = torch.cat(outputs)[:total].float()
@@ -496,10 +492,6 @@ def _attend_segments(
     if len(segments) == 1:
         return contexts[0], states[0]
     return torch.cat(contexts, dim=1), torch.cat(states, dim=1)
-
-
-def _pick(scores: RankingScores, *, score: str) -> Tensor:
-    return getattr(scores, score)
 
 
 def _as_list(texts: str | Sequence[str], role: str) -> list[str]:

@@ -169,7 +169,8 @@ class MixEncoderModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise what is not loaded: normal weights as in BERT, codes ~ N(0, 1) as published.
 
-        With the dual term the codes start near zero, not at it: two codes of exactly zero would stay equal for ever.
+        With the dual term one code starts at zero, so that a candidate starts as the mean of its tokens; several start
+        near it, as codes that are equal would stay equal for ever.
         """
         std = self.config.backbone_config.initializer_range
         if isinstance(module, nn.Linear):
@@ -179,7 +180,12 @@ class MixEncoderModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif module is self:
-            init.normal_(self.codes, mean=0.0, std=std if self.config.dual_term else 1.0)
+            if not self.config.dual_term:
+                init.normal_(self.codes, mean=0.0, std=1.0)
+            elif len(self.codes) > 1:
+                init.normal_(self.codes, mean=0.0, std=std)
+            else:
+                init.zeros_(self.codes)
             if self.dual_scale is not None:
                 init.constant_(self.dual_scale, self.config.dual_scale_init)
 

@@ -154,7 +154,9 @@ def test_train_then_evaluate(tmp_path, backbone_path, words):
     options = ["--model", str(tmp_path / "out"), "--score", "full", "--score", "dual", "--measure", "RR@10"]
     result = run("evaluate", str(tmp_path / "dev.jsonl"), *options, "--json")
     assert result.exit_code == 0, result.output
-    assert set(json.loads(result.stdout)["dev"]["full"]) == {"RR@10"}
+    report = json.loads(result.stdout)
+    assert set(report["results"]["dev"]["full"]) == {"RR@10"}
+    assert report["provenance"]["queries"] == {"dev": 1}
     table = run("evaluate", str(tmp_path / "dev.jsonl"), *options)
     assert "dual" in table.stdout
     untrained = run("evaluate", str(tmp_path / "dev.jsonl"), "--backbone", str(backbone_path), "--score", "dual")

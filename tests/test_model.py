@@ -121,6 +121,7 @@ def test_codes_start_as_published_and_near_zero_with_the_dual_term():
     assert 0.9 < published.std() < 1.1
     dual = MixEncoderModel(MixEncoderConfig(config, num_context_embeddings=4, dual_term=True))
     assert 0 < dual.codes.std() < 0.05
+    assert not MixEncoderModel(MixEncoderConfig(config, dual_term=True)).codes.any()
     assert dual.dual_scale.item() == 20.0
 
 

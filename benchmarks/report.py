@@ -1,0 +1,87 @@
+"""Renders committed results into README.md and the model card: ``python -m benchmarks.report``.
+
+No figure there is typed by hand; tests/test_report.py fails when a document and the results differ.
+"""
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+RIVALS = ("sdpa-expanded", "sdpa-pre-expanded", "einsum-concatenated", "two-pass", "two-pass-compiled", "flex-compiled")
+MEASURES = ("nDCG@10", "Success@1")
+DOCUMENTS = {
+    ROOT / "README.md": ("attention", "quality"),
+    ROOT / "mixencoder" / "pretrained" / "README.md": ("quality",),
+}
+
+
+def attention_table() -> str:
+    """For every shape the torch backend's time, and every rival's time as a multiple of it."""
+    rows = [
+        ["N", "k", "m", "precision", "torch backend", "of the limit", *RIVALS],
+        ["---"] * (6 + len(RIVALS)),
+    ]
+    (path,) = RESULTS.glob("*/candidate_attention.json")
+    for record in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]:
+        info = record["extra_info"]
+        if info["backend"] == "torch":
+            shape, ratios = info["shape"], info["ratios"]
+            rows.append(
+                [
+                    *(str(shape[name]) for name in ("N", "k", "m")),
+                    info["dtype"],
+                    f"{info['seconds'] * 1000:.2f} ms",
+                    f"{info['fraction_of_limit']:.0%}",
+                    *(f"{ratios[name]:.2f}x" if name in ratios else "" for name in RIVALS),
+                ]
+            )
+    return _markdown(rows)
+
+
+def quality_table() -> str:
+    """Every task's measures: the untrained dual-encoder, and the default's score whole and by parts."""
+    (path,) = RESULTS.glob("*/quality_default.json")
+    default = json.loads(path.read_text(encoding="utf-8"))["results"]
+    untrained = json.loads(path.with_name("quality_untrained.json").read_text(encoding="utf-8"))["results"]
+    columns = {
+        "all-MiniLM-L6-v2, untrained": [values["dual"] for values in untrained.values()],
+        "full score": [values["full"] for values in default.values()],
+        "interaction alone": [values["interaction"] for values in default.values()],
+        "dual term alone": [values["dual"] for values in default.values()],
+    }
+    rows = [["task", "measure", *columns], ["---"] * (2 + len(columns))]
+    for measure in MEASURES:
+        rows += [
+            [task, measure, *(f"{column[number][measure]:.3f}" for column in columns.values())]
+            for number, task in enumerate(default)
+        ]
+        means = [sum(values[measure] for values in column) / len(column) for column in columns.values()]
+        rows.append(["mean", measure, *(f"{mean:.3f}" for mean in means)])
+    return _markdown(rows)
+
+
+TABLES = {"attention": attention_table, "quality": quality_table}
+
+
+def rendered(text: str, names: tuple[str, ...]) -> str:
+    """Return a document's text with its tables, which stand between two marks each, made anew."""
+    for name in names:
+        begin, end = f"<!-- {name} table: begin -->", f"<!-- {name} table: end -->"
+        head, rest = text.split(begin)
+        text = f"{head}{begin}\n{TABLES[name]()}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def main() -> None:
+    """Write the tables into every document."""
+    for path, names in DOCUMENTS.items():
+        path.write_text(rendered(path.read_text(encoding="utf-8"), names), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
