@@ -164,12 +164,18 @@ class MixEncoder:
 
         Args:
             max_query_length, max_document_length: tokens, special tokens included; None keeps the limit.
+
+        Raises:
+            InputError: a limit is more than the backbone has positions for, or leaves no room for text.
         """
-        other = copy.copy(self)
-        if max_query_length is not None:
-            other.read_query = dataclasses.replace(self.read_query, max_length=max_query_length)
-        if max_document_length is not None:
-            other.read_document = dataclasses.replace(self.read_document, max_length=max_document_length)
+        other, positions = copy.copy(self), max_positions(self.config.backbone_config)
+        for role, length in (("query", max_query_length), ("document", max_document_length)):
+            if length is None:
+                continue
+            if not 3 <= length <= positions:
+                raise InputError(f"max_{role}_length is {length}; expected 3 to {positions} tokens")
+            name = f"read_{role}"
+            setattr(other, name, dataclasses.replace(getattr(self, name), max_length=length))
         return other
 
     @property
@@ -200,46 +206,23 @@ class MixEncoder:
         Raises:
             InputError: a text is not a string or holds no token.
         """
-        rows = self.read_query(_as_list(texts, "query"))
-        parts = self._encode(rows, self.model.encode_query, batch_size, show_progress_bar, "Queries")
-        states: dict[int, tuple[QueryState, int]] = {}
-        for numbers, state in parts:
-            states.update({number: (state, row) for row, number in enumerate(numbers)})
-        order = [states[number] for number in range(len(rows))]
-        width = max((len(row) for row in rows), default=1)
-
-        def gather(field: str, layer: int) -> Tensor:
-            sample = getattr(order[0][0], field)[layer]
-            out = sample.new_zeros(len(order), width, *sample.shape[2:])
-            for number, (state, row) in enumerate(order):
-                tokens = getattr(state, field)[layer][row]
-                out[number, : len(tokens)] = tokens
-            return out
-
-        layers = range(len(self.model.interaction))
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        pooled = torch.stack([state.pooled[row] for state, row in order]) if self.config.dual_term else None
-        return QueryState(
-            tuple(gather("keys", layer) for layer in layers),
-            tuple(gather("values", layer) for layer in layers),
-            lengths,
-            pooled,
-        )
+        texts = _as_list(texts, "query")
+        if not texts:
+            raise InputError("query is empty; expected at least one text")
+        return self._encode_queries(self.read_query(texts), batch_size, show_progress_bar)
 
     def encode_document(
         self, texts: str | Sequence[str], *, batch_size: int = 32, show_progress_bar: bool | None = None
     ) -> Tensor:
         """Encode candidates ahead of time: context embeddings (N, k, d) on the model's device, in its dtype.
 
+        Equal texts are encoded once.
+
         Raises:
             InputError: a text is not a string or holds no token.
         """
-        texts = _as_list(texts, "document")
-        out = torch.empty(len(texts), *self.model.codes.shape, dtype=self.dtype, device=self.device)
-        rows = self.read_document(texts)
-        for numbers, part in self._encode(rows, self.model.encode_document, batch_size, show_progress_bar, "Documents"):
-            out[numbers] = part
-        return out
+        rows, place = _unique(self.read_document(_as_list(texts, "document")))
+        return self._encode_documents(rows, batch_size, show_progress_bar)[place.to(self.device)]
 
     @torch.inference_mode()
     def interact(self, query_state: QueryState, candidates: Tensor, *, score: str = "full") -> Tensor:
@@ -306,11 +289,10 @@ class MixEncoder:
         if not pairs:
             out = torch.empty((0,) if head == "ranking" else (0, self.config.num_labels))
         else:
-            queries, query_of = _unique([pair[0] for pair in pairs])
-            documents, document_of = _unique([pair[1] for pair in pairs])
-            options = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
-            query_state = self.encode_query(queries, **options)
-            candidates = self.encode_document(documents, **options)
+            queries, query_of = _unique(self.read_query([pair[0] for pair in pairs]))
+            documents, document_of = _unique(self.read_document([pair[1] for pair in pairs]))
+            query_state = self._encode_queries(queries, batch_size, show_progress_bar)
+            candidates = self._encode_documents(documents, batch_size, show_progress_bar)
             order = torch.argsort(query_of, stable=True)
             rows = _Pairs(query_of[order], document_of[order])
             scored = self._score(query_state, candidates, rows, head=head, score=score)
@@ -365,18 +347,10 @@ class MixEncoder:
         if return_documents and encoded:
             raise InputError("return_documents needs texts, but documents are context embeddings")
         single = isinstance(query, str)
-        queries = _as_list(query, "query")
-        if not queries:
-            raise InputError("query is empty; expected at least one text")
-
         options = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
-        query_state = self.encode_query(queries, **options)
-        if encoded:
-            scores = self.interact(query_state, documents, score=score)
-        else:
-            unique, place = _unique(documents)
-            scores = self.interact(query_state, self.encode_document(unique, **options), score=score)
-            scores = scores[:, place.to(scores.device)]
+        query_state = self.encode_query(query, **options)
+        candidates = documents if encoded else self.encode_document(documents, **options)
+        scores = self.interact(query_state, candidates, score=score)
         if activation_fn is not None:
             scores = activation_fn(scores)
 
@@ -393,6 +367,43 @@ class MixEncoder:
             order = np.argsort(-row, kind="stable")[:top_k]
             rankings.append([entry(int(place), float(row[place])) for place in order])
         return rankings[0] if single else rankings
+
+    def _encode_queries(
+        self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None
+    ) -> QueryState:
+        parts = self._encode(rows, self.model.encode_query, batch_size, show_progress_bar, "Queries")
+        states: dict[int, tuple[QueryState, int]] = {}
+        for numbers, state in parts:
+            states.update({number: (state, row) for row, number in enumerate(numbers)})
+        order = [states[number] for number in range(len(rows))]
+        width = max((len(row) for row in rows), default=1)
+
+        def gather(field: str, layer: int) -> Tensor:
+            sample = getattr(order[0][0], field)[layer]
+            out = sample.new_zeros(len(order), width, *sample.shape[2:])
+            for number, (state, row) in enumerate(order):
+                tokens = getattr(state, field)[layer][row]
+                out[number, : len(tokens)] = tokens
+            return out
+
+        layers = range(len(self.model.interaction))
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        pooled = torch.stack([state.pooled[row] for state, row in order]) if self.config.dual_term else None
+        return QueryState(
+            tuple(gather("keys", layer) for layer in layers),
+            tuple(gather("values", layer) for layer in layers),
+            lengths,
+            pooled,
+        )
+
+    def _encode_documents(
+        self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None
+    ) -> Tensor:
+        out = torch.empty(len(rows), *self.model.codes.shape, dtype=self.dtype, device=self.device)
+        parts = self._encode(rows, self.model.encode_document, batch_size, show_progress_bar, "Documents")
+        for numbers, part in parts:
+            out[numbers] = part
+        return out
 
     def _encode(
         self,
@@ -502,13 +513,10 @@ def _as_list(texts: str | Sequence[str], role: str) -> list[str]:
     return list(texts)
 
 
-def _unique(texts: Sequence[str]) -> tuple[list[str], Tensor]:
-    """Distinct texts in order of appearance, and for every text its number among them."""
-    numbers: dict[Any, int] = {}
-    try:
-        place = [numbers.setdefault(text, len(numbers)) for text in texts]
-    except TypeError as error:
-        raise InputError(f"a text is not a string: {error}") from error
+def _unique(rows: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], Tensor]:
+    """Distinct token rows in order of appearance, and for every row its number among them."""
+    numbers: dict[tuple[int, ...], int] = {}
+    place = [numbers.setdefault(tuple(row), len(numbers)) for row in rows]
     return list(numbers), torch.tensor(place, dtype=torch.int64)
 
 

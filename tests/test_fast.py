@@ -164,11 +164,12 @@ def test_threads_give_the_same_answers(model):
         (lambda m: m.rank("", DOCUMENTS), "query 0 holds no token: ''"),
         (lambda m: m.rank("  ", DOCUMENTS), "query 0 holds no token"),
         (lambda m: m.rank([], DOCUMENTS), "query is empty"),
+        (lambda m: m.encode_query([]), "query is empty"),
         (lambda m: m.rank("a", []), "documents is empty"),
         (lambda m: m.rank("a", ["the cat", ""]), "document 1 holds no token: ''"),
         (lambda m: m.rank("a", ["the cat", 3]), "document 1 is a int; expected a string"),
         (lambda m: m.rank("a", ["the cat", None]), "document 1 is a NoneType"),
-        (lambda m: m.rank("a", ["the cat", ["x"]]), "a text is not a string"),
+        (lambda m: m.rank("a", ["the cat", ["x"]]), "document 1 is a list; expected a string"),
         (lambda m: m.rank(7, ["the cat"]), "query is a int; expected a string or a list"),
         (lambda m: m.rank("a", {"the cat"}), "document is a set; expected a string or a list"),
         (lambda m: m.rank("a", ["the cat"], top_k=0), "top_k is 0; expected a positive integer"),
@@ -179,6 +180,8 @@ def test_threads_give_the_same_answers(model):
         (lambda m: m.rank("a", torch.zeros(3, 2, 32), return_documents=True), "return_documents needs texts"),
         (lambda m: m.predict([("a", "b", "c")]), "pair 0 is .*; expected"),
         (lambda m: m.predict(["ab"]), "pair 0 is 'ab'"),
+        (lambda m: m.predict([("a", "the cat"), ("a", "the cat"), ("a", "")]), "document 2 holds no token"),
+        (lambda m: m.predict([("a", "the cat"), (5, "the cat")]), "query 1 is a int"),
         (lambda m: m.predict([("a", "the cat")], head="regression"), "no head 'regression'; its heads are ranking"),
         (lambda m: m.interact(m.encode_query("a"), [1, 2]), "candidates are list"),
     ],
@@ -217,6 +220,8 @@ def test_with_limits_leaves_the_model_alone(model):
     assert short.read_document.max_length == 5
     assert model.read_document.max_length == 40
     assert short.model is model.model
+    with pytest.raises(InputError, match="max_query_length is 41; expected 3 to 40 tokens"):
+        model.with_limits(max_query_length=41)
 
 
 @pytest.mark.parametrize(
