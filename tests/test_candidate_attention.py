@@ -287,3 +287,14 @@ def test_autocast_casts_the_inputs_to_one_dtype():
         result = case.run("torch")
     assert result.context.dtype == torch.bfloat16
     assert result.context_lse.dtype == torch.float32
+
+
+def test_the_cost_of_more_context_embeddings_stays_in_proportion():
+    from benchmarks.timing import interleaved_medians
+
+    one, four = (Case.random(n=1000, k=k, m=64, h=12, d=64) for k in (1, 4))
+    ratios = []
+    for _ in range(3):  # a busy machine may spoil one comparison
+        times = interleaved_medians({"1": lambda: one.run("torch"), "4": lambda: four.run("torch")}, seconds=0.3)
+        ratios.append(times["4"] / times["1"])
+    assert min(ratios) <= 6, ratios
