@@ -3,7 +3,7 @@
 Adds to `mixencoder.modeling` what text needs: a tokenizer, batching, devices, and the promise that a candidate's score
 does not depend on what else is scored beside it (docs/determinism.md). Two rules keep it. Texts are encoded in groups
 of exactly equal token length, so nothing is ever padded, and never in fewer than `MIN_TOKEN_ROWS` token rows. Pairs
-are scored in chunks of exactly `CHUNK` rows, the last one filled up, so that every matrix product has one shape.
+are scored in chunks of one shape (`mixencoder.scoring`).
 """
 
 import copy
@@ -11,9 +11,8 @@ import dataclasses
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,27 +22,19 @@ from tqdm import tqdm
 from mixencoder.backbones import max_positions
 from mixencoder.checkpoint import default_checkpoint, load_backbone, load_model, load_tokenizer, save
 from mixencoder.configuration import MixEncoderConfig
-from mixencoder.errors import InputError, NonFiniteError
+from mixencoder.errors import InputError
 from mixencoder.modeling import MixEncoderModel, QueryState
+from mixencoder.scoring import Pairs, score_pairs
 from mixencoder.tokenization import TextEncoder
-from mixkernels import candidate_attention, select_backend
+from mixkernels import select_backend
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 64
-"""Pairs scored at once. Fixed, because products of other shapes may round differently."""
 MIN_TOKEN_ROWS = 32
 """Fewest token rows of an encoder pass; with fewer, CPU libraries use products that round differently."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 SCORES = ("full", "interaction", "dual")
 """Which part of the ranking score: the sum, ``h . e`` alone, or the dual term alone."""
-
-
-class _Pairs(NamedTuple):
-    """Rows to score: query number and candidate number of each, (R,) int64, sorted by query."""
-
-    query: Tensor
-    candidate: Tensor
 
 
 class MixEncoder:
@@ -240,11 +231,11 @@ class MixEncoder:
         candidates = self._check_candidates(candidates)
         self._check_score(score)
         batch, count = len(query_state), len(candidates)
-        pairs = _Pairs(
+        pairs = Pairs(
             torch.arange(batch).repeat_interleave(count),
             torch.arange(count).repeat(batch),
         )
-        return self._score(query_state, candidates, pairs, head="ranking", score=score).view(batch, count)
+        return score_pairs(self.model, query_state, candidates, pairs, head="ranking", score=score).view(batch, count)
 
     @torch.inference_mode()
     def predict(
@@ -294,8 +285,8 @@ class MixEncoder:
             query_state = self._encode_queries(queries, batch_size, show_progress_bar)
             candidates = self._encode_documents(documents, batch_size, show_progress_bar)
             order = torch.argsort(query_of, stable=True)
-            rows = _Pairs(query_of[order], document_of[order])
-            scored = self._score(query_state, candidates, rows, head=head, score=score)
+            rows = Pairs(query_of[order], document_of[order])
+            scored = score_pairs(self.model, query_state, candidates, rows, head=head, score=score)
             out = torch.empty_like(scored)
             out[order] = scored
         if activation_fn is not None:
@@ -434,45 +425,6 @@ class MixEncoder:
                     yield numbers, encoded[: len(numbers)] if isinstance(encoded, Tensor) else encoded
                     bar.update(len(numbers))
 
-    def _score(self, query_state: QueryState, candidates: Tensor, pairs: _Pairs, *, head: str, score: str) -> Tensor:
-        """Score rows of (query, candidate), sorted by query, in chunks of one shape.
-
-        Returns (R,) float32 for the ranking head, (R, num_labels) for the classification head.
-        """
-        total = len(pairs.query)
-        filled = -(-total // CHUNK) * CHUNK
-        query_of = torch.cat([pairs.query, pairs.query[-1:].expand(filled - total)])
-        candidate_of = torch.cat([pairs.candidate, pairs.candidate[-1:].expand(filled - total)]).to(self.device)
-        queries: dict[int, QueryState] = {}
-        outputs = []
-        for start in range(0, filled, CHUNK):
-            chunk_queries = query_of[start : start + CHUNK]
-            numbers, counts = (part.tolist() for part in torch.unique_consecutive(chunk_queries, return_counts=True))
-            queries = {number: queries.get(number) or query_state.select(number) for number in numbers}
-            rows = candidates[candidate_of[start : start + CHUNK]]
-            segments = [(queries[number], count) for number, count in zip(numbers, counts, strict=True)]
-            attends = [
-                partial(_attend_segments, segments, layer, self.backend) for layer in range(len(self.model.interaction))
-            ]
-            h, e = self.model.run_interaction(rows, attends)
-            pooled_query = None
-            if query_state.pooled is not None:
-                pooled_query = query_state.pooled[chunk_queries.to(self.device)]
-            vectors = (h.view(CHUNK, -1), e.view(CHUNK, -1), pooled_query, rows.mean(dim=-2))
-            if head == "ranking":
-                outputs.append(getattr(self.model.rank_head(*vectors), score))
-            else:
-                outputs.append(self.model.classification_head(*vectors))
-        if not outputs:
-            return torch.empty(0, device=self.device)
-        out = torch.cat(outputs)[:total].float()
-        if not torch.isfinite(out).all():
-            raise NonFiniteError(
-                f"{int((~torch.isfinite(out)).sum())} of {out.numel()} scores are not finite (dtype {self.dtype}); "
-                "float32 or bfloat16 have the range that float16 lacks, and a checkpoint may be damaged"
-            )
-        return out
-
     def _check_candidates(self, candidates: Tensor) -> Tensor:
         expected = tuple(self.model.codes.shape)
         if not isinstance(candidates, Tensor) or candidates.dim() != 3 or candidates.shape[1:] != expected:
@@ -485,24 +437,6 @@ class MixEncoder:
             raise InputError(f"score is {score!r}; expected one of {', '.join(SCORES)}")
         if score == "dual" and not self.config.dual_term:
             raise InputError('score is "dual", but this model has no dual term (dual_term=False)')
-
-
-def _attend_segments(
-    segments: Sequence[tuple[QueryState, int]], layer: int, backend: str, *rows: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Attend a chunk's rows, which belong to one query after the other.
-
-    Every query meets the whole chunk and keeps its own rows, so that no product's shape depends on the neighbours.
-    """
-    contexts, states, start = [], [], 0
-    for query, count in segments:
-        result = candidate_attention(*rows, query.keys[layer], query.values[layer], backend=backend)
-        contexts.append(result.context[:, start : start + count])
-        states.append(result.state[:, start : start + count])
-        start += count
-    if len(segments) == 1:
-        return contexts[0], states[0]
-    return torch.cat(contexts, dim=1), torch.cat(states, dim=1)
 
 
 def _as_list(texts: str | Sequence[str], role: str) -> list[str]:

@@ -16,7 +16,7 @@ from mixencoder.errors import (
     TruncationWarning,
     UnsupportedBackboneError,
 )
-from mixencoder.fast import CHUNK
+from mixencoder.scoring import CHUNK
 from mixkernels import BackendError
 
 DOCUMENTS = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france", "the cat sat"]

@@ -131,7 +131,7 @@ def candidate_attention_fwd_kernel(
         b_q += tl.load(p_s[:, None] + o_d[None, :], mask=m_state[:, None], other=0.0)
 
     # a Python float may arrive as float64 under torch.compile
-    scale_log2 = tl.to_tensor(scale).to(tl.float32) * _LOG2E
+    scale_log2 = tl.cast(scale, tl.float32) * _LOG2E
     b_m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     b_l = tl.zeros([BLOCK_M], tl.float32)
     b_o = tl.zeros([BLOCK_M, D], tl.float32)
