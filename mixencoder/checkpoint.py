@@ -62,7 +62,10 @@ def load_backbone(name_or_path: str | Path) -> PreTrainedModel:
     """
     _check_directory(name_or_path)
     check_backbone(_read(AutoConfig, name_or_path))
-    return _read(AutoModel, name_or_path, dtype=torch.float32, use_safetensors=True, add_pooling_layer=False)
+    backbone = _read(AutoModel, name_or_path, dtype=torch.float32, use_safetensors=True, add_pooling_layer=False)
+    # where it lay on this machine is nobody's business once it is saved inside another checkpoint
+    backbone.config.name_or_path = ""
+    return backbone
 
 
 def load_tokenizer(name_or_path: str | Path) -> Any:
