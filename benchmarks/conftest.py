@@ -28,4 +28,5 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict) -> None:
     for record in output_json["benchmarks"]:
         record["stats"].pop("data", None)
-    output_json.get("machine_info", {}).get("cpu", {}).pop("hz_actual", None)
+    for noise in ("flags", "hz_actual", "hz_actual_friendly"):
+        output_json["machine_info"]["cpu"].pop(noise, None)

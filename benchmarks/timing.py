@@ -9,12 +9,15 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def interleaved_medians(
-    calls: Mapping[str, Callable[[], object]], *, seconds: float = 1.0, least: int = 5, most: int = 60
+    calls: Mapping[str, Callable[[], object]], *, seconds: float = 0.5, least: int = 5, most: int = 60
 ) -> dict[str, float]:
     """Median seconds of each call. Rounds take turns, so that a machine that slows down slows all of them.
 
+    In its turn each call runs twice and the second run is timed: the first one pays for caches and an allocator that
+    the call before, perhaps one of hundreds of megabytes, left behind.
+
     Args:
-        calls: what to time; each is called once before, to warm up.
+        calls: what to time.
         seconds: time to spend on each call, about.
         least, most: bounds of the number of rounds of each call.
     """
@@ -27,6 +30,7 @@ def interleaved_medians(
     for turn in range(max(rounds.values())):
         for name, call in calls.items():
             if turn < rounds[name]:
+                call()
                 start = time.perf_counter()
                 call()
                 times[name].append(time.perf_counter() - start)

@@ -69,6 +69,14 @@ def backbone_path(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTraine
     return path
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave tests out of a run that asks for benchmarks alone, instead of listing each as skipped."""
+    if config.getoption("benchmark_only", False):
+        tests = [item for item in items if not item.path.name.startswith("bench_")]
+        config.hook.pytest_deselected(items=tests)
+        items[:] = [item for item in items if item.path.name.startswith("bench_")]
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a GPU: none is visible")
