@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def interleaved_medians(
-    calls: Mapping[str, Callable[[], object]], *, seconds: float = 0.5, least: int = 5, most: int = 60
+    calls: Mapping[str, Callable[[], object]], *, seconds: float = 0.3, least: int = 5, most: int = 40
 ) -> dict[str, float]:
     """Median seconds of each call. Rounds take turns, so that a machine that slows down slows all of them.
 

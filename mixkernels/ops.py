@@ -103,7 +103,9 @@ def candidate_attention(
         inputs["value"],
         key_lengths=key_lengths,
         scale=scale,
+        return_lse=return_lse,
     )
+    # a backend to which they cost nothing may hand them out all the same
     if not return_lse:
         context_lse = state_lse = None
     return CandidateAttention(context, state, context_lse, state_lse)

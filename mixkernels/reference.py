@@ -18,7 +18,8 @@ def candidate_attention(
     *,
     key_lengths: Tensor | None,
     scale: float,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Return context (B, N, k, H, D), state (B, N, H, D), context_lse (B, N, k, H) and state_lse (B, N, H).
 
     Candidates are (N, k, H, D), one pool for all queries, or (B, N, k, H, D); key and value are (B, m, H, D).

@@ -22,13 +22,14 @@ def candidate_attention(
     *,
     key_lengths: Tensor | None,
     scale: float,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Same contract as `mixkernels.reference.candidate_attention`."""
     batch = key.shape[0]
     tensors = (context_query, context_key, context_value, state_query, key, value)
     if key.device.type == "cpu" and not _multiplies_natively(key.dtype):
         wide = (None if tensor is None else tensor.float() for tensor in tensors)
-        context, state, *lses = candidate_attention(*wide, key_lengths=key_lengths, scale=scale)
+        context, state, *lses = candidate_attention(*wide, key_lengths=key_lengths, scale=scale, return_lse=return_lse)
         return context.to(key.dtype), None if state is None else state.to(key.dtype), *lses
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     fused = key.device.type == "cpu" and not needs_grad
@@ -39,7 +40,9 @@ def candidate_attention(
     shared, shared_lse = attend_shared(rows, key, value, key_lengths, scale)
     context_shape = (batch, *context_query.shape[-4:])
     own, own_lse = _attend_own(context_query, context_key, context_value, scale, fused=fused)
-    context, context_lse = _merge_own(shared.view(context_shape), shared_lse.view(context_shape[:-1]), own, own_lse)
+    shared_lse = shared_lse.view(context_shape[:-1])
+    context = _merge_own(shared.view(context_shape), shared_lse, own, own_lse)
+    context_lse = torch.logaddexp(shared_lse, own_lse).float() if return_lse else None
     if state_query is None:
         return context, None, context_lse, None
     state_rows = state_query.unsqueeze(0) if pool else state_query
@@ -110,7 +113,7 @@ def _attend_shared_products(
     return out.transpose(1, 2).contiguous(), lse.transpose(1, 2).contiguous()
 
 
-def _merge_own(shared: Tensor, shared_lse: Tensor, own: Tensor, own_lse: Tensor) -> tuple[Tensor, Tensor]:
+def _merge_own(shared: Tensor, shared_lse: Tensor, own: Tensor, own_lse: Tensor) -> Tensor:
     """Merge attention over disjoint keys by its log-sum-exps.
 
     shared (B, N, k, H, D) and shared_lse (B, N, k, H) are over the query's tokens, own and own_lse over the candidates'
@@ -119,7 +122,7 @@ def _merge_own(shared: Tensor, shared_lse: Tensor, own: Tensor, own_lse: Tensor)
     weight = torch.sigmoid(own_lse - shared_lse).unsqueeze(-1).to(shared.dtype)
     # shared is this call's own tensor, so without gradients it becomes the result in place
     lerp = torch.lerp if shared.requires_grad else Tensor.lerp_
-    return lerp(shared, own.to(shared.dtype), weight), torch.logaddexp(shared_lse, own_lse).float()
+    return lerp(shared, own.to(shared.dtype), weight)
 
 
 def _attend_own(query: Tensor, key: Tensor, value: Tensor, scale: float, *, fused: bool) -> tuple[Tensor, Tensor]:
@@ -136,7 +139,7 @@ def _attend_own(query: Tensor, key: Tensor, value: Tensor, scale: float, *, fuse
     return own.transpose(-3, -2), scores.logsumexp(dim=-1).transpose(-1, -2)
 
 
-_OWN_BLOCK_ROWS = 16
+_OWN_BLOCK_ROWS = 24
 """Rows of a block of `_attend_own_flash`. Products of single candidates, k x k, are dominated by their own overhead;
 blocks of 16 to 24 rows measured fastest for k = 2, 3 and 4, although they compute what the mask then hides."""
 

@@ -213,7 +213,8 @@ def candidate_attention(
     *,
     key_lengths: Tensor | None,
     scale: float,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Same contract as `mixkernels.reference.candidate_attention`; one launch, no workspace."""
     batch, num_keys, heads, head_dim = key.shape
     num_candidates, num_context = context_query.shape[-4:-2]
