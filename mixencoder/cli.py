@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mixencoder import __version__
 from mixencoder.errors import DataError, InputError, MixEncoderError
 from mixkernels.errors import MixKernelsError
 
@@ -255,7 +256,10 @@ def evaluate(
             "device": engine.device.type,
             "max_document_length": engine.read_document.max_length,
             "queries": {task.name: len(task.queries) for task in tasks},
-            "versions": {name: version(name) for name in ("mixencoder", "torch", "transformers", "ir_measures")},
+            "versions": {
+                "mixencoder": __version__,
+                **{name: version(name) for name in ("torch", "transformers", "ir_measures")},
+            },
         }
         typer.echo(json.dumps({"provenance": provenance, "results": results}, indent=2))
         return
