@@ -51,7 +51,7 @@ print(json.dumps({"kinds": sorted(compiled.asm), "shared": compiled.metadata.sha
 """
 
 
-@pytest.mark.parametrize(("k", "d"), [(1, 64), (3, 32), (16, 128)])
+@pytest.mark.parametrize(("k", "d"), [(1, 64), (3, 32), (7, 64)])
 @pytest.mark.parametrize("target", [("cuda", "90", "32"), ("hip", "gfx942", "64")], ids=["sm_90", "gfx942"])
 def test_the_kernel_compiles_ahead_of_time_without_a_gpu(target, k, d, tmp_path):
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}

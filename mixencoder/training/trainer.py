@@ -57,8 +57,9 @@ class TrainConfig:
     freeze_layers: int = 0
     """Leave so many of the backbone's lowest layers as they are."""
     max_query_tokens: int = 64
-    """Tokens read of a query in training; the model's own limit is left alone."""
+    """Tokens read of a query in training, at most the model's own limit, which is left alone."""
     max_document_tokens: int = 128
+    """The same of a document."""
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     bf16: bool = False
@@ -98,7 +99,8 @@ def train(config: TrainConfig) -> MixEncoder:
         model.backbone.embeddings.requires_grad_(False)
     model.backbone.encoder.layer[: config.freeze_layers].requires_grad_(False)
     reader = engine.with_limits(
-        max_query_length=config.max_query_tokens, max_document_length=config.max_document_tokens
+        max_query_length=min(config.max_query_tokens, engine.read_query.max_length),
+        max_document_length=min(config.max_document_tokens, engine.read_document.max_length),
     )
     collator = Collator(
         reader.read_query,
