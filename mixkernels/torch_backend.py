@@ -140,15 +140,18 @@ def _attend_own(query: Tensor, key: Tensor, value: Tensor, scale: float, *, fuse
 
 
 _OWN_BLOCK_ROWS = 24
-"""Rows of a block of `_attend_own_flash`. Products of single candidates, k x k, are dominated by their own overhead;
-blocks of 16 to 24 rows measured fastest for k = 2, 3 and 4, although they compute what the mask then hides."""
+"""Most rows of a block of `_attend_own_flash`. Products of single candidates, k x k, are dominated by their own
+overhead; blocks of 16 to 24 rows of a power of two of candidates measured fastest for k = 2, 3 and 4, although they
+compute what the mask then hides."""
 
 
 def _attend_own_flash(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """`_attend_own` in blocks of a few candidates under a block-diagonal mask."""
     k, heads, dim = query.shape[-3:]
     candidates = query.shape[:-3].numel()
-    together = max(size for size in range(1, max(_OWN_BLOCK_ROWS // k, 1) + 1) if candidates % size == 0)
+    together = 1
+    while 2 * together * k <= _OWN_BLOCK_ROWS and candidates % (2 * together) == 0:
+        together *= 2
     candidate = torch.arange(together).repeat_interleave(k)
     mask = torch.zeros(1, 1, together * k, together * k, dtype=query.dtype)
     mask.masked_fill_(candidate[:, None] != candidate, -torch.inf)
