@@ -1,7 +1,5 @@
 """The contract of `candidate_attention`, one property a test, every backend; Triton is interpreted without a GPU."""
 
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 
 import pytest
@@ -289,26 +287,3 @@ def test_autocast_casts_the_inputs_to_one_dtype():
         result = case.run("torch")
     assert result.context.dtype == torch.bfloat16
     assert result.context_lse.dtype == torch.float32
-
-
-COST_RATIO = """
-from benchmarks.bench_candidate_attention import ours
-from benchmarks.formulations import Inputs
-from benchmarks.timing import interleaved_medians
-import torch
-one, four = (Inputs.random(1000, k, 64, 12, 64, torch.float32) for k in (1, 4))
-with torch.inference_mode():
-    times = interleaved_medians({"1": lambda: ours(one, "torch"), "4": lambda: ours(four, "torch")})
-print(times["4"] / times["1"])
-"""
-
-
-def test_the_cost_of_more_context_embeddings_stays_in_proportion(pytestconfig):
-    ratios = []
-    # a process of its own, whose allocator no other test has shaped; a busy machine may spoil some comparisons
-    while not ratios or (ratios[-1] > 6 and len(ratios) < 6):
-        done = subprocess.run(
-            [sys.executable, "-c", COST_RATIO], capture_output=True, text=True, check=True, cwd=pytestconfig.rootpath
-        )
-        ratios.append(float(done.stdout))
-    assert ratios[-1] <= 6, ratios
