@@ -8,15 +8,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mixkernels.dispatch import BACKENDS, not_supported_reasons, select_backend
     from mixkernels.errors import BackendError, DeviceError, DtypeError, MixKernelsError, ShapeError
-    from mixkernels.ops import BACKENDS, CandidateAttention, candidate_attention, not_supported_reasons, select_backend
+    from mixkernels.ops import CandidateAttention, candidate_attention
 
 _HOMES = {
-    "BACKENDS": "ops",
+    "BACKENDS": "dispatch",
     "CandidateAttention": "ops",
     "candidate_attention": "ops",
-    "not_supported_reasons": "ops",
-    "select_backend": "ops",
+    "not_supported_reasons": "dispatch",
+    "select_backend": "dispatch",
     "BackendError": "errors",
     "DeviceError": "errors",
     "DtypeError": "errors",

@@ -5,16 +5,13 @@ backends trust what they are given.
 """
 
 import math
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mixkernels.errors import BackendError, DeviceError, DtypeError, ShapeError
-
-BACKENDS = ("triton", "torch", "reference")
-"""Backend names in the order in which ``backend="auto"`` considers them; it never chooses the reference."""
+from mixkernels.dispatch import load, select_backend
+from mixkernels.errors import DeviceError, DtypeError, ShapeError
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -93,8 +90,8 @@ def candidate_attention(
     # the last dimension must be dense for every backend; all other strides are free
     inputs = {name: t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous() for name, t in inputs.items()}
 
-    name = _choose(backend, tuple(inputs.values()))
-    context, state, context_lse, state_lse = _module(name).candidate_attention(
+    name = select_backend(backend, *inputs.values())
+    context, state, context_lse, state_lse = load(name, "attention").candidate_attention(
         inputs["context_query"],
         inputs["context_key"],
         inputs["context_value"],
@@ -109,58 +106,6 @@ def candidate_attention(
     if not return_lse:
         context_lse = state_lse = None
     return CandidateAttention(context, state, context_lse, state_lse)
-
-
-def not_supported_reasons(backend: str, *tensors: Tensor) -> list[str]:
-    """Why `backend` cannot run on these inputs of `candidate_attention`; empty when it can.
-
-    Args:
-        backend: one of `BACKENDS`.
-        tensors: the floating inputs of the call, context_query first; none asks about this machine alone.
-
-    Raises:
-        BackendError: there is no backend of that name.
-    """
-    if backend not in BACKENDS:
-        raise BackendError(f"there is no backend {backend!r}; backends are {', '.join(BACKENDS)} and auto")
-    if backend != "triton":
-        return []
-    from mixkernels.triton_backend.support import not_supported_reasons as triton_reasons
-
-    return triton_reasons(tensors)
-
-
-def select_backend(backend: str | None, *tensors: Tensor) -> str:
-    """Return the name of the backend that would run, as `candidate_attention` chooses it.
-
-    Raises:
-        BackendError: the chosen backend cannot run this call; the message lists every backend with every reason.
-    """
-    return _choose(backend, tensors)
-
-
-def _choose(backend: str | None, tensors: tuple[Tensor, ...]) -> str:
-    if backend is None or backend == "auto":
-        on_gpu = bool(tensors) and tensors[0].device.type == "cuda"
-        return "triton" if on_gpu and not not_supported_reasons("triton", *tensors) else "torch"
-    reasons = not_supported_reasons(backend, *tensors)
-    if not reasons:
-        return backend
-    report = "; ".join(
-        f'"{name}": {", ".join(why)}' if (why := not_supported_reasons(name, *tensors)) else f'"{name}": can run it'
-        for name in BACKENDS
-    )
-    raise BackendError(f'backend "{backend}" cannot run this call: {", ".join(reasons)}. All backends: {report}')
-
-
-def _module(backend: str) -> ModuleType:
-    if backend == "triton":
-        from mixkernels.triton_backend import candidate_attention as module
-    elif backend == "torch":
-        from mixkernels import torch_backend as module
-    else:
-        from mixkernels import reference as module
-    return module
 
 
 def _under_autocast(tensor: Tensor, target: torch.dtype) -> Tensor:

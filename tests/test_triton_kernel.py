@@ -9,7 +9,7 @@ import torch
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
-from mixkernels.triton_backend.candidate_attention import launch_config  # noqa: E402
+from mixkernels.triton_backend.attention_forward import launch_config  # noqa: E402
 from mixkernels.triton_backend.support import HEAD_DIMS, MAX_CONTEXT  # noqa: E402
 
 
@@ -30,7 +30,7 @@ import json, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from mixkernels.triton_backend.candidate_attention import candidate_attention_fwd_kernel as kernel, launch_config
+from mixkernels.triton_backend.attention_forward import candidate_attention_fwd_kernel as kernel, launch_config
 import torch
 backend, arch, warp, k, d = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 arch = int(arch) if arch.isdigit() else arch

@@ -1,4 +1,4 @@
-"""What the Triton kernels can run, and why not: asked by `mixkernels.ops` before a kernel module is imported."""
+"""What the Triton kernels can run, and why not: asked by `mixkernels.dispatch` before a kernel module is imported."""
 
 import importlib.util
 import os
@@ -16,28 +16,38 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def not_supported_reasons(tensors: tuple[Tensor, ...]) -> list[str]:
-    """Reasons against running `candidate_attention` on these inputs (context_query first); empty when it can."""
+def not_supported_reasons(tensors: tuple[Tensor, ...], operator: str) -> list[str]:
+    """Reasons against running an operator on these inputs (the first one decides); empty when it can.
+
+    Args:
+        tensors: the inputs of the call, context_query first for `candidate_attention`; none asks about this machine.
+        operator: "candidate_attention", or another name for the operators of the rest of the layer.
+    """
     reasons = []
     if importlib.util.find_spec("triton") is None:
         reasons.append("triton is not installed (pip install triton, Linux only)")
-    if not tensors and not torch.cuda.is_available() and not interpreting():
-        reasons.append("no GPU is visible (set TRITON_INTERPRET=1 to run kernels in the interpreter)")
     if not tensors:
+        if not torch.cuda.is_available() and not interpreting():
+            reasons.append("no GPU is visible (set TRITON_INTERPRET=1 to run kernels in the interpreter)")
         return reasons
     device = tensors[0].device.type
     if device == "cpu" and not interpreting():
         reasons.append("tensors are on cpu (set TRITON_INTERPRET=1 to run kernels in the interpreter)")
     elif device not in ("cpu", "cuda"):
         reasons.append(f"tensors are on {device}; expected cuda")
-    if tensors[0].dtype not in DTYPES:
-        reasons.append(f"dtype {tensors[0].dtype} is not one of {', '.join(map(str, DTYPES))}")
-    head_dim = tensors[0].shape[-1]
+    return reasons + (_attention_reasons(tensors) if operator == "candidate_attention" else _dtype_reasons(tensors))
+
+
+def _dtype_reasons(tensors: tuple[Tensor, ...]) -> list[str]:
+    wrong = [tensor.dtype for tensor in tensors if tensor.is_floating_point() and tensor.dtype not in DTYPES]
+    return [f"dtype {wrong[0]} is not one of {', '.join(map(str, DTYPES))}"] if wrong else []
+
+
+def _attention_reasons(tensors: tuple[Tensor, ...]) -> list[str]:
+    reasons = _dtype_reasons(tensors)
+    num_context, _, head_dim = tensors[0].shape[-3:]
     if head_dim not in HEAD_DIMS:
         reasons.append(f"head dimension {head_dim} is not one of {', '.join(map(str, HEAD_DIMS))}")
-    num_context = tensors[0].shape[-3]
     if num_context > MAX_CONTEXT:
         reasons.append(f"{num_context} context embeddings a candidate are more than {MAX_CONTEXT}")
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        reasons.append("an input requires a gradient, and this kernel has no backward yet (use torch.no_grad())")
     return reasons

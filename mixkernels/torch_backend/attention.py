@@ -24,7 +24,7 @@ def candidate_attention(
     scale: float,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Same contract as `mixkernels.reference.candidate_attention`."""
+    """Same contract as `mixkernels.reference.attention.candidate_attention`."""
     batch = key.shape[0]
     tensors = (context_query, context_key, context_value, state_query, key, value)
     if key.device.type == "cpu" and not _multiplies_natively(key.dtype):
@@ -37,9 +37,10 @@ def candidate_attention(
     # rows of all candidates of a query: (1 or B, N*k, H, D), a pool keeps its leading 1
     pool = context_query.dim() == 4
     rows = (context_query.unsqueeze(0) if pool else context_query).flatten(1, 2)
-    shared, shared_lse = attend_shared(rows, key, value, key_lengths, scale)
     context_shape = (batch, *context_query.shape[-4:])
+    # own keys first: their intermediate is freed before the outputs need memory of its size, which is then warm
     own, own_lse = _attend_own(context_query, context_key, context_value, scale, fused=fused)
+    shared, shared_lse = attend_shared(rows, key, value, key_lengths, scale)
     shared_lse = shared_lse.view(context_shape[:-1])
     context = _merge_own(shared.view(context_shape), shared_lse, own, own_lse)
     context_lse = torch.logaddexp(shared_lse, own_lse).float() if return_lse else None

@@ -215,7 +215,7 @@ def candidate_attention(
     scale: float,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Same contract as `mixkernels.reference.candidate_attention`; one launch, no workspace."""
+    """Same contract as `mixkernels.reference.attention.candidate_attention`; one launch, no workspace."""
     batch, num_keys, heads, head_dim = key.shape
     num_candidates, num_context = context_query.shape[-4:-2]
     has_state = state_query is not None

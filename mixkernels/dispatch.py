@@ -1,0 +1,65 @@
+"""Which backend runs a call, and why another cannot: one place for every operator."""
+
+import importlib
+import os
+from types import ModuleType
+
+from torch import Tensor
+
+from mixkernels.errors import BackendError
+
+BACKENDS = ("triton", "torch", "reference")
+"""Backend names in the order in which ``backend="auto"`` considers them; it never chooses the reference."""
+
+_PACKAGES = {"triton": "triton_backend", "torch": "torch_backend", "reference": "reference"}
+
+
+def checks_on_gpu() -> bool:
+    """Whether lengths, offsets and ids on a GPU are range-checked too (MIXKERNELS_CHECKS=1): that waits for the GPU."""
+    return os.environ.get("MIXKERNELS_CHECKS", "0") == "1"
+
+
+def load(backend: str, family: str) -> ModuleType:
+    """Import the module of an operator family ("attention", "layer") of a backend."""
+    return importlib.import_module(f"mixkernels.{_PACKAGES[backend]}.{family}")
+
+
+def not_supported_reasons(backend: str, *tensors: Tensor, operator: str = "candidate_attention") -> list[str]:
+    """Why `backend` cannot run an operator on these inputs; empty when it can.
+
+    Args:
+        backend: one of `BACKENDS`.
+        tensors: the inputs of the call in the operator's order; none asks about this machine alone.
+        operator: the operator's public name.
+
+    Raises:
+        BackendError: there is no backend of that name.
+    """
+    if backend not in BACKENDS:
+        raise BackendError(f"there is no backend {backend!r}; backends are {', '.join(BACKENDS)} and auto")
+    if backend != "triton":
+        return []
+    from mixkernels.triton_backend.support import not_supported_reasons as triton_reasons
+
+    return triton_reasons(tensors, operator)
+
+
+def select_backend(backend: str | None, *tensors: Tensor, operator: str = "candidate_attention") -> str:
+    """Return the name of the backend that would run a call, as every operator chooses it.
+
+    None and "auto" ask the environment variable MIXKERNELS_BACKEND, and choose by the inputs where that is not set.
+
+    Raises:
+        BackendError: the chosen backend cannot run this call; the message lists every backend with every reason.
+    """
+    if backend is None or backend == "auto":
+        backend = os.environ.get("MIXKERNELS_BACKEND", "auto")
+    if backend == "auto":
+        on_gpu = bool(tensors) and tensors[0].device.type == "cuda"
+        return "triton" if on_gpu and not not_supported_reasons("triton", *tensors, operator=operator) else "torch"
+    reasons = not_supported_reasons(backend, *tensors, operator=operator)
+    if not reasons:
+        return backend
+    all_reasons = {name: not_supported_reasons(name, *tensors, operator=operator) for name in BACKENDS}
+    report = "; ".join(f'"{name}": {", ".join(why) or "can run it"}' for name, why in all_reasons.items())
+    raise BackendError(f'backend "{backend}" cannot run this call: {", ".join(reasons)}. All backends: {report}')

@@ -1,0 +1,1 @@
+"""The fast path without Triton: CPU first, any device."""
