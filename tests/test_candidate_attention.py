@@ -1,11 +1,8 @@
 """The contract of `candidate_attention`, one property a test, every backend; Triton is interpreted without a GPU."""
 
-from dataclasses import dataclass, replace
-
 import pytest
 import torch
-from attention_oracle import attention_by_loops
-from conftest import count_kernel_run
+from attention_cases import BACKENDS, FORMS, LOW, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,68 +10,11 @@ from torch import Tensor
 import mixkernels
 from mixkernels import candidate_attention
 
-BACKENDS = ["reference", "torch", "triton"]
-LOW = [torch.float16, torch.bfloat16]
 # what float32 rounding of the log-sum-exp alone costs, and of one output element
 ABSOLUTE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float64: 1e-13}
 # of a log-sum-exp near 10: a few units in the last place of float32; PyTorch's CPU flash kernel, where the processor
 # multiplies bfloat16 or float16 itself, rounds the exponentials of such inputs to some 4e-5
 LSE = {torch.float32: 5e-6, torch.float16: 1e-4, torch.bfloat16: 1e-4}
-
-
-def device_of(backend: str) -> str:
-    return "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
-
-
-@dataclass
-class Case:
-    """Inputs of one call."""
-
-    context: list[Tensor]
-    state: Tensor | None
-    key: Tensor
-    value: Tensor
-    lengths: list[int] | None = None
-    scale: float | None = None
-
-    @classmethod
-    def random(cls, n=5, k=1, m=7, b=1, h=2, d=16, *, pool=True, state=True, lengths=None, dtype=torch.float32, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-
-        def randn(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator).to(dtype)
-
-        lead = (n,) if pool else (b, n)
-        context = [randn(*lead, k, h, d) for _ in range(3)]
-        return cls(context, randn(*lead, h, d) if state else None, randn(b, m, h, d), randn(b, m, h, d), lengths)
-
-    def pick(self, index: Tensor) -> "Case":
-        pool = self.context[0].dim() == 4
-        take = (lambda t: t[index]) if pool else (lambda t: t[:, index])
-        return replace(
-            self, context=[take(t) for t in self.context], state=None if self.state is None else take(self.state)
-        )
-
-    def run(self, backend: str, config: pytest.Config | None = None, **options) -> mixkernels.CandidateAttention:
-        if backend == "triton" and config is not None:
-            count_kernel_run(config)
-        device = device_of(backend)
-        lengths = None if self.lengths is None else torch.tensor(self.lengths, device=device)
-        result = candidate_attention(
-            *(t.to(device) for t in self.context),
-            None if self.state is None else self.state.to(device),
-            self.key.to(device),
-            self.value.to(device),
-            key_lengths=lengths,
-            scale=self.scale,
-            return_lse=options.pop("return_lse", True),
-            backend=backend,
-            **options,
-        )
-        return mixkernels.CandidateAttention(*(None if t is None else t.cpu() for t in result))
-
-    def oracle(self):
-        return attention_by_loops(*self.context, self.state, self.key, self.value, self.lengths, self.scale)
 
 
 def plain_error(case: Case, exact: Tensor) -> float:
@@ -85,7 +25,7 @@ def plain_error(case: Case, exact: Tensor) -> float:
 
 def assert_within_budget(result: mixkernels.CandidateAttention, case: Case) -> None:
     exact = case.oracle()
-    dtype = case.key.dtype
+    dtype = case.dtype
     budget = 2 * plain_error(case, exact[0]) + ABSOLUTE[dtype]
     for name, got, want in zip(result._fields, result, exact, strict=True):
         assert (got is None) == (want is None), name
@@ -103,9 +43,26 @@ def assert_within_budget(result: mixkernels.CandidateAttention, case: Case) -> N
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW])
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
-@pytest.mark.parametrize("pool", [True, False], ids=["pool", "per-query"])
-def test_it_equals_the_formula_written_with_loops(backend, dtype, k, pool, pytestconfig):
-    case = Case.random(n=23, k=k, m=9, b=2, pool=pool, lengths=[9, 4], dtype=dtype)
+@pytest.mark.parametrize("form", ["pool", "ragged gather"])
+def test_it_equals_the_formula_written_with_loops(backend, dtype, k, form, pytestconfig):
+    case = Case.random(n=23, k=k, m=9, b=2, form=form, lengths=[9, 4], dtype=dtype)
+    assert_within_budget(case.run(backend, pytestconfig), case)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("own", ["own keys", "own logits"])
+@pytest.mark.parametrize("int8", [False, True], ids=["floating", "int8"])
+@pytest.mark.parametrize("k", [1, 3])
+def test_every_form_of_candidates(backend, form, own, int8, k, pytestconfig):
+    case = Case.random(n=9, k=k, b=3, form=form, lengths=[7, 0, 3], own_logits=own == "own logits", int8=int8)
+    assert_within_budget(case.run(backend, pytestconfig), case)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("dtype", LOW)
+def test_int8_candidates_meet_low_precision_keys(backend, dtype, pytestconfig):
+    case = Case.random(n=9, k=2, b=2, int8=True, dtype=dtype)
     assert_within_budget(case.run(backend, pytestconfig), case)
 
 
@@ -126,9 +83,9 @@ def test_every_head_dimension_and_more_keys_than_a_block(backend, d, pytestconfi
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("pool", [True, False], ids=["pool", "per-query"])
-def test_float64_is_computed_in_float64(backend, k, pool):
-    case = Case.random(n=4, k=k, b=2, pool=pool, lengths=[7, 3], dtype=torch.float64)
+@pytest.mark.parametrize("form", FORMS)
+def test_float64_is_computed_in_float64(backend, k, form):
+    case = Case.random(n=4, k=k, b=2, form=form, lengths=[7, 3], dtype=torch.float64)
     result = case.run(backend)
     exact = case.oracle()
     assert (result.context - exact[0]).abs().max() < 1e-13
@@ -141,18 +98,18 @@ def test_float64_is_computed_in_float64(backend, k, pool):
     k=st.integers(1, 4),
     m=st.integers(1, 11),
     b=st.integers(1, 3),
-    pool=st.booleans(),
+    form=st.sampled_from(FORMS),
     state=st.booleans(),
     data=st.data(),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_any_shape_and_any_lengths(backend, n, k, m, b, pool, state, data):
+def test_any_shape_and_any_lengths(backend, n, k, m, b, form, state, data):
     lengths = data.draw(st.none() | st.lists(st.integers(0, m), min_size=b, max_size=b))
-    case = Case.random(n=n, k=k, m=m, b=b, pool=pool, state=state, lengths=lengths, seed=n + 10 * m)
+    case = Case.random(n=n, k=k, m=m, b=b, form=form, state=state, lengths=lengths, seed=n + 10 * m)
     if n == 0:
         result = case.run(backend)
-        assert result.context.shape == (b, 0, k, 2, 16)
-        assert result.context_lse.shape == (b, 0, k, 2)
+        assert result.context.shape[-3:] == (k, 2, 16)
+        assert result.context.numel() == result.context_lse.numel() == 0
     else:
         assert_within_budget(case.run(backend), case)
 
@@ -180,7 +137,7 @@ def test_the_kernel_keeps_a_candidates_bits_whatever_stands_beside_it(pytestconf
 def test_a_query_without_tokens_leaves_own_keys_only(backend, pytestconfig):
     case = Case.random(n=4, k=3, m=5, b=2, lengths=[0, 5])
     result = case.run(backend, pytestconfig)
-    q, key, value = (t.double() for t in case.context)
+    q, key, value = (case[f"context_{name}"].double() for name in ("query", "key", "value"))
     own = torch.einsum("nkhd,nlhd->nhkl", q, key) / 4.0
     expected = torch.einsum("nhkl,nlhd->nkhd", own.softmax(-1), value)
     torch.testing.assert_close(result.context[0].double(), expected, rtol=0, atol=2e-6)
@@ -194,7 +151,7 @@ def test_a_query_without_tokens_leaves_own_keys_only(backend, pytestconfig):
 def test_tokens_beyond_the_length_are_never_read(backend, pytestconfig):
     case = Case.random(n=6, k=2, m=8, b=2, lengths=[3, 8])
     clean = case.run(backend, pytestconfig)
-    case.key[0, 3:], case.value[0, 3:] = 1e4, -1e4
+    case["key"][0, 3:], case["value"][0, 3:] = 1e4, -1e4
     dirty = case.run(backend, pytestconfig)
     for before, after in zip(clean, dirty, strict=True):
         torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
@@ -204,17 +161,17 @@ def test_tokens_beyond_the_length_are_never_read(backend, pytestconfig):
 def test_strides_are_free(backend, pytestconfig):
     n, k, m, h, d = 5, 2, 6, 2, 16
     plain = Case.random(n=n, k=k, m=m, h=h, d=d)
-    packed = torch.stack(plain.context, dim=-2)
+    names = ("context_query", "context_key", "context_value")
+    packed = torch.stack([plain[name] for name in names], dim=-2)
     # views: slices of a packed QKV, transposed heads, a last dimension that is not dense
-    views = replace(
-        plain,
-        context=[packed[..., i, :] for i in range(3)],
-        state=plain.state.transpose(0, 1).contiguous().transpose(0, 1),
-        key=plain.key.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3),
-        value=plain.value.transpose(-1, -2).contiguous().transpose(-1, -2),
+    views = plain.changed(
+        **{name: packed[..., i, :] for i, name in enumerate(names)},
+        state_query=plain["state_query"].transpose(0, 1).contiguous().transpose(0, 1),
+        key=plain["key"].permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3),
+        value=plain["value"].transpose(-1, -2).contiguous().transpose(-1, -2),
     )
-    assert not views.context[0].is_contiguous()
-    assert views.value.stride(-1) != 1
+    assert not views["context_query"].is_contiguous()
+    assert views["value"].stride(-1) != 1
     for got, want in zip(views.run(backend, pytestconfig), plain.run(backend, pytestconfig), strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
 
@@ -222,7 +179,7 @@ def test_strides_are_free(backend, pytestconfig):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_sharp_logits_neither_overflow_nor_underflow(backend, pytestconfig):
     case = Case.random(n=8, k=2, m=6, lengths=[4])
-    case.scale = 200.0
+    case.options["scale"] = 200.0
     result = case.run(backend, pytestconfig)
     exact = case.oracle()
     assert not any(t.isnan().any() for t in result)
@@ -252,38 +209,96 @@ def test_log_sum_exps_come_only_when_asked_for(backend, pytestconfig):
     assert result.state is not None
 
 
-@pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("pool", [True, False], ids=["pool", "per-query"])
-def test_gradients_of_the_torch_path_equal_those_of_the_reference(k, pool):
-    case = Case.random(n=4, k=k, b=2, pool=pool, lengths=[5, 0], dtype=torch.float64)
-    gradients = []
-    for backend in ("reference", "torch"):
-        inputs = [t.clone().requires_grad_() for t in (*case.context, case.state, case.key, case.value)]
-        out = candidate_attention(*inputs, key_lengths=torch.tensor(case.lengths), return_lse=True, backend=backend)
-        weight = torch.arange(out.context.numel(), dtype=torch.float64).view_as(out.context).sin()
-        finite = out.context_lse.double().sum() + (out.context * weight).sum() + (out.state**2).sum()
-        gradients.append(torch.autograd.grad(finite, inputs))
-    for reference, torch_path in zip(*gradients, strict=True):
-        torch.testing.assert_close(torch_path, reference, rtol=0, atol=2e-6)
-        assert torch_path.isfinite().all()
-
-
-@pytest.mark.parametrize("backend", ["reference", "torch"])
-def test_gradcheck(backend):
-    case = Case.random(n=2, k=2, m=3, b=2, h=1, d=4, lengths=[3, 1], dtype=torch.float64)
-    inputs = [t.clone().requires_grad_() for t in (*case.context, case.state, case.key, case.value)]
-
-    def outputs(*tensors: Tensor):
-        out = candidate_attention(*tensors, key_lengths=torch.tensor(case.lengths), backend=backend)
-        return out.context, out.state
-
-    assert torch.autograd.gradcheck(outputs, inputs)
-
-
 def test_autocast_casts_the_inputs_to_one_dtype():
     case = Case.random(n=3, k=2)
-    case.context = [t.bfloat16() for t in case.context]
+    case = case.changed(**{name: case[name].bfloat16() for name in ("context_query", "context_key", "context_value")})
     with torch.autocast("cpu", dtype=torch.bfloat16):
         result = case.run("torch")
     assert result.context.dtype == torch.bfloat16
     assert result.context_lse.dtype == torch.float32
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_own_logits_replace_own_keys(backend, pytestconfig):
+    case = Case.random(n=6, k=3)
+    logits = torch.einsum("nkhd,nlhd->nklh", case["context_query"], case["context_key"]) / 4.0
+    stored = case.changed(context_key=None, own_logits=logits)
+    for got, want in zip(stored.run(backend, pytestconfig), case.run(backend, pytestconfig), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gathered_candidate_equals_itself_in_the_pool(backend, pytestconfig):
+    case = Case.random(n=6, k=2, b=2)
+    pool = case.run(backend, pytestconfig)
+    ids = [[5, 0, 0, 3], [1, 1, 4, 2]]
+    case.ids = ids
+    gathered = case.run(backend, pytestconfig)
+    for got, want in zip(gathered, pool, strict=True):
+        picked = torch.stack([want[b, rows] for b, rows in enumerate(ids)])
+        torch.testing.assert_close(got, picked, rtol=0, atol=1e-6)
+
+
+def test_slabs_of_the_torch_path_change_nothing(monkeypatch):
+    from mixkernels.torch_backend import attention
+
+    for form in FORMS:
+        case = Case.random(n=11, k=2, b=2, form=form, lengths=[7, 2])
+        whole = case.run("torch")
+        with monkeypatch.context() as patch:
+            patch.setitem(attention._SLAB_ELEMENTS, "cpu", 500)
+            slabbed = case.run("torch")
+        for got, want in zip(slabbed, whole, strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+
+
+def far_apart(tensor: Tensor, distance: int) -> Tensor:
+    """Copy rows of a tensor to memory that far apart, in elements; untouched pages take no memory."""
+    room = torch.empty(distance * (len(tensor) - 1) + tensor[0].numel(), dtype=tensor.dtype)
+    view = room.as_strided(tensor.shape, (distance, *tensor[0].contiguous().stride()))
+    return view.copy_(tensor)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_offsets_beyond_32_bits_reach_the_right_candidates(backend, pytestconfig):
+    case = Case.random(n=40, k=1, h=1, m=3, dtype=torch.float16)
+    distance = 2**26
+    assert distance * 39 > 2**31
+    wide = case.changed(**{name: far_apart(case[name], distance) for name in ("context_query", "context_value")})
+    for got, want in zip(wide.run(backend, pytestconfig), case.run(backend, pytestconfig), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_more_candidates_than_a_grid_axis_holds(backend, pytestconfig):
+    n = 65_536 + 70
+    case = Case.random(n=n, h=1, m=1, state=False)
+    result = case.run(backend, pytestconfig)
+    last = case.pick(torch.arange(n - 3, n)).oracle()
+    torch.testing.assert_close(result.context[0, -3:].double(), last[0][0], rtol=0, atol=2e-6)
+
+
+@pytest.mark.gpu
+def test_more_than_2_to_the_31_elements():
+    n = 2**31 // (12 * 64) + 100
+    shape = (n, 1, 12, 64)
+    query, key, value = (torch.randn(shape, dtype=torch.bfloat16, device="cuda") for _ in range(3))
+    tokens = [torch.randn(1, 16, 12, 64, dtype=torch.bfloat16, device="cuda") for _ in range(2)]
+    whole = candidate_attention(query, key, value, None, *tokens, backend="triton")
+    end = slice(n - 50, n)
+    part = candidate_attention(query[end], key[end], value[end], None, *tokens, backend="triton")
+    assert torch.equal(whole.context[:, end], part.context)
+
+
+def test_the_torch_path_keeps_a_candidates_bits_in_chunks_of_one_shape():
+    # the rule of docs/determinism.md: same padded chunk shape, whatever it holds and wherever a candidate stands
+    case = Case.random(n=64, k=3, m=13)
+    crowd = case.run("torch")
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    permuted = case.pick(order).run("torch")
+    for name in ("context", "state"):
+        assert torch.equal(getattr(permuted, name), getattr(crowd, name)[:, order])
+    for index in (0, 17, 63):
+        alone = case.pick(torch.full((64,), index)).run("torch")
+        assert torch.equal(alone.context[:, 5], crowd.context[:, index])
+        assert torch.equal(alone.state[:, 5], crowd.state[:, index])

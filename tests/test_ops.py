@@ -46,6 +46,37 @@ def inputs(n=3, k=2, m=4, b=1, h=2, d=16, dtype=torch.float32):
         ({"key": [1.0]}, DtypeError, ["key is a list", "torch.Tensor"]),
         ({"context_value": None}, DtypeError, ["context_value is None", "state_query"]),
         ({"scale": float("nan")}, ShapeError, ["scale is nan", "finite"]),
+        ({"context_key": None}, DtypeError, ["context_key is None", "own_logits"]),
+        ({"own_logits": torch.zeros(3, 2, 2, 2)}, DtypeError, ["both", "either context_key or own_logits"]),
+        (
+            {"context_key": None, "own_logits": torch.zeros(3, 2, 2)},
+            ShapeError,
+            ["own_logits has shape (3, 2, 2)", "(3, 2, 2, 2)"],
+        ),
+        (
+            {"context_key": None, "own_logits": torch.zeros(3, 2, 2, 2).half()},
+            DtypeError,
+            ["own_logits has dtype torch.float16", "torch.float32"],
+        ),
+        ({"candidate_ids": torch.tensor([[0, 3]])}, ShapeError, ["candidate_ids reaches from 0 to 3", "0..2"]),
+        ({"candidate_ids": torch.tensor([[-1]])}, ShapeError, ["-1", "0..2"]),
+        ({"candidate_ids": torch.tensor([0])}, ShapeError, ["candidate_ids has shape (1,)", "(1, n)"]),
+        ({"candidate_ids": torch.tensor([[0.0]])}, DtypeError, ["candidate_ids", "float32", "int64"]),
+        ({"candidate_offsets": torch.tensor([0, 2])}, ShapeError, ["[0, 2]", "end at 3"]),
+        ({"candidate_offsets": torch.tensor([1, 3])}, ShapeError, ["[1, 3]", "start at 0"]),
+        ({"candidate_offsets": torch.tensor([0, 3, 3])}, ShapeError, ["(3,)", "(2,)", "B + 1"]),
+        (
+            {
+                "key": torch.randn(2, 4, 2, 16),
+                "value": torch.randn(2, 4, 2, 16),
+                "candidate_offsets": torch.tensor([0, 4, 3]),
+            },
+            ShapeError,
+            ["[0, 4, 3]", "never to fall"],
+        ),
+        ({"context_scales": (torch.ones(3, 2, 2),) * 3}, DtypeError, ["context_scales", "torch.float32", "int8"]),
+        ({"context_scales": (torch.ones(3, 2, 2),) * 2}, ShapeError, ["2 tensors", "3"]),
+        ({"context_query": torch.ones(3, 2, 2, 16, dtype=torch.int8)}, DtypeError, ["context_key", "int8"]),
     ],
 )
 def test_a_mistake_is_named_with_found_and_expected(changes, error, words):
@@ -99,10 +130,27 @@ def test_an_unusable_backend_raises_one_error_with_every_reason(changes, words):
         assert word in message
 
 
-def test_triton_refuses_gradients_it_cannot_give():
-    wanted = {name: tensor.requires_grad_() for name, tensor in inputs().items()}
-    with pytest.raises(BackendError, match="no backward"):
-        candidate_attention(**wanted, backend="triton")
+def test_ids_with_per_query_candidates_are_refused():
+    wrong = {name: tensor.unsqueeze(0) for name, tensor in list(inputs().items())[:4]}
+    with pytest.raises(ShapeError, match=r"candidate_ids was given with per-query candidates"):
+        candidate_attention(**{**inputs(), **wrong}, candidate_ids=torch.tensor([[0]]))
+
+
+def test_the_environment_chooses_a_backend_where_the_call_does_not(monkeypatch):
+    monkeypatch.setenv("MIXKERNELS_BACKEND", "reference")
+    assert mixkernels.select_backend(None, torch.randn(3, 1, 2, 16)) == "reference"
+    assert mixkernels.select_backend("torch", torch.randn(3, 1, 2, 16)) == "torch"
+    monkeypatch.setenv("MIXKERNELS_BACKEND", "fastest")
+    with pytest.raises(BackendError, match="no backend 'fastest'"):
+        candidate_attention(**inputs())
+
+
+@pytest.mark.gpu
+def test_ranges_are_checked_on_a_gpu_when_asked_for(monkeypatch):
+    tensors = {name: tensor.cuda() for name, tensor in inputs().items()}
+    monkeypatch.setenv("MIXKERNELS_CHECKS", "1")
+    with pytest.raises(ShapeError, match="candidate_ids reaches from 3 to 3"):
+        candidate_attention(**tensors, candidate_ids=torch.tensor([[3]], device="cuda"))
 
 
 def run_python(code: str, **environment: str) -> str:
@@ -153,6 +201,6 @@ def test_importing_is_light():
 def test_kernels_know_no_model():
     out = run_python(
         "import sys, mixkernels; mixkernels.candidate_attention; import mixkernels.roofline;"
-        "print([name for name in sys.modules if name.startswith(('mixencoder', 'transformers', 'triton'))])"
+        "print([name for name in sys.modules if name.startswith(('mixencoder', 'transformers', 'mixkernels.triton'))])"
     )
     assert out.strip() == "[]"

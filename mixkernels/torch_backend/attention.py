@@ -1,63 +1,86 @@
-"""The fast path without Triton: CPU first, any device.
+"""Candidate attention without Triton: CPU first, any device. `mixkernels.ops` calls it and has checked the inputs.
 
-Shared keys are read once for all candidates of a query (one product of N*k rows, never expanded), own keys are handled
-apart, and the two softmaxes are merged by their log-sum-exps. Called by `mixkernels.ops` only, which has checked the
-inputs.
+Shared keys are read once for all candidates of a query (one product of their rows, never expanded), own keys are
+handled apart, and the two softmaxes are merged by their log-sum-exps. On a CPU the shared part is PyTorch's own flash
+kernel, which hands out the log-sum-exp and never writes the scores; elsewhere plain products.
 
-Two ways to the shared part: without gradients on a CPU, PyTorch's own flash kernel, which hands out the log-sum-exp
-and never writes the scores; otherwise plain products, which autograd differentiates.
+Candidates are worked off in slabs, so that what is written and read again stays near and gathered candidates are never
+copied as a whole. Autograd stands outside, so everything may be changed in place.
 """
 
 import torch
 from torch import Tensor
 
+from mixkernels.checks import Call
+from mixkernels.torch_backend.attention_backward import candidate_attention_backward
+from mixkernels.torch_backend.slabs import put, slabs, take
 
-def candidate_attention(
-    context_query: Tensor,
-    context_key: Tensor,
-    context_value: Tensor,
-    state_query: Tensor | None,
-    key: Tensor,
-    value: Tensor,
-    *,
-    key_lengths: Tensor | None,
-    scale: float,
-    return_lse: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Same contract as `mixkernels.reference.attention.candidate_attention`."""
-    batch = key.shape[0]
-    tensors = (context_query, context_key, context_value, state_query, key, value)
-    if key.device.type == "cpu" and not _multiplies_natively(key.dtype):
-        wide = (None if tensor is None else tensor.float() for tensor in tensors)
-        context, state, *lses = candidate_attention(*wide, key_lengths=key_lengths, scale=scale, return_lse=return_lse)
-        return context.to(key.dtype), None if state is None else state.to(key.dtype), *lses
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    fused = key.device.type == "cpu" and not needs_grad
-    attend_shared = _attend_shared_flash if fused else _attend_shared_products
-    # rows of all candidates of a query: (1 or B, N*k, H, D), a pool keeps its leading 1
-    pool = context_query.dim() == 4
-    rows = (context_query.unsqueeze(0) if pool else context_query).flatten(1, 2)
-    context_shape = (batch, *context_query.shape[-4:])
-    # own keys first: their intermediate is freed before the outputs need memory of its size, which is then warm
-    own, own_lse = _attend_own(context_query, context_key, context_value, scale, fused=fused)
-    shared, shared_lse = attend_shared(rows, key, value, key_lengths, scale)
-    shared_lse = shared_lse.view(context_shape[:-1])
-    context = _merge_own(shared.view(context_shape), shared_lse, own, own_lse)
-    context_lse = torch.logaddexp(shared_lse, own_lse).float() if return_lse else None
-    if state_query is None:
-        return context, None, context_lse, None
-    state_rows = state_query.unsqueeze(0) if pool else state_query
-    state, state_lse = attend_shared(state_rows, key, value, key_lengths, scale)
-    return context, state.to(key.dtype), context_lse, state_lse.float()
+__all__ = ["candidate_attention", "candidate_attention_backward"]
+
+Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+_SLAB_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
+"""Output elements of a slab."""
 
 
-def _multiplies_natively(dtype: torch.dtype) -> bool:
-    """Whether this CPU has instructions for products in dtype; emulated ones are no faster than float32."""
-    if dtype == torch.bfloat16:
+def candidate_attention(call: Call, *, scale: float, return_lse: bool) -> Results:
+    """Same contract as the reference's; the log-sum-exps are None unless return_lse."""
+    key = call.key
+    dtype = key.dtype if multiplies_natively(key) else torch.float32
+    k, heads, dim = call.context_query.shape[-3:]
+    has_state = call.state_query is not None
+    queries = 1 if call.candidate_offsets is not None else max(key.shape[0], 1)
+    most = _SLAB_ELEMENTS.get(key.device.type, 2**26) // (queries * (k + has_state) * heads * dim)
+    parts = list(slabs(call, most))
+    if len(parts) == 1 and call.candidate_offsets is None and key.shape[0]:
+        results = _attend(take(call, parts[0], dtype), scale, return_lse=return_lse)
+        return results[0].to(key.dtype), results[1].to(key.dtype) if has_state else None, *results[2:]
+
+    lead = call.lead
+    lse_dtype = torch.promote_types(key.dtype, torch.float32)
+    context = key.new_empty(*lead, k, heads, dim)
+    state = key.new_empty(*lead, heads, dim) if has_state else None
+    context_lse = key.new_empty(*lead, k, heads, dtype=lse_dtype) if return_lse else None
+    state_lse = key.new_empty(*lead, heads, dtype=lse_dtype) if return_lse and has_state else None
+    results = (context, state, context_lse, state_lse)
+    for slab in parts:
+        out = put(call, context, slab) if dtype == key.dtype else None
+        for whole, part in zip(
+            results, _attend(take(call, slab, dtype), scale, return_lse=return_lse, out=out), strict=True
+        ):
+            if part is not None and part is not out:
+                put(call, whole, slab).copy_(part)
+    return results
+
+
+def multiplies_natively(tensor: Tensor) -> bool:
+    """Whether the device has instructions for products in the dtype; emulated ones are no faster than float32."""
+    if tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if dtype == torch.float16:
+    if tensor.device.type == "cpu" and tensor.dtype == torch.float16:
         return torch.ops.mkldnn._is_mkldnn_fp16_supported()
     return True
+
+
+def _attend(call: Call, scale: float, *, return_lse: bool, out: Tensor | None = None) -> Results:
+    """Attend candidates (1 or B, n, k, H, D) to (B, m, H, D); out, if given, takes the context."""
+    batch = call.key.shape[0]
+    on_cpu = call.key.device.type == "cpu"
+    attend_shared = _attend_shared_flash if on_cpu else _attend_shared_products
+    # own keys first: their intermediate is freed before the outputs need memory of its size, which is then warm
+    own, own_lse = _attend_own(call, scale, on_cpu=on_cpu)
+    rows = call.context_query.flatten(1, 2)
+    shared, shared_lse = attend_shared(rows, call.key, call.value, call.key_lengths, scale)
+    shape = (batch, *call.context_query.shape[1:])
+    shared, shared_lse = shared.view(shape), shared_lse.view(shape[:-1])
+    # merge attention over disjoint keys by its log-sum-exps
+    weight = torch.sigmoid(own_lse - shared_lse).unsqueeze(-1).to(shared.dtype)
+    context = shared.lerp_(own, weight) if out is None else torch.lerp(shared, own.expand(shape), weight, out=out)
+    context_lse = torch.logaddexp(shared_lse, own_lse) if return_lse else None
+    if call.state_query is None:
+        return context, None, context_lse, None
+    state, state_lse = attend_shared(call.state_query, call.key, call.value, call.key_lengths, scale)
+    return context, state, context_lse, state_lse if return_lse else None
 
 
 def _attend_shared_flash(
@@ -65,9 +88,6 @@ def _attend_shared_flash(
 ) -> tuple[Tensor, Tensor]:
     """Rows (1 or B, R, H, D) against (B, m, H, D): output (B, R, H, D) and log-sum-exp (B, R, H), contiguous."""
     batch, m = key.shape[:2]
-    if rows.shape[1] == 0 or batch == 0:
-        empty = (batch, *rows.shape[1:])
-        return key.new_empty(empty), key.new_empty(empty[:-1], dtype=torch.promote_types(key.dtype, torch.float32))
     if batch == 1 and key_lengths is not None and (length := int(key_lengths[0])) > 0:
         # one query: cut instead of mask
         key, value, key_lengths = key[:, :length], value[:, :length], None
@@ -94,50 +114,49 @@ def _attend_shared_flash(
 def _attend_shared_products(
     rows: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """`_attend_shared_flash` by two products and a softmax: differentiable, any device, float32 softmax."""
-    m = key.shape[1]
+    """`_attend_shared_flash` by two products and a softmax, on any device."""
+    batch, m = key.shape[:2]
     dtype = torch.promote_types(key.dtype, torch.float32)
-    # (1 or B, H, R, D) x (B, H, D, m)
-    scores = torch.matmul(rows.transpose(1, 2), key.permute(0, 2, 3, 1)).to(dtype) * scale
-    some = None
+    if rows.shape[0] == 1:
+        # rows that all queries meet: one product with the keys of all queries, (H, R, D) x (H, D, B m)
+        scores = torch.matmul(rows[0].transpose(0, 1), key.permute(2, 3, 0, 1).flatten(2))
+        scores = scores.unflatten(-1, (batch, m)).permute(2, 0, 1, 3)
+    else:
+        scores = torch.matmul(rows.transpose(1, 2), key.permute(0, 2, 3, 1))
+    # (B, H, R, m)
+    scores = scores.to(dtype) * scale
     if key_lengths is not None:
         valid = torch.arange(m, device=key.device) < key_lengths[:, None]
-        some = (key_lengths > 0)[:, None, None, None]
-        scores = scores.masked_fill(~valid[:, None, None, :], torch.finfo(dtype).min)
-    # (B, H, R)
+        some = (key_lengths > 0)[:, None, None]
+        scores.masked_fill_(~valid[:, None, None, :], torch.finfo(dtype).min)
     lse = scores.logsumexp(dim=-1)
-    probs = (scores - lse.unsqueeze(-1)).exp()
-    if some is not None:
-        probs = probs * some
-        lse = lse.masked_fill(~some.squeeze(-1), -torch.inf)
+    probs = scores.sub_(lse.unsqueeze(-1)).exp_()
+    if key_lengths is not None:
+        probs *= some.unsqueeze(-1)
+        lse = lse.masked_fill(~some, -torch.inf)
     out = torch.matmul(probs.to(value.dtype), value.transpose(1, 2))
     return out.transpose(1, 2).contiguous(), lse.transpose(1, 2).contiguous()
 
 
-def _merge_own(shared: Tensor, shared_lse: Tensor, own: Tensor, own_lse: Tensor) -> Tensor:
-    """Merge attention over disjoint keys by its log-sum-exps.
-
-    shared (B, N, k, H, D) and shared_lse (B, N, k, H) are over the query's tokens, own and own_lse over the candidates'
-    own keys, with or without the leading B.
-    """
-    weight = torch.sigmoid(own_lse - shared_lse).unsqueeze(-1).to(shared.dtype)
-    # shared is this call's own tensor, so without gradients it becomes the result in place
-    lerp = torch.lerp if shared.requires_grad else Tensor.lerp_
-    return lerp(shared, own.to(shared.dtype), weight)
-
-
-def _attend_own(query: Tensor, key: Tensor, value: Tensor, scale: float, *, fused: bool) -> tuple[Tensor, Tensor]:
-    """Attend each candidate's context rows to its own keys: (..., N, k, H, D) and log-sum-exp (..., N, k, H)."""
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    if query.shape[-3] == 1:
+def _attend_own(call: Call, scale: float, *, on_cpu: bool) -> tuple[Tensor, Tensor]:
+    """Attend each candidate's context rows to its own keys: (..., n, k, H, D) and log-sum-exp (..., n, k, H)."""
+    query, key, value = call.context_query, call.context_key, call.context_value
+    k = query.shape[-3]
+    wide = torch.promote_types(query.dtype, torch.float32)
+    if k == 1:
         # one own key has all the weight
-        return value, (query.to(dtype) * key.to(dtype)).sum(dim=-1) * scale
-    if fused and query.numel():
+        if key is None:
+            return value, call.own_logits.squeeze(-2)
+        return value, (query.to(wide) * key.to(wide)).sum(dim=-1).mul_(scale)
+    if on_cpu and key is not None:
         return _attend_own_flash(query, key, value, scale)
-    # (..., N, H, k, k)
-    scores = torch.matmul(query.transpose(-3, -2).to(dtype), key.to(dtype).movedim(-3, -1)) * scale
-    own = torch.matmul(scores.softmax(dim=-1), value.transpose(-3, -2).to(dtype))
-    return own.transpose(-3, -2), scores.logsumexp(dim=-1).transpose(-1, -2)
+    # (..., n, H, k, k)
+    if key is None:
+        scores = call.own_logits.movedim(-1, -3).to(wide)
+    else:
+        scores = torch.matmul(query.transpose(-3, -2).to(wide), key.to(wide).movedim(-3, -1)) * scale
+    own = torch.matmul(scores.softmax(dim=-1), value.transpose(-3, -2).to(wide))
+    return own.transpose(-3, -2).to(value.dtype), scores.logsumexp(dim=-1).transpose(-1, -2)
 
 
 _OWN_BLOCK_ROWS = 24

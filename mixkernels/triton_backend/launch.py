@@ -1,0 +1,121 @@
+"""Launch configurations of the attention kernels: by rule, and a shipped table per GPU where it was measured.
+
+A configuration is a function of kernel, rows a candidate, D and dtype alone, so sizes never recompile a kernel.
+Nothing is tuned at import. With MIXKERNELS_TUNING=1 a kernel times the candidates of `alternatives` at its first call
+of a kind on a GPU and keeps the fastest for the process.
+"""
+
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+
+class LaunchConfig(NamedTuple):
+    """How a kernel is cut into tiles."""
+
+    block_m: int
+    """Rows of a tile."""
+    block_n: int
+    """Shared keys of a tile."""
+    num_warps: int
+    num_stages: int
+
+    def options(self) -> dict[str, int]:
+        """Return the arguments of a launch."""
+        return {
+            "BLOCK_M": self.block_m,
+            "BLOCK_N": self.block_n,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
+
+
+class Kind(NamedTuple):
+    """What a configuration depends on."""
+
+    kernel: str
+    """"forward", "backward_candidates" or "backward_shared"."""
+    num_context: int
+    """k."""
+    slots: int
+    """Rows a candidate: k + 1, or k without a state."""
+    head_dim: int
+    itemsize: int
+    """Bytes of an element of the products."""
+
+
+TABLE: dict[str, dict[Kind, LaunchConfig]] = {}
+"""Measured exceptions from the rule, by name of the GPU. Empty until a GPU measured better ones."""
+
+
+def launch_config(kind: Kind, device: torch.device, launch: Callable[[LaunchConfig], None]) -> LaunchConfig:
+    """Return the configuration to launch with.
+
+    Args:
+        kind: what is launched.
+        device: where; a GPU may have entries in `TABLE`.
+        launch: launches with a configuration; called with MIXKERNELS_TUNING=1 on a GPU alone.
+    """
+    if device.type != "cuda":
+        return rule(kind)
+    name = torch.cuda.get_device_name(device)
+    if os.environ.get("MIXKERNELS_TUNING", "0") == "1":
+        if (name, kind) not in _TUNED:
+            _TUNED[name, kind] = min(alternatives(kind), key=lambda config: _milliseconds(launch, config))
+        return _TUNED[name, kind]
+    return TABLE.get(name, {}).get(kind) or rule(kind)
+
+
+def _milliseconds(launch: Callable[[LaunchConfig], None], config: LaunchConfig) -> float:
+    from triton.runtime.errors import OutOfResources
+    from triton.testing import do_bench
+
+    try:
+        return do_bench(lambda: launch(config), warmup=5, rep=20, return_mode="median")
+    except OutOfResources:
+        return float("inf")
+
+
+_TUNED: dict[tuple[str, Kind], LaunchConfig] = {}
+
+
+@cache
+def rule(kind: Kind) -> LaunchConfig:
+    """Return the configuration for any GPU.
+
+    The largest tiles whose registers do not spill, as `python -m mixkernels.resources` counts them for sm_80, sm_90
+    and sm_100: 64 rows feed a tensor core of Hopper whole, and waste a fifth of them at most. Float32 products use no
+    matrix units and many registers, so their tiles are small.
+    """
+    dim, low = kind.head_dim, kind.itemsize < 4
+    if kind.kernel == "forward":
+        if low:
+            return LaunchConfig(64, 32 if dim == 128 else 64, num_warps=4 if kind.slots <= 8 else 8, num_stages=2)
+        return LaunchConfig(64, 32, num_warps=8, num_stages=2) if kind.slots <= 8 else LaunchConfig(32, 16, 8, 2)
+    if kind.kernel == "backward_candidates":
+        if not low:
+            return LaunchConfig(32, 32 if dim <= 64 else 16, num_warps=8, num_stages=1)
+        if dim <= 32:
+            return LaunchConfig(64, 64, num_warps=4, num_stages=1)
+        if dim == 64:
+            # several own keys are one more product of the whole tile
+            return LaunchConfig(64, 32, 8, 1) if kind.num_context == 1 else LaunchConfig(32, 64, 4, 1)
+        return LaunchConfig(32, 64, num_warps=8, num_stages=1)
+    if not low:
+        return LaunchConfig(32, 32, num_warps=8, num_stages=1)
+    return LaunchConfig(64, 64 if dim <= 64 else 32, num_warps=4 if dim <= 32 else 8, num_stages=1)
+
+
+def alternatives(kind: Kind) -> list[LaunchConfig]:
+    """Return what tuning tries: the rule, and its neighbours in keys a tile, warps and stages."""
+    first = rule(kind)
+    tried = [
+        LaunchConfig(first.block_m, block_n, num_warps, num_stages)
+        for block_n in (32, 64, 128)
+        for num_warps in (4, 8)
+        for num_stages in (1, 2, 3)
+    ]
+    return [first, *(config for config in tried if config != first)]

@@ -1,0 +1,68 @@
+"""Tile arithmetic that the attention kernels share.
+
+A candidate owns k + 1 rows: its k context rows and its state row (k rows without a state). A tile has BLOCK_M rows and
+holds BLOCK_M // (k + 1) whole candidates, so no candidate straddles two tiles; the few rows left over are masked. Row
+r of a tile belongs to candidate r // (k + 1) and is slot r % (k + 1): slots below k are context rows, slot k the state.
+
+All programs lie on grid x, whose limit is 2^31 - 1 (y and z stop at 65,535), and every offset is 64 bits wide.
+"""
+
+import os
+
+import triton
+import triton.language as tl
+
+INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
+"""Fixed when triton is imported, as triton fixes it."""
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def dot(b_a, b_b, INTERPRET: tl.constexpr):
+    # the interpreter's low-precision product is wrong, so tiles are widened there; float32 is IEEE on a GPU too
+    if INTERPRET:
+        b_c = tl.dot(b_a.to(tl.float32), b_b.to(tl.float32), input_precision="ieee")
+    else:
+        b_c = tl.dot(b_a, b_b, input_precision="ieee")
+    return b_c
+
+
+@triton.jit
+def locate_query(offsets_ptr, batch, i_tile, CANDIDATES: tl.constexpr):
+    # ragged rows: query b owns the tiles from offsets[b] // CANDIDATES + b on, which is never too few and needs no
+    # table; the last b whose first tile is not behind i_tile is found by bisection
+    i_low = tl.zeros([], tl.int64)
+    i_high = batch.to(tl.int64)
+    while i_low + 1 < i_high:
+        i_middle = (i_low + i_high) // 2
+        first = tl.load(offsets_ptr + i_middle).to(tl.int64) // CANDIDATES + i_middle
+        i_low = tl.where(first <= i_tile, i_middle, i_low)
+        i_high = tl.where(first <= i_tile, i_high, i_middle)
+    start = tl.load(offsets_ptr + i_low).to(tl.int64)
+    stop = tl.load(offsets_ptr + i_low + 1).to(tl.int64)
+    return i_low, i_tile - (start // CANDIDATES + i_low), start, stop
+
+
+@triton.jit
+def locate_candidates(
+    ids_ptr,
+    i_block,
+    start,
+    stop,
+    CANDIDATES: tl.constexpr,
+    SLOTS: tl.constexpr,
+    HAS_IDS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    # rows of tile i_block of a query whose candidates are rows start..stop of the results: result row, row of the
+    # candidates' tensors, slot, and which rows exist
+    o_row = tl.arange(0, BLOCK_M)
+    o_slot = o_row % SLOTS
+    o_out = start + i_block * CANDIDATES + o_row // SLOTS
+    m_row = (o_row < CANDIDATES * SLOTS) & (o_out < stop)
+    o_source = o_out
+    if HAS_IDS:
+        o_source = tl.load(ids_ptr + o_out, mask=m_row, other=0).to(tl.int64)
+    return o_out, o_source, o_slot, m_row
