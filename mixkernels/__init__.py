@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mixkernels.dispatch import BACKENDS, not_supported_reasons, select_backend
     from mixkernels.errors import BackendError, DeviceError, DtypeError, MixKernelsError, ShapeError
+    from mixkernels.explanation import Explanation, explain
+    from mixkernels.layer_ops import TopK, gate_layer_norm, residual_layer_norm, score_candidates
     from mixkernels.ops import CandidateAttention, candidate_attention
 
 _HOMES = {
     "BACKENDS": "dispatch",
     "CandidateAttention": "ops",
     "candidate_attention": "ops",
+    "Explanation": "explanation",
+    "explain": "explanation",
+    "TopK": "layer_ops",
+    "gate_layer_norm": "layer_ops",
+    "residual_layer_norm": "layer_ops",
+    "score_candidates": "layer_ops",
     "not_supported_reasons": "dispatch",
     "select_backend": "dispatch",
     "BackendError": "errors",
@@ -31,10 +39,16 @@ __all__ = [
     "CandidateAttention",
     "DeviceError",
     "DtypeError",
+    "Explanation",
     "MixKernelsError",
     "ShapeError",
+    "TopK",
     "candidate_attention",
+    "explain",
+    "gate_layer_norm",
     "not_supported_reasons",
+    "residual_layer_norm",
+    "score_candidates",
     "select_backend",
 ]
 

@@ -1,0 +1,362 @@
+"""What every kernel takes of a GPU, found without one: registers, stack, shared memory, occupancy, instructions.
+
+    python -m mixkernels.resources [--arch sm_90 | all] [--kernel NAME] [--config TEXT] [--json]
+
+Each kernel is compiled ahead of time in each shipped launch configuration (`mixkernels.triton_backend.catalogue`), with
+what Triton assumes at run time of tensors from PyTorch's allocator with strides that are multiples of 16 elements.
+Figures are read from the machine code: cuobjdump, which Triton's package carries, for NVIDIA; the assembly's own
+metadata for AMD. A stack frame means spilled registers. Tests call `measure`.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mixkernels.errors import BackendError
+
+if TYPE_CHECKING:
+    from mixkernels.triton_backend.variant import KernelVariant
+
+
+class Arch(NamedTuple):
+    """Limits of one multiprocessor (compute unit on AMD) of an architecture.
+
+    NVIDIA: CUDA C++ Programming Guide, technical specifications per compute capability. AMD: the CDNA3 instruction set
+    guide, and LLVM's AMDGPU backend for workgroups a compute unit.
+    """
+
+    backend: str
+    target: int | str
+    warp_size: int
+    warps: int
+    blocks: int
+    registers: int
+    """32-bit registers of one lane over all warps of a partition; a warp's share is `register_unit` wide."""
+    register_unit: int
+    shared_bytes: int
+    shared_bytes_per_block: int
+    shared_bytes_reserved: int
+    tensor_memory_columns: int = 0
+
+
+_PARTITIONS = 4
+"""Schedulers (SIMDs) of a multiprocessor, on all architectures here; each has a quarter of warps and registers."""
+
+ARCHS = {
+    "sm_80": Arch("cuda", 80, 32, 64, 32, 512, 8, 164 * 1024, 163 * 1024, 1024),
+    "sm_90": Arch("cuda", 90, 32, 64, 32, 512, 8, 228 * 1024, 227 * 1024, 1024),
+    "sm_100": Arch("cuda", 100, 32, 64, 32, 512, 8, 228 * 1024, 227 * 1024, 1024, 512),
+    "gfx942": Arch("hip", "gfx942", 64, 32, 16, 512, 8, 64 * 1024, 64 * 1024, 0),
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one kernel variant takes on one architecture."""
+
+    kernel: str
+    config: str
+    arch: str
+    registers: int
+    """32-bit registers a thread; on AMD vector registers, accumulation registers included."""
+    stack_bytes: int
+    """Local memory a thread: spilled registers, or arrays that are indexed at run time. Shipped kernels have none."""
+    shared_bytes: int
+    """Shared memory a block."""
+    shared_bytes_limit: int
+    """Most shared memory that a block may have on this architecture."""
+    num_warps: int
+    """Warps a block."""
+    blocks_per_multiprocessor: int
+    warps_per_multiprocessor: int
+    occupancy: float
+    """Warps that fit on a multiprocessor, as a fraction of those it can hold."""
+    limited_by: str
+    """What keeps more from fitting: registers, shared memory, tensor memory, or warps and blocks."""
+    tensor_instructions: dict[str, int]
+    """Matrix instructions of the machine code and how often each stands there (not how often it runs)."""
+    global_load_bits: int
+    """Widest load from global memory, a thread; 0 if there is none."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether a block can be launched at all."""
+        return self.shared_bytes <= self.shared_bytes_limit and self.blocks_per_multiprocessor > 0
+
+
+def measure(variant: "KernelVariant", arch: str) -> Resources:
+    """Compile one variant for one of `ARCHS` (Triton's cache remembers it) and read what it takes.
+
+    Raises:
+        BackendError: triton is missing or interprets, or the compiler refuses the kernel.
+    """
+    require_compiler()
+    import triton
+
+    limits = ARCHS[arch]
+    try:
+        compiled = triton.compile(
+            _source(variant),
+            target=triton.backends.compiler.GPUTarget(limits.backend, limits.target, limits.warp_size),
+            options={"num_warps": variant.num_warps, "num_stages": variant.num_stages},
+        )
+    # what the compiler raises has no common base: its own errors, those of MLIR and of ptxas
+    except Exception as error:
+        name = f"{variant.kernel.__name__} ({variant.config})"
+        raise BackendError(f"{name} does not compile for {arch}: {type(error).__name__}: {error}") from error
+    read = _read_cubin if limits.backend == "cuda" else _read_amdgcn
+    found = read(compiled.asm["cubin" if limits.backend == "cuda" else "amdgcn"])
+    shared_bytes, tensor_memory = compiled.metadata.shared, getattr(compiled.metadata, "tmem_size", 0)
+    blocks, limited_by = blocks_per_multiprocessor(
+        limits, found.registers, shared_bytes, variant.num_warps, tensor_memory=tensor_memory
+    )
+    return Resources(
+        kernel=variant.kernel.__name__,
+        config=variant.config,
+        arch=arch,
+        registers=found.registers,
+        stack_bytes=found.stack_bytes,
+        shared_bytes=shared_bytes,
+        shared_bytes_limit=limits.shared_bytes_per_block,
+        num_warps=variant.num_warps,
+        blocks_per_multiprocessor=blocks,
+        warps_per_multiprocessor=blocks * variant.num_warps,
+        occupancy=blocks * variant.num_warps / limits.warps,
+        limited_by=limited_by,
+        tensor_instructions=found.tensor_instructions,
+        global_load_bits=found.global_load_bits,
+    )
+
+
+def require_compiler() -> None:
+    """Make sure that kernels can be compiled here; no GPU is needed.
+
+    Raises:
+        BackendError: triton is not installed, or would interpret kernels instead of compiling them.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise BackendError("triton is not installed (pip install triton, Linux only); kernels cannot be compiled here")
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        raise BackendError("TRITON_INTERPRET is set, so kernels would be interpreted; unset it to compile them")
+
+
+def blocks_per_multiprocessor(
+    arch: Arch, registers: int, shared_bytes: int, num_warps: int, *, tensor_memory: int = 0
+) -> tuple[int, str]:
+    """How many blocks fit on a multiprocessor at once, and what keeps more from fitting.
+
+    Args:
+        arch: one of `ARCHS`.
+        registers: a thread.
+        shared_bytes: a block.
+        num_warps: a block.
+        tensor_memory: columns of tensor memory a block (sm_100).
+    """
+    # a partition's registers are dealt out to whole warps
+    share = -(-max(registers, 1) // arch.register_unit) * arch.register_unit
+    fitting = {
+        "warps and blocks": min(arch.blocks, arch.warps // num_warps),
+        "registers": arch.registers // share * _PARTITIONS // num_warps,
+    }
+    if shared_bytes:
+        fitting["shared memory"] = arch.shared_bytes // (shared_bytes + arch.shared_bytes_reserved)
+    if tensor_memory:
+        fitting["tensor memory"] = arch.tensor_memory_columns // tensor_memory
+    limited_by = min(fitting, key=fitting.__getitem__)
+    return fitting[limited_by], limited_by
+
+
+def _source(variant: "KernelVariant") -> Any:
+    """Describe a variant to the compiler as the launcher would, for dense tensors from PyTorch's allocator."""
+    from triton.compiler import ASTSource
+
+    parameters = variant.kernel.params
+    signature, attributes = {}, {}
+    for parameter in parameters:
+        if parameter.name in variant.constants:
+            signature[parameter.name] = "constexpr"
+            continue
+        kind = variant.signature[parameter.name]
+        signature[parameter.name] = kind
+        specialises = not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment)
+        # at run time pointers aligned to 16 bytes and integers that 16 divides are compiled apart: wide loads need both
+        if specialises and (kind.startswith("*") or kind in ("i32", "i64")):
+            attributes[(parameter.num,)] = [["tt.divisibility", 16]]
+    return ASTSource(variant.kernel, signature, constexprs=variant.constants, attrs=attributes)
+
+
+class _Found(NamedTuple):
+    """What machine code says of itself."""
+
+    registers: int
+    stack_bytes: int
+    tensor_instructions: dict[str, int]
+    global_load_bits: int
+
+
+# warp-wide (HMMA, IMMA, ...), warpgroup-wide (HGMMA, ...) and tensor-memory (UTCHMMA, ...) products of SASS
+_SASS_TENSOR = re.compile(r"\b((?:[A-Z]MMA|[A-Z]GMMA|UTC[A-Z]*MMA)(?:\.[A-Z0-9x.]+)?)\b")
+_SASS_LOAD = re.compile(r"\b(?:LDG|LDGSTS)(\.[A-Z0-9.]+)")
+_SASS_BULK_LOAD = re.compile(r"\b(?:UTMALDG|UBLKCP)\b")
+_AMD_TENSOR = re.compile(r"\bv_s?mfmac?_[a-z0-9_]+")
+_AMD_LOAD = re.compile(r"\b(?:global|buffer)_load_([a-z0-9_]+)")
+_AMD_LOAD_BITS = {"ubyte": 8, "sbyte": 8, "ushort": 16, "sshort": 16, "short": 16}
+
+
+def _read_cubin(cubin: bytes) -> _Found:
+    import triton.knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage, sass = (
+            subprocess.run(
+                [triton.knobs.nvidia.cuobjdump.path, flag, str(path)], capture_output=True, text=True, check=True
+            ).stdout
+            for flag in ("-res-usage", "-sass")
+        )
+    return read_sass(usage, sass)
+
+
+def read_sass(usage: str, sass: str) -> _Found:
+    """Read cuobjdump's resource usage and disassembly of a file with one kernel."""
+    return _Found(
+        registers=int(re.search(r"\bREG:(\d+)", usage).group(1)),
+        stack_bytes=int(re.search(r"\bSTACK:(\d+)", usage).group(1)),
+        tensor_instructions=dict(Counter(_SASS_TENSOR.findall(sass))),
+        global_load_bits=max(_sass_load_bits(sass), default=0),
+    )
+
+
+def _sass_load_bits(sass: str) -> Iterator[int]:
+    for modifiers in _SASS_LOAD.findall(sass):
+        width = re.search(r"\.[US]?(8|16|64|128|256)(?![0-9])", modifiers)
+        yield int(width.group(1)) if width else 32
+    if _SASS_BULK_LOAD.search(sass):
+        # the copy engine moves whole tiles, at least 16 bytes at a time
+        yield 128
+
+
+def _read_amdgcn(assembly: str) -> _Found:
+    # agprs are part of the vgpr count on CDNA3
+    return _Found(
+        registers=int(re.search(r"\.vgpr_count:\s*(\d+)", assembly).group(1)),
+        stack_bytes=int(re.search(r"\.private_segment_fixed_size:\s*(\d+)", assembly).group(1)),
+        tensor_instructions=dict(Counter(_AMD_TENSOR.findall(assembly))),
+        global_load_bits=max(map(_amd_load_bits, _AMD_LOAD.findall(assembly)), default=0),
+    )
+
+
+def _amd_load_bits(kind: str) -> int:
+    if lanes := re.match(r"dword(?:x(\d))?", kind):
+        return 32 * int(lanes.group(1) or 1)
+    # the halves of a register ("ubyte_d16", "short_d16_hi") are named after what is loaded
+    return _AMD_LOAD_BITS[kind.partition("_")[0]]
+
+
+def _measure_numbered(module: str, number: int, arch: str) -> Resources | str:
+    """`measure` by a variant's place, since kernels do not travel between processes; an error as its message."""
+    from mixkernels.triton_backend.catalogue import variants_of
+
+    try:
+        return measure(variants_of(module)[number], arch)
+    except BackendError as error:
+        return str(error)
+
+
+def _table(rows: Sequence[Resources]) -> Iterator[str]:
+    head = ("kernel", "configuration", "arch", "regs", "stack", "shared", "warps", "occupancy", "limited by", "loads")
+    cells = [
+        (
+            row.kernel,
+            row.config,
+            row.arch,
+            str(row.registers),
+            str(row.stack_bytes) + ("!" if row.stack_bytes else ""),
+            str(row.shared_bytes) + ("" if row.fits else "!"),
+            f"{row.blocks_per_multiprocessor}x{row.num_warps}",
+            f"{row.occupancy:.0%}",
+            row.limited_by,
+            str(row.global_load_bits),
+        )
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    products = [", ".join(f"{count} {name}" for name, count in row.tensor_instructions.items()) for row in rows]
+    for line, last in zip([head, *cells], ["tensor instructions", *(text or "none" for text in products)], strict=True):
+        yield "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=True)), last])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mixkernels.resources",
+        description="Compile every kernel ahead of time, without a GPU, and list what it takes of one.",
+    )
+    parser.add_argument("--arch", action="append", choices=[*ARCHS, "all"], help="may be repeated (default: sm_90)")
+    parser.add_argument("--kernel", metavar="NAME", help="only kernels whose name contains NAME")
+    parser.add_argument("--config", metavar="TEXT", help="only configurations whose description contains TEXT")
+    parser.add_argument("--json", action="store_true", help="print a JSON list in place of the table")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns 0, 1 if a variant does not compile or fit, or 2 if nothing can be compiled as asked."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    archs = list(ARCHS) if "all" in (options.arch or ()) else list(dict.fromkeys(options.arch or ["sm_90"]))
+    try:
+        require_compiler()
+    except BackendError as error:
+        parser.error(str(error))
+    from mixkernels.triton_backend.catalogue import MODULES, variants_of
+
+    every = [(module, number, v) for module in MODULES for number, v in enumerate(variants_of(module))]
+    jobs = [
+        (module, number, arch)
+        for module, number, variant in every
+        if (options.kernel or "") in variant.kernel.__name__ and (options.config or "") in variant.config
+        for arch in archs
+    ]
+    if not jobs:
+        names = ", ".join(sorted({variant.kernel.__name__ for _, _, variant in every}))
+        parser.error(f"no variant has --kernel {options.kernel} and --config {options.config}; kernels are {names}")
+    results = []
+    # a fresh interpreter each: a forked one would share torch's threads
+    workers = min(len(os.sched_getaffinity(0)), len(jobs))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for result in pool.map(_measure_numbered, *zip(*jobs, strict=True)):
+            results.append(result)
+            print(f"\rcompiled {len(results)} of {len(jobs)}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    rows = [result for result in results if isinstance(result, Resources)]
+    if options.json:
+        print(json.dumps([asdict(replace(row, occupancy=round(row.occupancy, 4))) for row in rows], indent=1))
+    else:
+        for line in _table(rows):
+            print(line)
+    problems = [result for result in results if isinstance(result, str)]
+    problems += [
+        f"{row.kernel} ({row.config}) does not fit {row.arch}: {row.shared_bytes} bytes of shared memory a block, "
+        f"limit {row.shared_bytes_limit}"
+        for row in rows
+        if not row.fits
+    ]
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,18 @@
+"""Every kernel that is shipped, in every launch configuration: what `mixkernels.resources` compiles and tests hold."""
+
+import importlib
+
+from mixkernels.triton_backend.variant import KernelVariant
+
+MODULES = ("attention_forward", "attention_backward", "layer_norm", "scoring")
+"""Modules of this package that define kernels; each has ``variants() -> list[KernelVariant]``."""
+
+
+def variants_of(module: str) -> list[KernelVariant]:
+    """Return the variants of one of `MODULES`; imports it, and triton with it."""
+    return importlib.import_module(f"mixkernels.triton_backend.{module}").variants()
+
+
+def all_variants() -> list[KernelVariant]:
+    """Every variant of every module, in the order of `MODULES`."""
+    return [variant for module in MODULES for variant in variants_of(module)]
