@@ -29,9 +29,8 @@ def candidate_attention(call: Call, *, scale: float, return_lse: bool) -> Result
     dtype = key.dtype if multiplies_natively(key) else torch.float32
     k, heads, dim = call.context_query.shape[-3:]
     has_state = call.state_query is not None
-    queries = 1 if call.candidate_offsets is not None else max(key.shape[0], 1)
-    most = _SLAB_ELEMENTS.get(key.device.type, 2**26) // (queries * (k + has_state) * heads * dim)
-    parts = list(slabs(call, most))
+    pairs = _SLAB_ELEMENTS.get(key.device.type, 2**26) // ((k + has_state) * heads * dim)
+    parts = list(slabs(call, pairs, queries=pairs // max(call.lead[-1], 1)))
     if len(parts) == 1 and call.candidate_offsets is None and key.shape[0]:
         results = _attend(take(call, parts[0], dtype), scale, return_lse=return_lse)
         return results[0].to(key.dtype), results[1].to(key.dtype) if has_state else None, *results[2:]

@@ -14,7 +14,7 @@ from torch import Tensor
 from mixkernels.checks import Call
 from mixkernels.torch_backend.slabs import Slab, add, put, slabs, take
 
-_SLAB_LOGITS = {"cpu": 2**18, "cuda": 2**25}
+_SLAB_LOGITS = {"cpu": 2**20, "cuda": 2**25}
 """Shared logits of a slab."""
 
 _NAMES = ("context_query", "context_key", "context_value", "state_query", "key", "value", "own_logits")
@@ -37,20 +37,21 @@ def candidate_attention_backward(
     inputs = {name: tensor for name in _NAMES if (tensor := getattr(call, name)) is not None}
     gradients = {name: tensor.new_zeros(tensor.shape, dtype=dtype) for name, tensor in inputs.items()}
     rows = call.context_query.shape[-3] + (call.state_query is not None)
-    most = _SLAB_LOGITS.get(key.device.type, 2**25) // (key.shape[2] * key.shape[1] * rows)
-    # a pool's slab meets one query after the other; any other slab belongs to one query
+    limit = _SLAB_LOGITS.get(key.device.type, 2**25)
+    a_candidate = key.shape[2] * key.shape[1] * rows
+    # a pool's slab meets some queries after the others; any other slab belongs to one query
     pool = call.context_query.dim() == 4 and call.candidate_ids is None and call.candidate_offsets is None
-    for slab in slabs(call, most, one_query=not pool):
+    for slab in slabs(call, limit // a_candidate, queries=key.shape[0] if pool else 1):
         part = take(call, slab, dtype)
         candidates = _Candidates(part, scale)
-        for number in range(part.key.shape[0]):
-            outputs = _outputs(call, grads, results, slab, number, dtype)
-            length = part.key.shape[1] if part.key_lengths is None else int(part.key_lengths[number])
-            of_key, of_value = candidates.meet(outputs, part.key[number, :length], part.value[number, :length])
-            query = slab.queries.start + number
-            if length and for_shared:
-                gradients["key"][query, :length].add_(of_key.transpose(0, 1), alpha=scale)
-                gradients["value"][query, :length] += of_value.transpose(0, 1)
+        together = max(limit // (a_candidate * candidates.n), 1)
+        for start in range(0, part.key.shape[0], together):
+            group = slice(start, start + together)
+            lengths = None if part.key_lengths is None else part.key_lengths[group]
+            outputs = _outputs(call, grads, results, slab, group, dtype)
+            queries = slice(slab.queries.start + start, slab.queries.start + start + len(part.key[group]))
+            shared = (gradients["key"][queries], gradients["value"][queries])
+            candidates.meet(outputs, part.key[group], part.value[group], lengths, shared)
         for name, gradient in candidates.gradients().items():
             add(call, gradients[name], gradient.unsqueeze(0), slab)
     if not for_shared:
@@ -59,7 +60,7 @@ def candidate_attention_backward(
 
 
 class _Outputs(NamedTuple):
-    """What one query's slab of n candidates gave, and the gradients of it: (n, k, H, ...) and (n, H, ...)."""
+    """What n candidates and b queries gave, and its gradients: (b, n, k, H, ...) and (b, n, H, ...)."""
 
     grad_context: Tensor
     grad_state: Tensor | None
@@ -70,15 +71,17 @@ class _Outputs(NamedTuple):
 
 
 def _outputs(
-    call: Call, grads: list[Tensor | None], results: list[Tensor], slab: Slab, number: int, dtype: torch.dtype
+    call: Call, grads: list[Tensor | None], results: list[Tensor], slab: Slab, group: slice, dtype: torch.dtype
 ) -> _Outputs:
-    given = [None if t is None else put(call, t, slab)[number].to(dtype) for t in grads]
-    kept = [put(call, t, slab)[number].to(dtype) if t.numel() else None for t in results]
+    given = [None if t is None else put(call, t, slab)[group].to(dtype) for t in grads]
+    kept = [put(call, t, slab)[group].to(dtype) if t.numel() else None for t in results]
     grad_context, context_delta = _delta(given[0], kept[0], given[2])
     if call.state_query is None:
         return _Outputs(grad_context, None, context_delta, None, kept[2], None)
     grad_state, state_delta = _delta(given[1], kept[1], given[3])
-    return _Outputs(grad_context, grad_state, context_delta, state_delta, kept[2], kept[3])
+    # a row without any key: its P meets zero keys alone, and has to be finite
+    state_lse = kept[3].masked_fill(kept[3] == -torch.inf, 0.0)
+    return _Outputs(grad_context, grad_state, context_delta, state_delta, kept[2], state_lse)
 
 
 def _delta(grad: Tensor | None, result: Tensor, grad_lse: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -86,6 +89,12 @@ def _delta(grad: Tensor | None, result: Tensor, grad_lse: Tensor | None) -> tupl
     grad = torch.zeros_like(result) if grad is None else grad
     delta = (grad * result).sum(dim=-1)
     return grad, delta if grad_lse is None else delta - grad_lse
+
+
+def _joined(of_contexts: Tensor, of_states: Tensor | None) -> Tensor:
+    """(b, n, k, H, ...) and (b, n, H, ...) as rows (b, n k + n, H, ...): context rows, then states."""
+    rows = of_contexts.flatten(1, 2)
+    return rows if of_states is None else torch.cat([rows, of_states], dim=1)
 
 
 class _Candidates:
@@ -100,9 +109,9 @@ class _Candidates:
         self.query, self.value = part.context_query[0], part.context_value[0]
         self.key = None if part.context_key is None else part.context_key[0]
         self.n, self.k = self.query.shape[:2]
-        # all rows that meet the shared keys, (H, R, D): context rows, then states
-        self.rows = self._joined(self.query, None if part.state_query is None else part.state_query[0]).contiguous()
         self.has_state = part.state_query is not None
+        # all rows that meet the shared keys, times scale: (H, R, D)
+        self.rows = _joined(part.context_query, part.state_query)[0].transpose(0, 1) * scale
         # (n, k, k, H): every context row with every own key
         if self.key is None:
             self.own_logits = part.own_logits[0].to(self.query.dtype)
@@ -113,52 +122,59 @@ class _Candidates:
         self.grad_value = torch.zeros_like(self.value)
         self.grad_own_logits = torch.zeros_like(self.own_logits)
 
-    def _joined(self, of_contexts: Tensor, of_states: Tensor | None) -> Tensor:
-        of_contexts = of_contexts.flatten(0, 1)
-        both = of_contexts if of_states is None else torch.cat([of_contexts, of_states])
-        return both.transpose(0, 1)
+    def meet(
+        self, outputs: _Outputs, key: Tensor, value: Tensor, lengths: Tensor | None, shared: tuple[Tensor, Tensor]
+    ) -> None:
+        """Add the part of b queries (b, m, H, D) to the candidates' gradients and to shared, those of key and value."""
+        self._meet_own(outputs)
+        queries, m, heads, dim = key.shape
+        absent = None
+        if lengths is not None:
+            # a zero key adds nothing to dQ; what it gets itself is zeroed below
+            absent = (torch.arange(m, device=key.device) >= lengths[:, None])[:, :, None, None]
+            key = key.masked_fill(absent, 0.0)
+        # (b, R, H, ...)
+        grad = _joined(outputs.grad_context, outputs.grad_state)
+        lse = _joined(outputs.context_lse, outputs.state_lse)
+        delta = _joined(outputs.context_delta, outputs.state_delta)
+        # (H, b m, D) and (H, R, b, m): the rows meet the keys of all queries in one product
+        keys = key.permute(2, 0, 1, 3).reshape(heads, queries * m, dim)
+        probs = torch.bmm(self.rows, keys.transpose(1, 2)).view(heads, -1, queries, m)
+        probs = probs.sub_(lse.permute(2, 1, 0).unsqueeze(-1)).exp_()
+        grad_scores = torch.empty_like(probs)
+        for query in range(queries):
+            # (H, R, D), (H, R, m)
+            of_query, of_probs = grad[query].transpose(0, 1), probs[:, :, query]
+            grad_probs = torch.bmm(of_query, value[query].permute(1, 2, 0)).sub_(delta[query].t().unsqueeze(-1))
+            torch.mul(grad_probs, of_probs, out=grad_scores[:, :, query])
+            of_value = torch.bmm(of_probs.transpose(1, 2), of_query).transpose(0, 1)
+            shared[1][query] += of_value if absent is None else of_value.masked_fill_(absent[query], 0.0)
+        grad_scores = grad_scores.view(heads, -1, queries * m)
+        self.grad_rows.baddbmm_(grad_scores, keys, alpha=self.scale)
+        of_key = torch.bmm(grad_scores.transpose(1, 2), self.rows).view(heads, queries, m, dim).permute(1, 2, 0, 3)
+        shared[0].add_(of_key if absent is None else of_key.masked_fill_(absent, 0.0))
 
-    def meet(self, outputs: _Outputs, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add one query's part to the candidates' gradients; return the query's gradients (H, length, D).
-
-        That of key lacks the factor scale.
-        """
+    def _meet_own(self, outputs: _Outputs) -> None:
         for this in range(self.k):
+            # (b, n, k, H): context rows with own key `this`
             probs = (self.own_logits[:, :, this] - outputs.context_lse).exp_()
             grad_logits = (outputs.grad_context * self.value[:, this : this + 1]).sum(dim=-1)
-            self.grad_own_logits[:, :, this] += grad_logits.sub_(outputs.context_delta).mul_(probs)
-            if self.k == 1:
-                self.grad_value.addcmul_(probs.unsqueeze(-1), outputs.grad_context)
-            else:
-                self.grad_value[:, this] += (probs.unsqueeze(-1) * outputs.grad_context).sum(dim=1)
-        # (H, R, D), (H, R, 1), (H, length, D)
-        grad = self._joined(outputs.grad_context, outputs.grad_state)
-        lse = self._joined(outputs.context_lse, outputs.state_lse).unsqueeze(-1)
-        delta = self._joined(outputs.context_delta, outputs.state_delta).unsqueeze(-1)
-        key, value = key.transpose(0, 1), value.transpose(0, 1)
-        if key.shape[1] == 0:
-            return key, value
-        # (H, R, length)
-        probs = torch.baddbmm(lse, self.rows, key.transpose(1, 2), beta=-1.0, alpha=self.scale).exp_()
-        grad_scores = torch.baddbmm(delta, grad, value.transpose(1, 2), beta=-1.0).mul_(probs)
-        self.grad_rows.baddbmm_(grad_scores, key, alpha=self.scale)
-        return torch.bmm(grad_scores.transpose(1, 2), self.rows), torch.bmm(probs.transpose(1, 2), grad)
+            self.grad_own_logits[:, :, this] += grad_logits.sub_(outputs.context_delta).mul_(probs).sum(dim=0)
+            self.grad_value[:, this] += (probs.unsqueeze(-1) * outputs.grad_context).sum(dim=(0, 2))
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradients of the candidates' tensors by name, (n, ...)."""
         grad_rows = self.grad_rows.transpose(0, 1)
-        grad_query = grad_rows[: self.n * self.k].reshape(self.query.shape)
         gradients = {"context_value": self.grad_value}
-        if self.key is None:
-            gradients["own_logits"] = self.grad_own_logits
-        else:
-            grad_key = torch.empty_like(self.key)
-            for this in range(self.k):
-                grad_logits = self.grad_own_logits[:, :, this].unsqueeze(-1) * self.scale
-                grad_query = grad_query + grad_logits * self.key[:, this : this + 1]
-                grad_key[:, this] = (grad_logits * self.query).sum(dim=1)
-            gradients["context_key"] = grad_key
-        gradients["context_query"] = grad_query
+        gradients["context_query"] = grad_rows[: self.n * self.k].reshape(self.query.shape)
         if self.has_state:
             gradients["state_query"] = grad_rows[self.n * self.k :]
+        if self.key is None:
+            gradients["own_logits"] = self.grad_own_logits
+            return gradients
+        gradients["context_key"] = torch.empty_like(self.key)
+        for this in range(self.k):
+            grad_logits = self.grad_own_logits[:, :, this].unsqueeze(-1) * self.scale
+            gradients["context_query"] = gradients["context_query"] + grad_logits * self.key[:, this : this + 1]
+            gradients["context_key"][:, this] = (grad_logits * self.query).sum(dim=1)
         return gradients

@@ -23,24 +23,23 @@ class Slab(NamedTuple):
     rows: slice
 
 
-def slabs(call: Call, candidates: int, *, one_query: bool = False) -> Iterator[Slab]:
-    """Cut a call into slabs of at most so many candidates, of nearly equal size.
+def slabs(call: Call, candidates: int, queries: int) -> Iterator[Slab]:
+    """Cut a call into slabs of nearly equal size.
 
     Args:
         call: the call.
         candidates: most candidates of a slab.
-        one_query: whether a slab may hold one query only; ragged ones always do.
+        queries: most queries of a slab; ragged candidates are those of one query in any case.
     """
-    batch = call.key.shape[0]
     if call.candidate_offsets is not None:
         for query, (start, stop) in enumerate(pairwise(call.candidate_offsets.tolist())):
             for rows in _cut(start, stop, candidates):
                 yield Slab(slice(query, query + 1), rows)
         return
-    count = call.context_query.shape[-4] if call.candidate_ids is None else call.candidate_ids.shape[1]
-    for queries in [slice(b, b + 1) for b in range(batch)] if one_query else [slice(0, batch)]:
+    batch, count = call.lead
+    for some in _cut(0, batch, queries):
         for rows in _cut(0, count, candidates):
-            yield Slab(queries, rows)
+            yield Slab(some, rows)
 
 
 def _cut(start: int, stop: int, most: int) -> Iterator[slice]:
