@@ -17,7 +17,7 @@ from mixkernels.roofline import candidate_attention_cost, measured_cpu_peaks
 HEADS, HEAD_DIM = 12, 64
 HEADLINE = (1000, 1, 64)
 # (N, k, m)
-SHAPES = [HEADLINE, (100, 1, 64), (10_000, 1, 64), (1000, 3, 64), (1000, 1, 16), (1000, 1, 256)]
+SHAPES = [HEADLINE, (100, 1, 64), (10_000, 1, 64), (1000, 4, 64), (1000, 1, 16), (1000, 1, 256)]
 DTYPES = [torch.float32, torch.bfloat16]
 OURS = ["torch", "reference", "triton"]
 COMPILED = ["two-pass-compiled", "flex-compiled"]
@@ -86,6 +86,7 @@ def bench_candidate_attention(benchmark, shape, dtype, contender):
     with torch.inference_mode():
         times = medians(shape, dtype)
         benchmark.pedantic(call, rounds=3, warmup_rounds=1)
+        peak = peak_bytes(call)
     cost = candidate_attention_cost(n, k, m, HEADS, HEAD_DIM, dtype)
     # a processor without bfloat16 products computes them in float32: that is its limit
     native = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -101,7 +102,7 @@ def bench_candidate_attention(benchmark, shape, dtype, contender):
         flops=cost.flops,
         seconds=times[contender],
         fraction_of_limit=limit / times[contender],
-        peak_bytes=peak_bytes(call),
+        peak_bytes=peak,
         rival=rival,
         ratio=times[rival] / times[contender],
         ratios={name: time / times[contender] for name, time in rivals.items()},

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Mapping
 from statistics import median
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 
@@ -39,7 +38,7 @@ def interleaved_medians(
 
 def peak_bytes(call: Callable[[], object]) -> int:
     """Return the most bytes that a call held in tensors of its own at once, results included."""
-    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()
     del result
     held = most = 0

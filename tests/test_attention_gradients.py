@@ -8,8 +8,8 @@ from attention_cases import BACKENDS, FORMS, LOW, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.timing import peak_bytes
 from mixkernels import candidate_attention
 
 ABSOLUTE = {torch.float32: 5e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -141,13 +141,7 @@ def test_a_pool_is_expanded_in_neither_direction():
         torch.autograd.backward((result.context, result.state), grads)
 
     grads = (torch.randn(64, 64, 1, 4, 64), torch.randn(64, 64, 4, 64))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    held = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
+    peak = peak_bytes(step)
     # what the call was given stands beside what it allocated
     inputs = sum(t.nbytes for t in leaves.values())
     outputs = gradients_of_outputs = sum(t.nbytes for t in grads)

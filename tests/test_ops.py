@@ -153,6 +153,18 @@ def test_ranges_are_checked_on_a_gpu_when_asked_for(monkeypatch):
         candidate_attention(**tensors, candidate_ids=torch.tensor([[3]], device="cuda"))
 
 
+def test_triton_says_which_gradients_it_cannot_give():
+    wide = {name: tensor.requires_grad_() for name, tensor in inputs(k=16, d=128).items()}
+    with pytest.raises(BackendError, match="float32 gradients at head dimension 128 take at most 15"):
+        candidate_attention(**wide, backend="triton")
+    candidates = {f"context_{name}": torch.ones(3, 2, 2, 16, dtype=torch.int8) for name in ("query", "key", "value")}
+    key = torch.randn(1, 4, 2, 16, requires_grad=True)
+    with pytest.raises(BackendError, match="int8 candidates have no gradients here"):
+        candidate_attention(
+            **{**inputs(), **candidates, "key": key}, context_scales=(torch.ones(3, 2, 2),) * 3, backend="triton"
+        )
+
+
 def run_python(code: str, **environment: str) -> str:
     import os
 

@@ -94,10 +94,12 @@ def rule(kind: Kind) -> LaunchConfig:
     if kind.kernel == "forward":
         if low:
             return LaunchConfig(64, 32 if dim == 128 else 64, num_warps=4 if kind.slots <= 8 else 8, num_stages=2)
-        return LaunchConfig(64, 32, num_warps=8, num_stages=2) if kind.slots <= 8 else LaunchConfig(32, 16, 8, 2)
+        if dim <= 32:
+            return LaunchConfig(64, 32, num_warps=4, num_stages=2)
+        return LaunchConfig(64 if kind.slots <= 8 else 32, 32, num_warps=8, num_stages=2)
     if kind.kernel == "backward_candidates":
         if not low:
-            return LaunchConfig(32, 32 if dim <= 64 else 16, num_warps=8, num_stages=1)
+            return LaunchConfig(32, 32, 8, 1) if dim <= 64 else LaunchConfig(16, 16, 8, 1)
         if dim <= 32:
             return LaunchConfig(64, 64, num_warps=4, num_stages=1)
         if dim == 64:
