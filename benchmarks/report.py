@@ -11,7 +11,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 RIVALS = ("sdpa-expanded", "sdpa-pre-expanded", "einsum-concatenated", "two-pass", "two-pass-compiled", "flex-compiled")
 MEASURES = ("nDCG@10", "Success@1")
 DOCUMENTS = {
-    ROOT / "README.md": ("attention", "quality"),
+    ROOT / "README.md": ("attention", "training", "quality"),
     ROOT / "mixencoder" / "pretrained" / "README.md": ("quality",),
 }
 
@@ -25,7 +25,7 @@ def attention_table() -> str:
     (path,) = RESULTS.glob("*/candidate_attention.json")
     for record in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]:
         info = record["extra_info"]
-        if info["backend"] == "torch":
+        if info["backend"] == "torch" and "B" not in info["shape"]:
             shape, ratios = info["shape"], info["ratios"]
             rows.append(
                 [
@@ -36,6 +36,19 @@ def attention_table() -> str:
                     *(f"{ratios[name]:.2f}x" if name in ratios else "" for name in RIVALS),
                 ]
             )
+    return _markdown(rows)
+
+
+def training_table() -> str:
+    """Every contender's training step: time, memory of its own, and its time as a multiple of the torch backend's."""
+    (path,) = RESULTS.glob("*/candidate_attention.json")
+    records = [record["extra_info"] for record in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]]
+    steps = {info["backend"]: info for info in records if "B" in info["shape"]}
+    rows = [["step by", "time", "beside ours", "tensors of its own"], ["---"] * 4]
+    for name, info in steps.items():
+        ratio = info["seconds"] / steps["torch"]["seconds"]
+        label = "mixkernels, torch backend" if name == "torch" else name
+        rows.append([label, f"{info['seconds'] * 1000:.0f} ms", f"{ratio:.2f}x", f"{info['peak_bytes'] / 1e6:.0f} MB"])
     return _markdown(rows)
 
 
@@ -61,7 +74,7 @@ def quality_table() -> str:
     return _markdown(rows)
 
 
-TABLES = {"attention": attention_table, "quality": quality_table}
+TABLES = {"attention": attention_table, "training": training_table, "quality": quality_table}
 
 
 def rendered(text: str, names: tuple[str, ...]) -> str:
