@@ -115,6 +115,19 @@ def test_two_runs_give_the_same_bits(backend, pytestconfig):
             assert torch.equal(first[name], second[name]), name
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("form", ["pool", "ragged"])
+def test_every_gradient_element_is_written(backend, form, pytestconfig):
+    case = Case.random(n=50, k=3, m=5, b=2, form=form, lengths=[0, 5])
+    torch.use_deterministic_algorithms(True)  # fills uninitialised memory with NaN
+    try:
+        gradients = case.gradients(backend, pytestconfig)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, gradient in gradients.items():
+        assert not gradient.isnan().any(), name
+
+
 def test_atomic_sums_are_an_option(monkeypatch, pytestconfig):
     case = Case.random(n=70, k=1, m=5, b=2, h=1)
     want = case.gradients("triton", pytestconfig)
