@@ -13,8 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
-from mixencoder.backbones import check_backbone
-from mixencoder.configuration import MixEncoderConfig
+from mixencoder.backbones import layout_of
 from mixencoder.errors import CheckpointError
 from mixencoder.modeling import MixEncoderModel
 
@@ -33,20 +32,26 @@ def default_checkpoint() -> Path:
     return path
 
 
-def load_model(name_or_path: str | Path, dtype: torch.dtype) -> MixEncoderModel:
-    """Load a MixEncoder's configuration and weights.
+def load_model(
+    name_or_path: str | Path,
+    dtype: torch.dtype,
+    model_class: type[PreTrainedModel] = MixEncoderModel,
+    *,
+    front_door: str = "MixEncoder",
+) -> PreTrainedModel:
+    """Load a model's configuration and weights; front_door is the name of the class that messages send users to.
 
     Raises:
         CheckpointError: nothing is there, it is damaged, weights are missing, or it is another kind of model.
     """
     _check_directory(name_or_path)
-    found = _read(AutoConfig, name_or_path).model_type
-    if found != MixEncoderConfig.model_type:
+    found, expected = _read(AutoConfig, name_or_path).model_type, model_class.config_class.model_type
+    if found != expected:
         raise CheckpointError(
-            f'{name_or_path} holds a model of type "{found}"; expected "{MixEncoderConfig.model_type}". To build one '
-            "on top of an encoder use MixEncoder.from_backbone"
+            f'{name_or_path} holds a model of type "{found}"; expected "{expected}". To build one '
+            f"on top of an encoder use {front_door}.from_backbone"
         )
-    model, report = _read(MixEncoderModel, name_or_path, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    model, report = _read(model_class, name_or_path, dtype=dtype, use_safetensors=True, output_loading_info=True)
     wrong = {name: sorted(map(str, report[name])) for name in ("missing_keys", "mismatched_keys") if report[name]}
     if wrong:
         raise CheckpointError(f"{name_or_path} does not hold the weights that its configuration asks for: {wrong}")
@@ -61,8 +66,8 @@ def load_backbone(name_or_path: str | Path) -> PreTrainedModel:
         UnsupportedBackboneError: it cannot serve as backbone.
     """
     _check_directory(name_or_path)
-    check_backbone(_read(AutoConfig, name_or_path))
-    backbone = _read(AutoModel, name_or_path, dtype=torch.float32, use_safetensors=True, add_pooling_layer=False)
+    options = layout_of(_read(AutoConfig, name_or_path)).model_options
+    backbone = _read(AutoModel, name_or_path, dtype=torch.float32, use_safetensors=True, **options)
     # where it lay on this machine is nobody's business once it is saved inside another checkpoint
     backbone.config.name_or_path = ""
     return backbone
@@ -77,7 +82,7 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
     return _read(AutoTokenizer, name_or_path)
 
 
-def save(model: MixEncoderModel, tokenizer: Any, directory: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: Any, directory: Path) -> None:
     """Write a checkpoint beside its place, then move it there: whole if nothing is there, else file by file.
 
     A crash leaves every file either as it was or as it becomes, never half-written.

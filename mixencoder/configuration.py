@@ -1,5 +1,6 @@
 """Configuration of a MixEncoder: the backbone's own configuration, nested, and what stands on top of it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,11 @@ class MixEncoderConfig(PreTrainedConfig):
         backbone_config: configuration of the encoder, as an object or a dictionary with its ``model_type``.
         num_context_embeddings: k, context embeddings a candidate, 1 to 16.
         interaction_layers: backbone layers whose keys and values the interaction layers read, in order, 1 to 3 of
-            them; negative numbers count from the last.
+            them; negative numbers count from the last. A layer may be read twice.
+        state_row: let a state of the query be gated through the interaction layers; its last value is h. False (an
+            ablation of the paper): h is the query's final first-token vector, which takes a full query pass.
+        context_update: update the context embeddings in every interaction layer; the mean of the last is e. False (an
+            ablation): e is the mean of E_0, and every interaction layer meets E_0. At least one of the two stays.
         heads: which heads the checkpoint has, of "ranking" and "classification"; the first is the default.
         dual_term: add ``a * cos(mean of the query's tokens, mean of the candidate's context embeddings)`` to the
             ranking score, with learned a, and show both means to the classification head. The codes then start near
@@ -42,6 +47,8 @@ class MixEncoderConfig(PreTrainedConfig):
         backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
         num_context_embeddings: int = 1,
         interaction_layers: Sequence[int] = (-1,),
+        state_row: bool = True,
+        context_update: bool = True,
         heads: Sequence[str] = ("ranking",),
         dual_term: bool = False,
         dual_scale_init: float = 20.0,
@@ -56,8 +63,10 @@ class MixEncoderConfig(PreTrainedConfig):
             backbone_config = AutoConfig.for_model(values.pop("model_type", "bert"), **values)
         self.backbone_config = AutoConfig.for_model("bert") if backbone_config is None else backbone_config
         self.num_context_embeddings = num_context_embeddings
-        self.interaction_layers = list(interaction_layers)
-        self.heads = list(heads)
+        self.interaction_layers = _as_list("interaction_layers", interaction_layers, "layer numbers, such as [-1]")
+        self.state_row = state_row
+        self.context_update = context_update
+        self.heads = _as_list("heads", heads, f"names of {', '.join(HEADS)}")
         self.dual_term = dual_term
         self.dual_scale_init = dual_scale_init
         self.max_query_length = max_query_length
@@ -66,6 +75,8 @@ class MixEncoderConfig(PreTrainedConfig):
         self.classifier_dropout = classifier_dropout
         self._check()
         super().__init__(**kwargs)
+        if "classification" in self.heads and self.num_labels < 1:
+            raise ValueError(f"num_labels is {self.num_labels}; expected at least 1 for the classification head")
 
     @property
     def hidden_size(self) -> int:
@@ -80,12 +91,12 @@ class MixEncoderConfig(PreTrainedConfig):
 
     def _check(self) -> None:
         k = self.num_context_embeddings
-        if not isinstance(k, int) or not 1 <= k <= MAX_CONTEXT_EMBEDDINGS:
+        if not _is_integer(k) or not 1 <= k <= MAX_CONTEXT_EMBEDDINGS:
             raise ValueError(f"num_context_embeddings is {k!r}; expected an integer in 1..{MAX_CONTEXT_EMBEDDINGS}")
         count = self.backbone_config.num_hidden_layers
         layers = self.interaction_layers
         if not 1 <= len(layers) <= MAX_INTERACTION_LAYERS or not all(
-            isinstance(layer, int) and -count <= layer < count for layer in layers
+            _is_integer(layer) and -count <= layer < count for layer in layers
         ):
             raise ValueError(
                 f"interaction_layers is {layers}; expected 1 to {MAX_INTERACTION_LAYERS} layer numbers in "
@@ -93,9 +104,35 @@ class MixEncoderConfig(PreTrainedConfig):
             )
         if not self.heads or any(head not in HEADS for head in self.heads) or len(set(self.heads)) < len(self.heads):
             raise ValueError(f"heads is {self.heads}; expected one or more of {', '.join(HEADS)}, each once")
+        for name in ("state_row", "context_update", "dual_term"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected True or False")
+        if not self.state_row and not self.context_update:
+            raise ValueError(
+                "state_row and context_update are both False; expected at least one, or query and candidate never meet "
+                "(that is a dual-encoder)"
+            )
+        if not _is_number(self.dual_scale_init):
+            raise ValueError(f"dual_scale_init is {self.dual_scale_init!r}; expected a finite number")
+        if not _is_number(self.classifier_dropout) or not 0 <= self.classifier_dropout < 1:
+            raise ValueError(f"classifier_dropout is {self.classifier_dropout!r}; expected a number from 0 to below 1")
         if self.query_truncation_side not in ("left", "right"):
             raise ValueError(f'query_truncation_side is {self.query_truncation_side!r}; expected "left" or "right"')
         for name in ("max_query_length", "max_document_length"):
             length = getattr(self, name)
-            if length is not None and (not isinstance(length, int) or length < 3):
+            if length is not None and (not _is_integer(length) or length < 3):
                 raise ValueError(f"{name} is {length!r}; expected None or an integer of at least 3 tokens")
+
+
+def _as_list(name: str, values: Sequence[Any], expected: str) -> list[Any]:
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ValueError(f"{name} is {values!r}; expected a list of {expected}")
+    return list(values)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -4,7 +4,7 @@ Tensors in, tensors out; texts, batching and devices are the concern of `mixenco
 `encode_document` never call each other; `interact` is the hot path.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +16,14 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
-from mixencoder.backbones import KeyValueTap, LastTapReached, LayerWeights, build_backbone, layer_weights
+from mixencoder.backbones import (
+    KeyValueTap,
+    LastTapReached,
+    LinearWeights,
+    build_backbone,
+    layout_of,
+    start_weights,
+)
 from mixencoder.configuration import MixEncoderConfig
 from mixencoder.errors import InputError
 from mixkernels import candidate_attention
@@ -24,9 +31,10 @@ from mixkernels import candidate_attention
 _QUIET_START = 0.3
 """Factor of the last LayerNorm at the start with the dual term: h . e then starts at 9%."""
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From a layer's context query, key, value and state query to the attended context and state: how candidates meet the
-query's tokens is the caller's choice (a pool, candidates of each query, packed rows of several queries)."""
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+"""From a layer's context query, key, value and state query to the attended context and state (None without a state
+query): how candidates meet the query's tokens is the caller's choice (a pool, candidates of each query, packed rows of
+several queries)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,8 @@ class QueryState:
     """(B,) int64, tokens of each query; what stands beyond is padding."""
     pooled: Tensor | None
     """(B, d), mean of the query's final token vectors; only with the dual term."""
+    first: Tensor | None = None
+    """(B, d), the query's final first-token vectors; only without the state row."""
 
     def __len__(self) -> int:
         """Return the number of queries."""
@@ -55,6 +65,7 @@ class QueryState:
             tuple(value[rows, :length] for value in self.values),
             self.lengths[rows],
             None if self.pooled is None else self.pooled[rows],
+            None if self.first is None else self.first[rows],
         )
 
 
@@ -71,61 +82,93 @@ class RankingScores(NamedTuple):
 
 
 class InteractionLayer(nn.Module):
-    """One interaction layer: contexts and state read the query, then share W_o, LN1, FFN and LN2."""
+    """One interaction layer: contexts and state read the query, then share W_o, LN1, FFN and LN2.
+
+    An ablation leaves out the contexts' rows (``context_update=False``) or the state's (``state_row=False``), and the
+    weights that they alone use.
+    """
 
     def __init__(self, config: MixEncoderConfig) -> None:
         super().__init__()
-        backbone = config.backbone_config
-        d, eps = backbone.hidden_size, backbone.layer_norm_eps
-        self.num_heads = backbone.num_attention_heads
-        self.query = nn.Linear(d, d)
-        self.key = nn.Linear(d, d)
-        self.value = nn.Linear(d, d)
-        self.state_query = nn.Linear(d, d)
+        d = config.hidden_size
+        settings = layout_of(config.backbone_config).settings(config.backbone_config)
+        self.num_heads = config.backbone_config.num_attention_heads
+        self.updates_context, self.has_state = config.context_update, config.state_row
+        if self.updates_context:
+            self.query = nn.Linear(d, d)
+            self.key = nn.Linear(d, d)
+            self.value = nn.Linear(d, d)
+        if self.has_state:
+            self.state_query = nn.Linear(d, d)
         self.attention_output = nn.Linear(d, d)
-        self.attention_norm = nn.LayerNorm(d, eps=eps)
-        self.intermediate = nn.Linear(d, backbone.intermediate_size)
-        self.output = nn.Linear(backbone.intermediate_size, d)
-        self.output_norm = nn.LayerNorm(d, eps=eps)
-        self.activation = ACT2FN[backbone.hidden_act]
-        self.dropout = nn.Dropout(backbone.hidden_dropout_prob)
+        self.attention_norm = nn.LayerNorm(d, eps=settings.norm_eps)
+        self.intermediate = nn.Linear(d, settings.intermediate_size)
+        self.output = nn.Linear(settings.intermediate_size, d)
+        self.output_norm = nn.LayerNorm(d, eps=settings.norm_eps)
+        self.activation = ACT2FN[settings.activation]
+        self.dropout = nn.Dropout(settings.hidden_dropout)
 
-    def forward(self, context: Tensor, state: Tensor | None, attend: Attend, gate: nn.Linear) -> tuple[Tensor, Tensor]:
-        """Update contexts (..., N, k, d) and states (..., N, d); None is the zero state before the first layer."""
+    def forward(
+        self, context: Tensor, state: Tensor | None, attend: Attend, gate: nn.Linear | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Update contexts (..., N, k, d) and states (..., N, d); None is the zero state before the first layer.
+
+        Without the state row there is no gate, and the state returned is None.
+        """
         # (..., N, d)
         hint = context.mean(dim=-2)
-        attended, attended_state = attend(
-            self._heads(self.query(context)),
-            self._heads(self.key(context)),
-            self._heads(self.value(context)),
-            self._heads(self.state_query(hint)),
-        )
-        k, d = context.shape[-2:]
         # (..., N, k + 1, d): context rows and the state row share every product from here on
-        rows = torch.cat([attended.flatten(-2), attended_state.flatten(-2).unsqueeze(-2)], dim=-2)
-        rows = self.dropout(self.attention_output(rows))
-        u = rows[..., k, :]
-        # W_g [g ; u ; h] without writing the concatenation; h = 0 contributes nothing
-        w_hint, w_u, w_state = gate.weight.split(d, dim=1)
-        logits = F.linear(hint, w_hint, gate.bias) + F.linear(u, w_u)
-        if state is None:
-            mixed = torch.sigmoid(logits) * u
-        else:
-            mixed = torch.lerp(state, u, torch.sigmoid(logits + F.linear(state, w_state)))
-        rows = torch.cat([rows[..., :k, :] + context, mixed.unsqueeze(-2)], dim=-2)
-        rows = self.attention_norm(rows)
+        rows = self.dropout(self.attention_output(self._attended(context, hint, attend)))
+        k = context.shape[-2] if self.updates_context else 0
+        parts = []
+        if self.updates_context:
+            parts.append(rows[..., :k, :] + context)
+        if self.has_state:
+            parts.append(_gated(hint, rows[..., k, :], state, gate).unsqueeze(-2))
+        rows = self.attention_norm(torch.cat(parts, dim=-2))
         ffn = self.dropout(self.output(self.activation(self.intermediate(rows))))
         rows = self.output_norm(rows + ffn)
-        return rows[..., :k, :], rows[..., k, :]
+        return rows[..., :k, :] if self.updates_context else context, rows[..., k, :] if self.has_state else None
 
-    def start_from(self, weights: LayerWeights) -> None:
-        """Copy a backbone layer's weights; the state query starts as the query."""
-        for name, module in weights._asdict().items():
-            getattr(self, name).load_state_dict(module.state_dict())
-        self.state_query.load_state_dict(weights.query.state_dict())
+    def start_from(self, weights: Mapping[str, LinearWeights]) -> None:
+        """Copy a backbone layer's weights, by module name; the state query starts as the query."""
+        targets = [(name, source) for name, source in weights.items() if hasattr(self, name)]
+        if self.has_state:
+            targets.append(("state_query", weights["query"]))
+        with torch.no_grad():
+            for name, source in targets:
+                module = getattr(self, name)
+                module.weight.copy_(source.weight)
+                if source.bias is None:
+                    module.bias.zero_()
+                else:
+                    module.bias.copy_(source.bias)
+
+    def _attended(self, context: Tensor, hint: Tensor, attend: Attend) -> Tensor:
+        """Return what contexts, then the state, read of the query: (..., N, k + 1, d)."""
+        state_query = self._heads(self.state_query(hint)) if self.has_state else None
+        if self.updates_context:
+            projected = [self._heads(project(context)) for project in (self.query, self.key, self.value)]
+        else:
+            # the operator always attends contexts: the state's query stands in, and what it reads is dropped
+            projected = [state_query.unsqueeze(-3)] * 3
+        attended, attended_state = attend(*projected, state_query)
+        parts = [attended.flatten(-2)] if self.updates_context else []
+        if self.has_state:
+            parts.append(attended_state.flatten(-2).unsqueeze(-2))
+        return torch.cat(parts, dim=-2)
 
     def _heads(self, rows: Tensor) -> Tensor:
         return rows.unflatten(-1, (self.num_heads, -1))
+
+
+def _gated(hint: Tensor, u: Tensor, state: Tensor | None, gate: nn.Linear) -> Tensor:
+    """``z*u + (1-z)*h`` with ``z = sigmoid(W_g [g ; u ; h])``, inputs (..., d), without writing the concatenation."""
+    w_hint, w_u, w_state = gate.weight.split(u.shape[-1], dim=1)
+    logits = F.linear(hint, w_hint, gate.bias) + F.linear(u, w_u)
+    if state is None:  # h = 0 contributes nothing
+        return torch.sigmoid(logits) * u
+    return torch.lerp(state, u, torch.sigmoid(logits + F.linear(state, w_state)))
 
 
 class ClassificationHead(nn.Module):
@@ -139,7 +182,9 @@ class ClassificationHead(nn.Module):
         self.out_proj = nn.Linear(3 * config.hidden_size, config.num_labels)
 
     def forward(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Logits (..., num_labels) from pairs of vectors (..., d)."""
+        """Logits (..., num_labels) from pairs of vectors (..., d), all broadcast against each other."""
+        vectors = torch.broadcast_tensors(*(vector for pair in pairs for vector in pair))
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
         features = torch.cat([torch.cat([a, b, (a - b).abs()], dim=-1) for a, b in pairs], dim=-1)
         return self.out_proj(self.dropout(F.relu(self.dense(features))))
 
@@ -160,7 +205,7 @@ class MixEncoderModel(PreTrainedModel):
         self.backbone = build_backbone(config.backbone_config)
         self.codes = nn.Parameter(torch.zeros(config.num_context_embeddings, d))
         self.interaction = nn.ModuleList(InteractionLayer(config) for _ in config.interaction_layers)
-        self.gate = nn.Linear(3 * d, d)
+        self.gate = nn.Linear(3 * d, d) if config.state_row else None
         self.dual_scale = nn.Parameter(torch.zeros(())) if config.dual_term else None
         self.classifier = ClassificationHead(config) if "classification" in config.heads else None
         self.kernel_backend = "auto"
@@ -190,13 +235,13 @@ class MixEncoderModel(PreTrainedModel):
                 init.constant_(self.dual_scale, self.config.dual_scale_init)
 
     def start_interaction_from_backbone(self) -> None:
-        """Give every interaction layer the weights of the backbone layer that it reads.
+        """Give every interaction layer the weights of the backbone layer that it reads, as far as that has them.
 
         With the dual term the last LayerNorm is scaled down, so that ``h . e``, which means nothing yet, starts small
         and the score starts at the dual term's quality.
         """
         for layer, index in zip(self.interaction, self.config.interaction_layer_indices, strict=True):
-            layer.start_from(layer_weights(self.backbone, index))
+            layer.start_from(start_weights(self.backbone, index))
         if self.config.dual_term:
             with torch.no_grad():
                 for parameter in self.interaction[-1].output_norm.parameters():
@@ -205,12 +250,12 @@ class MixEncoderModel(PreTrainedModel):
     def encode_query(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> QueryState:
         """Run the backbone over queries (B, m) and keep what the interaction layers read.
 
-        Without the dual term the pass stops once the last tapped keys and values are known. Padding is on the right;
-        attention_mask (B, m) is 1 for tokens, None when there is no padding.
+        The pass stops once the last tapped keys and values are known, unless the dual term or an ablation needs final
+        vectors. Padding is on the right; attention_mask (B, m) is 1 for tokens, None when there is no padding.
         """
         indices = self.config.interaction_layer_indices
-        tap = KeyValueTap(indices, stop_after_last=not self.config.dual_term)
-        pooled = None
+        tap = KeyValueTap(indices, stop_after_last=self.config.state_row and not self.config.dual_term)
+        pooled = first = None
         try:
             output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, key_value_tap=tap)
         except LastTapReached:
@@ -218,12 +263,14 @@ class MixEncoderModel(PreTrainedModel):
         else:
             if self.config.dual_term:
                 pooled = _masked_mean(output.last_hidden_state, attention_mask)
+            if not self.config.state_row:
+                first = output.last_hidden_state[:, 0]
         keys, values = zip(*(tap[index] for index in indices), strict=True)
         if attention_mask is None:
             lengths = torch.full((input_ids.shape[0],), input_ids.shape[1], device=input_ids.device)
         else:
             lengths = attention_mask.sum(dim=1)
-        return QueryState(keys, values, lengths, pooled)
+        return QueryState(keys, values, lengths, pooled, first)
 
     def encode_document(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Compress candidates (N, n) into context embeddings E_0 (N, k, d): ``softmax(C T^T + mask) T``, unscaled."""
@@ -235,15 +282,19 @@ class MixEncoderModel(PreTrainedModel):
             scores = scores.masked_fill(attention_mask.unsqueeze(1) == 0, torch.finfo(scores.dtype).min)
         return torch.matmul(scores.softmax(dim=-1).to(tokens.dtype), tokens)
 
-    def run_interaction(self, candidates: Tensor, attends: Sequence[Attend]) -> tuple[Tensor, Tensor]:
+    def run_interaction(
+        self, candidates: Tensor, attends: Sequence[Attend], first: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Run the interaction stack over candidates (..., N, k, d); one way to attend for every layer.
 
-        Returns h (..., N, d), the last state, and e (..., N, d), the mean of the last contexts.
+        Returns h (..., N, d), the last state, and e (..., N, d), the mean of the last contexts. Without the state row h
+        is `first`, the query's first-token vectors, (..., N or 1, d); without the context update e has no more leading
+        dimensions than the candidates.
         """
         context, state = candidates, None
         for layer, attend in zip(self.interaction, attends, strict=True):
             context, state = layer(context, state, attend, self.gate)
-        return state, context.mean(dim=-2)
+        return state if self.config.state_row else first, context.mean(dim=-2)
 
     def rank_head(self, h: Tensor, e: Tensor, pooled_query: Tensor | None, pooled_candidate: Tensor) -> RankingScores:
         """``h . e`` as a row sum in float32, and the dual term; all inputs (..., d), broadcast against each other."""
@@ -259,7 +310,7 @@ class MixEncoderModel(PreTrainedModel):
         """Logits (..., num_labels), at least float32, from inputs (..., d)."""
         pairs = [(h, e)]
         if self.config.dual_term:
-            pairs.append(torch.broadcast_tensors(pooled_query, pooled))
+            pairs.append((pooled_query, pooled))
         return self.classifier(pairs).to(torch.promote_types(h.dtype, torch.float32))
 
     def interact(self, query_state: QueryState, candidates: Tensor, head: str | None = None) -> RankingScores | Tensor:
@@ -281,8 +332,11 @@ class MixEncoderModel(PreTrainedModel):
         attends = [
             partial(attend_layer, key, value) for key, value in zip(query_state.keys, query_state.values, strict=True)
         ]
-        h, e = self.run_interaction(candidates, attends)
-        pooled_query = None if query_state.pooled is None else query_state.pooled.unsqueeze(1)
+        # (B, 1, d): the same for all candidates of a query
+        pooled_query, first = (
+            None if vector is None else vector.unsqueeze(1) for vector in (query_state.pooled, query_state.first)
+        )
+        h, e = self.run_interaction(candidates, attends, first)
         apply_head = self.rank_head if head == "ranking" else self.classification_head
         return apply_head(h, e, pooled_query, candidates.mean(dim=-2))
 

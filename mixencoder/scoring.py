@@ -48,10 +48,11 @@ def score_pairs(
         attends = [
             partial(_attend_segments, segments, layer, model.kernel_backend) for layer in range(len(model.interaction))
         ]
-        h, e = model.run_interaction(rows, attends)
-        pooled_query = None
-        if query_state.pooled is not None:
-            pooled_query = query_state.pooled[chunk_queries.to(device)]
+        pooled_query, first = (
+            None if vectors is None else vectors[chunk_queries.to(device)]
+            for vectors in (query_state.pooled, query_state.first)
+        )
+        h, e = model.run_interaction(rows, attends, first)
         vectors = (h.view(CHUNK, -1), e.view(CHUNK, -1), pooled_query, rows.mean(dim=-2))
         if head == "ranking":
             outputs.append(getattr(model.rank_head(*vectors), score))
@@ -59,19 +60,27 @@ def score_pairs(
             outputs.append(model.classification_head(*vectors))
     if not outputs:
         return torch.empty(0, device=device)
-    out = torch.cat(outputs)[:total].float()
-    if not torch.isfinite(out).all():
+    return check_finite(torch.cat(outputs)[:total].float(), candidates.dtype)
+
+
+def check_finite(scores: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return scores as they are; dtype is that of the model, for the message.
+
+    Raises:
+        NonFiniteError: one is NaN or infinite.
+    """
+    if not torch.isfinite(scores).all():
         raise NonFiniteError(
-            f"{int((~torch.isfinite(out)).sum())} of {out.numel()} scores are not finite (dtype {candidates.dtype}); "
+            f"{int((~torch.isfinite(scores)).sum())} of {scores.numel()} scores are not finite (dtype {dtype}); "
             "float32 or bfloat16 have the range that float16 lacks, and a checkpoint may be damaged"
         )
-    return out
+    return scores
 
 
 def _attend_segments(
-    segments: Sequence[tuple[QueryState, int]], layer: int, backend: str, *rows: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Attend a chunk's rows, which belong to one query after the other.
+    segments: Sequence[tuple[QueryState, int]], layer: int, backend: str, *rows: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Attend a chunk's rows, which belong to one query after the other; without state rows there is no state.
 
     Every query meets the whole chunk and keeps its own rows, so that no product's shape depends on the neighbours.
     """
@@ -79,8 +88,12 @@ def _attend_segments(
     for query, count in segments:
         result = candidate_attention(*rows, query.keys[layer], query.values[layer], backend=backend)
         contexts.append(result.context[:, start : start + count])
-        states.append(result.state[:, start : start + count])
+        if result.state is not None:
+            states.append(result.state[:, start : start + count])
         start += count
-    if len(segments) == 1:
-        return contexts[0], states[0]
-    return torch.cat(contexts, dim=1), torch.cat(states, dim=1)
+    return _joined(contexts), _joined(states) if states else None
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Concatenate parts (1, count, ...) of a chunk; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

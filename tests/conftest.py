@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, PreTrainedTokenizerFast, RobertaConfig, XLMRobertaConfig
+from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 
 KERNEL_RUNS = pytest.StashKey[int]()
 
@@ -39,8 +39,21 @@ def backbone_config(kind: str = "bert", **changes: object):
         "max_position_embeddings": 40,
         "pad_token_id": 0,
     }
-    classes = {"bert": BertConfig, "roberta": RobertaConfig, "xlm-roberta": XLMRobertaConfig}
-    return classes[kind](**{**sizes, **changes})
+    own = {
+        "electra": {"embedding_size": 24},
+        # 3 layers in 2 groups: the first two layers are one module
+        "albert": {"embedding_size": 24, "num_hidden_groups": 2},
+        "distilbert": {"hidden_dim": sizes["intermediate_size"]},
+        # tokens further apart than 2 do not see each other in every layer but the first
+        "modernbert": {
+            "local_attention": 4,
+            "bos_token_id": 2,
+            "cls_token_id": 2,
+            "eos_token_id": 3,
+            "sep_token_id": 3,
+        },
+    }
+    return CONFIG_MAPPING[kind](**{**sizes, **own.get(kind, {}), **changes})
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, DistilBertConfig, DistilBertModel
+from transformers import BertConfig, MPNetConfig, MPNetModel
 
 from mixencoder import MixEncoder
 from mixencoder.errors import (
@@ -302,10 +302,12 @@ def test_missing_weights_are_an_error_and_not_random_numbers(model, tmp_path):
 
 
 def test_other_encoders_are_refused(tmp_path, tokenizer):
-    config = DistilBertConfig(vocab_size=30, dim=32, n_layers=1, n_heads=2, hidden_dim=48)
-    DistilBertModel(config).save_pretrained(tmp_path)
+    config = MPNetConfig(
+        vocab_size=30, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48
+    )
+    MPNetModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedBackboneError, match='"distilbert" is not supported'):
+    with pytest.raises(UnsupportedBackboneError, match=r'"mpnet" is not supported: .*relative position bias'):
         MixEncoder.from_backbone(tmp_path)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mixencoder.backbones import encoder_layers
 from mixencoder.errors import DataError, InputError, MissingExtraError, NonFiniteError, TruncationWarning
 from mixencoder.fast import MixEncoder
 from mixencoder.training.data import Collator, ExampleDataset, Source, SourceBatchSampler, read_source
@@ -97,7 +98,8 @@ def train(config: TrainConfig) -> MixEncoder:
     model = engine.model
     if config.freeze_embeddings:
         model.backbone.embeddings.requires_grad_(False)
-    model.backbone.encoder.layer[: config.freeze_layers].requires_grad_(False)
+    for layer in encoder_layers(model.backbone)[: config.freeze_layers]:
+        layer.requires_grad_(False)
     reader = engine.with_limits(
         max_query_length=min(config.max_query_tokens, engine.read_query.max_length),
         max_document_length=min(config.max_document_tokens, engine.read_document.max_length),

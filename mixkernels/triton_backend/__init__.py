@@ -1,1 +1,1 @@
-"""Fused Triton kernels, a file per operator family. Triton is imported when a kernel is first called, never before."""
+"""Fused Triton kernels, a file per operator family. Their modules import triton; nothing else of mixkernels does."""

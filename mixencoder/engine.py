@@ -1,0 +1,400 @@
+"""What every front door shares: texts in, scores and rankings out, and what bad input gets.
+
+`Engine` holds a model and a tokenizer, reads texts, predicts and ranks; `EncodingEngine` adds encoding ahead of time.
+How pairs are scored is the business of those that derive from them: `mixencoder.fast.MixEncoder` and
+`mixencoder.peers`.
+"""
+
+import copy
+import dataclasses
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from mixencoder.backbones import max_positions
+from mixencoder.checkpoint import save
+from mixencoder.errors import InputError
+from mixencoder.scoring import Pairs
+from mixencoder.tokenization import TextEncoder
+
+logger = logging.getLogger(__name__)
+
+MIN_TOKEN_ROWS = 32
+"""Fewest token rows of an encoder pass; with fewer, CPU libraries use products that round differently."""
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+class Request(NamedTuple):
+    """How to score, as `Engine.predict` and `Engine.rank` were asked."""
+
+    head: str
+    score: str
+    batch_size: int
+    show_progress_bar: bool | None
+
+
+class Engine:
+    """Predict and rank texts with a model.
+
+    Attributes:
+        model: the torch module.
+        tokenizer: its tokenizer.
+        read_query, read_document: from texts to token ids, as this engine cuts them.
+        score_terms: what `predict` and `rank` accept as ``score``: the whole, and single terms where there are any.
+        encoded_types: what `rank` accepts as documents beside texts.
+    """
+
+    score_terms: tuple[str, ...] = ("full",)
+    encoded_types: tuple[type, ...] = ()
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        config = model.config
+        longest = self._longest("query"), self._longest("document")
+        self.read_query = TextEncoder(
+            tokenizer, min(config.max_query_length or longest[0], longest[0]), config.query_truncation_side, "query"
+        )
+        self.read_document = TextEncoder(tokenizer, min(config.max_document_length or longest[1], longest[1]))
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write configuration, weights (safetensors) and tokenizer into a directory, which `from_pretrained` reads.
+
+        A crash leaves every file either as it was or as it becomes, never half-written.
+
+        Raises:
+            CheckpointError: the directory cannot be written.
+        """
+        save(self.model, self.tokenizer, Path(directory))
+
+    def with_limits(self, *, max_query_length: int | None = None, max_document_length: int | None = None) -> Self:
+        """Return an engine over the same weights that reads fewer tokens; the configuration is left alone.
+
+        Args:
+            max_query_length, max_document_length: tokens, special tokens included; None keeps the limit.
+
+        Raises:
+            InputError: a limit is more than the backbone has positions for, or leaves no room for text.
+        """
+        other = copy.copy(self)
+        for role, length in (("query", max_query_length), ("document", max_document_length)):
+            if length is None:
+                continue
+            if not 3 <= length <= self._longest(role):
+                raise InputError(f"max_{role}_length is {length}; expected 3 to {self._longest(role)} tokens")
+            name = f"read_{role}"
+            setattr(other, name, dataclasses.replace(getattr(self, name), max_length=length))
+        return other
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Configuration of the model."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of weights and encoded texts; scores are float32 whatever it is."""
+        return self.model.dtype
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        pairs: Sequence[tuple[str, str]] | tuple[str, str],
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        head: str | None = None,
+        activation_fn: Callable[[Tensor], Tensor] | None = None,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        score: str = "full",
+    ) -> np.ndarray | list[Tensor] | Tensor:
+        """Score (query, document) pairs; equal texts are encoded once.
+
+        Args:
+            pairs: (query, document) texts; one pair alone gives one result.
+            batch_size: texts encoded at once.
+            show_progress_bar: None shows one if this module's logger is at INFO or below.
+            head: "ranking" or "classification"; None takes the configuration's default.
+            activation_fn: applied to the logits, for example ``torch.sigmoid``; None leaves them as they are.
+            convert_to_numpy: return a numpy array, else a list of tensors.
+            convert_to_tensor: return one tensor; wins over convert_to_numpy.
+            score: which part of a ranking score, of `score_terms`.
+
+        Returns:
+            float32 scores (n,) for ranking, logits (n, num_labels) for classification.
+
+        Raises:
+            InputError: a pair is not two strings, a text holds no token, or the model has no such head or score.
+            NonFiniteError: a score is NaN or infinite.
+        """
+        head = self.model.check_head(head)
+        self._check_score(score)
+        if len(pairs) == 2 and all(isinstance(text, str) for text in pairs):
+            single, pairs = True, [pairs]
+        else:
+            single, pairs = False, list(pairs)
+        for index, pair in enumerate(pairs):
+            if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+                raise InputError(f"pair {index} is {pair!r}; expected (query, document)")
+        if not pairs:
+            out = torch.empty((0,) if head == "ranking" else (0, self.config.num_labels))
+        else:
+            queries, query_of = unique(self.read_query([pair[0] for pair in pairs]))
+            documents, document_of = unique(self.read_document([pair[1] for pair in pairs]))
+            request = Request(head, score, batch_size, show_progress_bar)
+            out = self._score_pairs(queries, documents, Pairs(query_of, document_of), request)
+        if activation_fn is not None:
+            out = activation_fn(out)
+        if single:
+            out = out[0]
+        if convert_to_tensor:
+            return out
+        return out.cpu().numpy() if convert_to_numpy else (out if single else list(out))
+
+    def rank(
+        self,
+        query: str | Sequence[str],
+        documents: Sequence[str] | Any,
+        top_k: int | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        return_documents: bool = False,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        activation_fn: Callable[[Tensor], Tensor] | None = None,
+        score: str = "full",
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """Rank documents for a query, best first, ties to the lower corpus_id.
+
+        Args:
+            query: one text, or several, which give a list of rankings.
+            documents: texts, or what `encode_document` made of them where the model has that method.
+            top_k: how many to return; None returns all.
+            ids: a name of each document, returned as "id".
+            return_documents: also return each document's text.
+            batch_size, show_progress_bar, activation_fn, score: as in `predict`.
+
+        Returns:
+            [{"corpus_id": int, "score": float, "text": str?, "id": str?}, ...] for every query.
+
+        Raises:
+            InputError: no query or no document, a text that is not a string or holds no token, or a bad option.
+            NonFiniteError: a score is NaN or infinite.
+        """
+        self.model.check_head("ranking")
+        self._check_score(score)
+        encoded = isinstance(documents, self.encoded_types)
+        if not encoded:
+            documents = as_list(documents, "document")
+        if len(documents) == 0:
+            raise InputError("documents is empty; expected at least one candidate to rank")
+        if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
+            raise InputError(f"top_k is {top_k!r}; expected a positive integer or None")
+        if ids is not None and len(ids) != len(documents):
+            raise InputError(f"ids names {len(ids)} documents but there are {len(documents)}")
+        if return_documents and encoded:
+            raise InputError("return_documents needs texts, but documents are encoded")
+        queries = as_list(query, "query")
+        if not queries:
+            raise InputError("query is empty; expected at least one text")
+        scores = self._score_all(queries, documents, Request("ranking", score, batch_size, show_progress_bar))
+        if activation_fn is not None:
+            scores = activation_fn(scores)
+
+        def entry(corpus_id: int, value: float) -> dict[str, Any]:
+            result: dict[str, Any] = {"corpus_id": corpus_id, "score": value}
+            if return_documents:
+                result["text"] = documents[corpus_id]
+            if ids is not None:
+                result["id"] = ids[corpus_id]
+            return result
+
+        rankings = []
+        for row in scores.cpu().numpy():
+            order = np.argsort(-row, kind="stable")[:top_k]
+            rankings.append([entry(int(place), float(row[place])) for place in order])
+        return rankings[0] if isinstance(query, str) else rankings
+
+    def _longest(self, role: str) -> int:
+        """Tokens that the model can read of a text of this role, "query" or "document"."""
+        return max_positions(self.config.backbone_config)
+
+    def _score_pairs(
+        self, queries: Sequence[Sequence[int]], documents: Sequence[Sequence[int]], pairs: Pairs, request: Request
+    ) -> Tensor:
+        """Score pairs (R of them, in any order, at least one) of distinct token rows: (R,) or (R, num_labels)."""
+        raise NotImplementedError
+
+    def _score_all(self, queries: Sequence[str], documents: Sequence[str] | Any, request: Request) -> Tensor:
+        """Ranking scores (B, N) of all queries for all documents, texts or encoded; neither is empty."""
+        raise NotImplementedError
+
+    def _check_score(self, score: str) -> None:
+        if score not in self.score_terms:
+            raise InputError(f"score is {score!r}; expected one of {', '.join(self.score_terms)}")
+
+
+class EncodingEngine(Engine):
+    """An engine whose queries and documents are encoded apart, documents ahead of time if wanted."""
+
+    def encode_query(
+        self, texts: str | Sequence[str], *, batch_size: int = 32, show_progress_bar: bool | None = None
+    ) -> Any:
+        """Encode queries once, for any number of candidates.
+
+        Raises:
+            InputError: a text is not a string or holds no token.
+        """
+        texts = as_list(texts, "query")
+        if not texts:
+            raise InputError("query is empty; expected at least one text")
+        return self._encode_queries(self.read_query(texts), batch_size, show_progress_bar)
+
+    def encode_document(
+        self, texts: str | Sequence[str], *, batch_size: int = 32, show_progress_bar: bool | None = None
+    ) -> Any:
+        """Encode candidates ahead of time, on the model's device, in its dtype; equal texts are encoded once.
+
+        Raises:
+            InputError: a text is not a string or holds no token.
+        """
+        rows, place = unique(self.read_document(as_list(texts, "document")))
+        return self._encode_documents(rows, batch_size, show_progress_bar)[place.to(self.device)]
+
+    def interact(self, query_state: Any, candidates: Any, *, score: str = "full") -> Tensor:
+        """Ranking scores (B, N) float32 of B encoded queries for N encoded candidates: the hot path.
+
+        Args:
+            query_state: of `encode_query`.
+            candidates: of `encode_document`.
+            score: "full", or one term of it, of `score_terms`.
+
+        Raises:
+            InputError: the model has no ranking head or no such score, or candidates have another shape.
+            NonFiniteError: a score is NaN or infinite.
+        """
+        raise NotImplementedError
+
+    def _score_all(self, queries: Sequence[str], documents: Sequence[str] | Any, request: Request) -> Tensor:
+        options = {"batch_size": request.batch_size, "show_progress_bar": request.show_progress_bar}
+        query_state = self.encode_query(queries, **options)
+        if not isinstance(documents, self.encoded_types):
+            documents = self.encode_document(documents, **options)
+        return self.interact(query_state, documents, score=request.score)
+
+    def _encode_queries(self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None) -> Any:
+        """Encode token rows of queries, at least one."""
+        raise NotImplementedError
+
+    def _encode_documents(self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None) -> Any:
+        """Encode token rows of documents; what is returned can be indexed by a tensor of row numbers."""
+        raise NotImplementedError
+
+    def _encode(
+        self,
+        rows: Sequence[Sequence[int]],
+        encode: Callable[[Tensor], Any],
+        batch_size: int,
+        show_progress_bar: bool | None,
+        name: str,
+    ) -> Iterator[tuple[list[int], Any]]:
+        """Encode texts in groups of equal length; yields the numbers of a group's texts and what was made of them.
+
+        What is no tensor may hold rows beyond the group's texts.
+        """
+        check_batch_size(batch_size)
+        groups = defaultdict(list)
+        for number, row in enumerate(rows):
+            groups[len(row)].append(number)
+        with progress_bar(len(rows), name, "text", show_progress_bar) as bar:
+            # longest first: what does not fit into memory fails at once
+            for length in sorted(groups, reverse=True):
+                for start in range(0, len(groups[length]), batch_size):
+                    numbers = groups[length][start : start + batch_size]
+                    batch = [rows[number] for number in numbers]
+                    missing = -(-MIN_TOKEN_ROWS // length) - len(batch)
+                    batch += [batch[0]] * missing
+                    with torch.inference_mode():
+                        encoded = encode(torch.tensor(batch, device=self.device))
+                    yield numbers, encoded[: len(numbers)] if isinstance(encoded, Tensor) else encoded
+                    bar.update(len(numbers))
+
+
+def progress_bar(total: int, name: str, unit: str, show: bool | None) -> tqdm:
+    """Return a progress bar; None shows it if this module's logger is at INFO or below."""
+    if show is None:
+        show = logger.getEffectiveLevel() <= logging.INFO
+    return tqdm(total=total, desc=name, unit=unit, disable=not show)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse a batch size that is no positive integer.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size is {batch_size!r}; expected a positive integer")
+
+
+def as_list(texts: str | Sequence[str], role: str) -> list[str]:
+    """Return one text or several as a list.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, bytes) or not isinstance(texts, Sequence):
+        raise InputError(f"{role} is a {type(texts).__name__}; expected a string or a list of strings")
+    return list(texts)
+
+
+def unique(rows: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], Tensor]:
+    """Return distinct token rows in order of appearance, and for every row its number among them."""
+    numbers: dict[tuple[int, ...], int] = {}
+    place = [numbers.setdefault(tuple(row), len(numbers)) for row in rows]
+    return list(numbers), torch.tensor(place, dtype=torch.int64)
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """Return the device; None takes a GPU if there is one, else the CPU.
+
+    Raises:
+        InputError: it cannot be used here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {str(device)!r} cannot be used here: {reason}; expected for example cpu") from error
+    return device
+
+
+def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    """Return the dtype by object or name, of `DTYPES`; None is float32.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise InputError(f"dtype {dtype!r} cannot be used; expected one of {', '.join(DTYPES)}")
+    return getattr(torch, name)

@@ -1,0 +1,287 @@
+"""The peers' front doors: what they share beyond `mixencoder.engine`.
+
+`Peer` loads and starts models. `VectorPeer` scores candidates that are fixed-size tensors, `TokenPeer` those that hold
+a vector for every token.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from mixencoder.backbones import cast_parameters
+from mixencoder.checkpoint import load_backbone, load_model, load_tokenizer
+from mixencoder.engine import EncodingEngine, Engine, Request, resolve_device, resolve_dtype
+from mixencoder.errors import InputError
+from mixencoder.peers.modeling import PeerModel, TokenStates
+from mixencoder.peers.packed import PackedTokens
+from mixencoder.scoring import Pairs, check_finite
+
+
+class Peer(Engine):
+    """An engine that `from_pretrained` and `from_backbone` make.
+
+    Attributes:
+        model_class: the torch module.
+    """
+
+    model_class: type[PeerModel]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> Self:
+        """Load a checkpoint.
+
+        Args:
+            name_or_path: a directory, or a hub id.
+            device: None takes a GPU if there is one, else the CPU.
+            dtype: a torch dtype or its name, of `mixencoder.engine.DTYPES`. None: float32.
+
+        Raises:
+            CheckpointError: nothing is there, it is damaged, or it holds another kind of model.
+            InputError: the device or the dtype does not exist.
+        """
+        device, dtype = resolve_device(device), resolve_dtype(dtype)
+        model = load_model(name_or_path, dtype, cls.model_class, front_door=cls.__name__).to(device)
+        return cls(model, load_tokenizer(name_or_path))
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name_or_path: str | Path,
+        num_labels: int | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        **config: Any,
+    ) -> Self:
+        """Make an untrained model on top of a pretrained encoder.
+
+        Args:
+            name_or_path: a directory or hub id of an encoder; `mixencoder.backbones.SUPPORTED` lists the kinds.
+            num_labels: classes of a classification head, which becomes the only head. None: a ranking head. For both
+                pass ``heads=("ranking", "classification")`` beside it.
+            device, dtype: as in `from_pretrained`.
+            config: further fields of the configuration.
+
+        Raises:
+            CheckpointError, UnsupportedBackboneError, InputError: the encoder or a value cannot be used.
+        """
+        device, dtype = resolve_device(device), resolve_dtype(dtype)
+        backbone, tokenizer = load_backbone(name_or_path), load_tokenizer(name_or_path)
+        if num_labels is not None:
+            config = {"heads": ("classification",), **config, "num_labels": num_labels}
+        try:
+            configuration = cls.model_class.config_class(
+                backbone_config=backbone.config, **cls._tokenizer_fields(tokenizer), **config
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        model = cls.model_class(configuration)
+        model.backbone.load_state_dict(backbone.state_dict())
+        cast_parameters(model, dtype)
+        return cls(model.to(device), tokenizer)
+
+    @classmethod
+    def _tokenizer_fields(cls, tokenizer: Any) -> dict[str, Any]:
+        """Fields of the configuration that are read off the tokenizer."""
+        return {}
+
+
+class EncodingPeer(Peer, EncodingEngine):
+    """A peer that encodes queries and documents apart.
+
+    Attributes:
+        query_block: queries that `interact` scores at once.
+    """
+
+    query_block: int = 1
+
+    @torch.inference_mode()
+    def interact(self, query_state: Any, candidates: Any, *, score: str = "full") -> Tensor:
+        """Ranking scores (B, N) float32 of B encoded queries for N encoded candidates: the hot path.
+
+        Args:
+            query_state: of `encode_query`.
+            candidates: of `encode_document`.
+            score: "full"; these models' scores have no further terms.
+
+        Raises:
+            InputError: the model has no ranking head or no such score, or candidates have another shape.
+            NonFiniteError: a score is NaN or infinite.
+        """
+        self.model.check_head("ranking")
+        candidates = self._check_candidates(candidates)
+        self._check_score(score)
+        out = torch.empty(len(query_state), len(candidates), device=self.device)
+        numbers = torch.arange(len(query_state), device=self.device)
+        for rows in numbers.split(self.query_block):
+            out[rows] = self._score_pool(query_state[rows], candidates)
+        return check_finite(out, self.dtype)
+
+    def _score_pairs(
+        self, queries: Sequence[Sequence[int]], documents: Sequence[Sequence[int]], pairs: Pairs, request: Request
+    ) -> Tensor:
+        query_state = self._encode_queries(queries, request.batch_size, request.show_progress_bar)
+        candidates = self._encode_documents(documents, request.batch_size, request.show_progress_bar)
+        pairs = Pairs(pairs.query.to(self.device), pairs.candidate.to(self.device))
+        size = () if request.head == "ranking" else (self.config.num_labels,)
+        out = torch.empty(len(pairs.query), *size, device=self.device)
+        for rows in self._pair_batches(query_state, candidates, pairs):
+            query, candidate = self._take(query_state, pairs.query[rows]), self._take(candidates, pairs.candidate[rows])
+            # each row is a query with one candidate of its own
+            scored = self.model.interact(query, candidate.unflatten(0, (-1, 1)), request.head)
+            out[rows] = (scored.full if request.head == "ranking" else scored).squeeze(1).float()
+        return check_finite(out, self.dtype)
+
+    def _score_pool(self, query_state: Any, candidates: Any) -> Tensor:
+        """Ranking scores (B, N) of a block of queries for candidates that all of them meet."""
+        raise NotImplementedError
+
+    def _pair_batches(self, query_state: Any, candidates: Any, pairs: Pairs) -> Iterator[Tensor]:
+        """Row numbers of pairs that are scored at once."""
+        raise NotImplementedError
+
+    def _take(self, states: Any, numbers: Tensor) -> Tensor | TokenStates:
+        """States of chosen texts as the model wants them."""
+        raise NotImplementedError
+
+    def _check_candidates(self, candidates: Any) -> Any:
+        """Return candidates on the model's device, in its dtype."""
+        raise NotImplementedError
+
+
+class VectorPeer(EncodingPeer):
+    """A peer whose queries and documents are tensors of one size each.
+
+    Attributes:
+        candidate_block: candidates that `interact` scores at once. Every block is filled up to whole groups of 64:
+            products of few rows, or of an odd number, may round equal rows differently.
+    """
+
+    encoded_types = (Tensor,)
+    candidate_block: int = 4096
+
+    def _encode_queries(self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None) -> Tensor:
+        return self._stack(rows, self.model.encode_query, batch_size, show_progress_bar, "Queries")
+
+    def _encode_documents(
+        self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None
+    ) -> Tensor:
+        return self._stack(rows, self.model.encode_document, batch_size, show_progress_bar, "Documents")
+
+    def _stack(self, rows: Sequence[Sequence[int]], *options: Any) -> Tensor:
+        order, parts = [], []
+        for numbers, part in self._encode(rows, *options):
+            order += numbers
+            parts.append(part)
+        if not parts:
+            return torch.empty(0, self.config.hidden_size, dtype=self.dtype, device=self.device)
+        stacked = torch.cat(parts)
+        out = torch.empty_like(stacked)
+        out[torch.tensor(order, device=self.device)] = stacked
+        return out
+
+    def _score_pool(self, query_state: Tensor, candidates: Tensor) -> Tensor:
+        parts = []
+        for block in candidates.split(self.candidate_block):
+            count = len(block)
+            if count % 64:
+                block = torch.cat([block, block[-1:].expand(-count % 64, -1)])
+            parts.append(self.model.interact(query_state, block, "ranking").full[:, :count])
+        return torch.cat(parts, dim=1).float()
+
+    def _pair_batches(self, query_state: Tensor, candidates: Tensor, pairs: Pairs) -> Iterator[Tensor]:
+        yield from torch.arange(len(pairs.query), device=self.device).split(256)
+
+    def _take(self, states: Tensor, numbers: Tensor) -> Tensor:
+        return states[numbers]
+
+    def _check_candidates(self, candidates: Any) -> Tensor:
+        width = self.config.hidden_size
+        if not isinstance(candidates, Tensor) or candidates.dim() != 2 or candidates.shape[1] != width:
+            found = tuple(candidates.shape) if isinstance(candidates, Tensor) else type(candidates).__name__
+            raise InputError(f"candidates are {found}; expected vectors (N, {width}), as encode_document makes them")
+        return candidates.to(self.device, self.dtype)
+
+
+class TokenPeer(EncodingPeer):
+    """A peer whose queries and documents are a vector for every token.
+
+    Attributes:
+        tokens_at_once: tokens, padding included, that one pass scores.
+        joins_query: whether a pass holds the query's tokens once for every candidate.
+    """
+
+    encoded_types = (PackedTokens,)
+    tokens_at_once: int
+    joins_query: bool
+
+    def _encode_queries(
+        self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None
+    ) -> PackedTokens:
+        return self._pack(rows, self.model.encode_query, batch_size, show_progress_bar, "Queries")
+
+    def _encode_documents(
+        self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None
+    ) -> PackedTokens:
+        return self._pack(rows, self.model.encode_document, batch_size, show_progress_bar, "Documents")
+
+    def _pack(self, rows: Sequence[Sequence[int]], *options: Any) -> PackedTokens:
+        order, groups = [], []
+        for numbers, states in self._encode(rows, *options):
+            order += numbers
+            groups.append(states.vectors[: len(numbers)])
+        if not groups:
+            groups.append(torch.empty(0, 1, self._width, dtype=self.dtype, device=self.device))
+        packed = PackedTokens.from_groups(groups)
+        return packed[torch.tensor(order, dtype=torch.int64, device=self.device).argsort()]
+
+    @property
+    def _width(self) -> int:
+        """Numbers a token."""
+        return self.config.hidden_size
+
+    def _score_pool(self, query_state: PackedTokens, candidates: PackedTokens) -> Tensor:
+        # equal texts share their vectors: each is scored once, so that ties are exact
+        starts, place = candidates.starts.unique(return_inverse=True)
+        first = torch.empty_like(starts).scatter_(0, place, torch.arange(len(place), device=self.device))
+        distinct = candidates[first]
+        queries = query_state.pad()
+        out = torch.empty(len(query_state), len(distinct), device=self.device)
+        for rows in self._batches(distinct.lengths, int(query_state.lengths.max()) if self.joins_query else 0):
+            out[:, rows] = self.model.interact(queries, distinct[rows].pad(), "ranking").full.float()
+        return out[:, place]
+
+    def _pair_batches(self, query_state: PackedTokens, candidates: PackedTokens, pairs: Pairs) -> Iterator[Tensor]:
+        lengths = query_state.lengths[pairs.query] + candidates.lengths[pairs.candidate]
+        yield from self._batches(lengths, 0)
+
+    def _batches(self, lengths: Tensor, extra: int) -> Iterator[Tensor]:
+        """Split texts, longest first, into runs that hold at most `tokens_at_once`, each with `extra` tokens beside."""
+        order = lengths.argsort(descending=True, stable=True)
+        start = 0
+        while start < len(order):
+            count = max(1, self.tokens_at_once // (int(lengths[order[start]]) + extra))
+            yield order[start : start + count]
+            start += count
+
+    def _take(self, states: PackedTokens, numbers: Tensor) -> TokenStates:
+        return states[numbers].pad()
+
+    def _check_candidates(self, candidates: Any) -> PackedTokens:
+        if not isinstance(candidates, PackedTokens) or candidates.vectors.shape[1] != self._width:
+            is_packed = isinstance(candidates, PackedTokens)
+            found = f"{candidates.vectors.shape[1]} numbers a token" if is_packed else type(candidates).__name__
+            raise InputError(
+                f"candidates are {found}; expected PackedTokens with {self._width} numbers a token, as "
+                "encode_document makes them"
+            )
+        return candidates.to(self.device, self.dtype)

@@ -1,0 +1,200 @@
+"""Cross-encoder: query and document as one sequence through all layers; the most accurate, nothing ahead of time."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel
+
+from mixencoder.backbones import max_positions
+from mixencoder.engine import Request, check_batch_size, progress_bar, unique
+from mixencoder.errors import CheckpointError, InputError, TruncationWarning
+from mixencoder.modeling import RankingScores
+from mixencoder.peers.base import Peer
+from mixencoder.peers.configuration import PeerConfig
+from mixencoder.peers.modeling import Batch, FirstTokenHeads, PeerModel
+from mixencoder.scoring import Pairs, check_finite
+from mixencoder.tokenization import pad
+
+
+class CrossEncoderConfig(PeerConfig):
+    """Configuration of `CrossEncoderModel`.
+
+    How a tokenizer joins a pair is described by what makes it from the texts' own token rows: the query's row, the
+    separator, then the document's row without its first tokens. `CrossEncoder.from_backbone` reads it off.
+
+    Args:
+        separator: token ids between the query's row and what remains of the document's row.
+        document_prefix: tokens that the document's row loses at its start.
+        document_suffix: special tokens at its end, which are kept when a document is cut to fit.
+        kwargs: fields of `PeerConfig`. A query is read up to half of the backbone's positions, a document is cut to
+            what the query leaves.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+
+    model_type = "mixencoder-cross-encoder"
+
+    def __init__(
+        self,
+        backbone_config: Any = None,
+        separator: Sequence[int] = (),
+        document_prefix: int = 1,
+        document_suffix: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        self.separator = list(separator)
+        self.document_prefix = document_prefix
+        self.document_suffix = document_suffix
+        super().__init__(backbone_config, **kwargs)
+
+
+class CrossEncoderModel(PeerModel):
+    """Linear heads on the first token of the joined sequence."""
+
+    config_class = CrossEncoderConfig
+
+    def __init__(self, config: CrossEncoderConfig) -> None:
+        super().__init__(config)
+        self.head = FirstTokenHeads(config)
+        self.post_init()
+
+    def join(
+        self, query: Tensor, query_mask: Tensor, document: Tensor, document_mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Join token rows (R, m) and (R, n), each padded on the right, into pairs.
+
+        A pair that is longer than the backbone has positions for loses the end of its document, special tokens aside.
+
+        Returns:
+            Token ids, mask and token types of the pairs, each (R, longest) int64; padding repeats tokens.
+
+        Raises:
+            InputError: a query leaves no room for a document.
+        """
+        prefix, suffix = self.config.document_prefix, self.config.document_suffix
+        separator = torch.tensor(self.config.separator, dtype=query.dtype, device=query.device)
+        query_length, document_length = query_mask.sum(dim=1, keepdim=True), document_mask.sum(dim=1, keepdim=True)
+        head = query_length + len(separator)
+        room = max_positions(self.config.backbone_config) - head
+        if int(room.min()) <= suffix:
+            raise InputError(
+                f"a query has {int(query_length.max())} tokens, which leaves no room for a document in "
+                f"{max_positions(self.config.backbone_config)} positions; cut queries to fewer tokens"
+            )
+        kept = torch.minimum(document_length - prefix, room)
+        length = head + kept
+        # where each place of the pair is found in [query ; separator ; document]
+        place = torch.arange(int(length.max()), device=query.device).expand(len(query), -1)
+        of_document = place - head
+        in_document = torch.where(
+            of_document < kept - suffix, of_document + prefix, document_length - (kept - of_document)
+        )
+        start = query.shape[1] + len(separator)
+        source = torch.where(place < head, place - query_length + query.shape[1], start + in_document)
+        source = torch.where(place < query_length, place, source)
+        row = torch.cat([query, separator.expand(len(query), -1), document], dim=1)
+        mask = place < length
+        ids = row.gather(1, source.where(mask, 0))
+        return ids, mask.long(), (place >= head).long()
+
+    def score(
+        self, query: Tensor, query_mask: Tensor, document: Tensor, document_mask: Tensor, head: str | None = None
+    ) -> Tensor:
+        """Score R pairs of token rows, as `join` takes them: (R,), or (R, num_labels); at least float32.
+
+        Raises:
+            InputError: the model has no such head, or a query leaves no room for a document.
+        """
+        head = self.check_head(head)
+        ids, mask, types = self.join(query, query_mask, document, document_mask)
+        segments = {"token_type_ids": types} if self._knows_segments else {}
+        states = self.backbone(input_ids=ids, attention_mask=mask, **segments).last_hidden_state
+        return self.head(states[:, 0], head)
+
+    def _score_batch(
+        self, query: Batch, document: Batch, candidates_per_query: int | None, head: str
+    ) -> RankingScores | Tensor:
+        """Join and score; in-batch that is B * N pairs."""
+        batch, count = len(query.ids), candidates_per_query or len(document.ids)
+        times = batch if candidates_per_query is None else 1
+        queries = (part.repeat_interleave(count, dim=0) for part in query)
+        documents = (part.repeat(times, 1) for part in document)
+        out = self.score(*queries, *documents, head).unflatten(0, (batch, count))
+        return RankingScores(out, None) if head == "ranking" else out
+
+
+class CrossEncoder(Peer):
+    """Cross-encoder: every pair is a sequence of its own; nothing can be encoded ahead of time.
+
+    Configuration: `CrossEncoderConfig`.
+
+    Example:
+        >>> model = CrossEncoder.from_backbone("sentence-transformers/all-MiniLM-L6-v2")
+        >>> model.rank("how do I undo a commit?", ["git reset --soft HEAD~1", "boil for ten minutes"], top_k=1)
+        [{'corpus_id': ..., 'score': ...}]
+    """
+
+    model_class = CrossEncoderModel
+
+    @classmethod
+    def _tokenizer_fields(cls, tokenizer: Any) -> dict[str, Any]:
+        """Compare a pair with its texts' own token rows."""
+        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+        single, pair = tokenizer("a")["input_ids"], tokenizer("a", "a")["input_ids"]
+        prefix = next((i for i in range(len(single)) if single[i : i + len(bare)] == bare), 0)
+        suffix = len(single) - prefix - len(bare)
+        separator = pair[len(single) : len(pair) - len(bare) - suffix]
+        if not bare or pair != [*single, *separator, *single[prefix:]]:
+            raise CheckpointError(
+                f"the tokenizer does not join a pair from its texts: 'a' is {single}, the pair ('a', 'a') is {pair}"
+            )
+        return {"separator": separator, "document_prefix": prefix, "document_suffix": suffix}
+
+    def _longest(self, role: str) -> int:
+        """At least half of the positions are the document's."""
+        return super()._longest(role) // (2 if role == "query" else 1)
+
+    def _score_pairs(
+        self, queries: Sequence[Sequence[int]], documents: Sequence[Sequence[int]], pairs: Pairs, request: Request
+    ) -> Tensor:
+        check_batch_size(request.batch_size)
+        query_lengths = torch.tensor([len(row) for row in queries])
+        document_lengths = torch.tensor([len(row) for row in documents])
+        lengths = query_lengths[pairs.query] + document_lengths[pairs.candidate]
+        lengths += len(self.config.separator) - self.config.document_prefix
+        longest = max_positions(self.config.backbone_config)
+        cut = int((lengths > longest).sum())
+        if cut:
+            warnings.warn(
+                f"{cut} of {len(lengths)} pairs are longer than {longest} tokens; the start of their document was kept",
+                TruncationWarning,
+                stacklevel=4,
+            )
+        size = () if request.head == "ranking" else (self.config.num_labels,)
+        out = torch.empty(len(lengths), *size, device=self.device)
+        with progress_bar(len(lengths), "Pairs", "pair", request.show_progress_bar) as bar:
+            # longest first: what does not fit into memory fails at once
+            for rows in lengths.argsort(descending=True, stable=True).split(request.batch_size):
+                query = pad([queries[number] for number in pairs.query[rows].tolist()], 0)
+                document = pad([documents[number] for number in pairs.candidate[rows].tolist()], 0)
+                tensors = (tensor.to(self.device) for tensor in (*query, *document))
+                out[rows.to(self.device)] = self.model.score(*tensors, request.head).float()
+                bar.update(len(rows))
+        return check_finite(out, self.dtype)
+
+    @torch.inference_mode()
+    def _score_all(self, queries: Sequence[str], documents: Sequence[str], request: Request) -> Tensor:
+        query_rows, query_of = unique(self.read_query(queries))
+        document_rows, document_of = unique(self.read_document(documents))
+        batch, count = len(query_rows), len(document_rows)
+        pairs = Pairs(torch.arange(batch).repeat_interleave(count), torch.arange(count).repeat(batch))
+        scores = self._score_pairs(query_rows, document_rows, pairs, request)
+        return scores.view(batch, count)[query_of][:, document_of]
+
+
+AutoConfig.register(CrossEncoderConfig.model_type, CrossEncoderConfig)
+AutoModel.register(CrossEncoderConfig, CrossEncoderModel)

@@ -1,0 +1,45 @@
+"""Token vectors of many texts of different lengths, without padding: what late interaction and DeFormer keep."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixencoder.peers.modeling import TokenStates
+
+
+@dataclass(frozen=True)
+class PackedTokens:
+    """A vector for every token of N texts; equal texts may share their vectors."""
+
+    vectors: Tensor
+    """(T, d), the tokens of all texts."""
+    starts: Tensor
+    """(N,) int64, where each text's tokens begin."""
+    lengths: Tensor
+    """(N,) int64, tokens of each text."""
+
+    @classmethod
+    def from_groups(cls, groups: Sequence[Tensor]) -> "PackedTokens":
+        """Pack groups (b, n, d) of texts of equal length, in this order."""
+        lengths = torch.cat([torch.full((len(group),), group.shape[1], device=group.device) for group in groups])
+        return cls(torch.cat([group.flatten(0, 1) for group in groups]), lengths.cumsum(0) - lengths, lengths)
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self.lengths)
+
+    def __getitem__(self, numbers: Tensor | slice) -> "PackedTokens":
+        """Return chosen texts, in the order given, sharing the vectors."""
+        return PackedTokens(self.vectors, self.starts[numbers], self.lengths[numbers])
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "PackedTokens":
+        """Return the same on another device, in another dtype."""
+        return PackedTokens(self.vectors.to(device, dtype), self.starts.to(device), self.lengths.to(device))
+
+    def pad(self) -> TokenStates:
+        """Return vectors (N, n, d) padded on the right to the longest text; padding repeats a text's last vector."""
+        places = torch.arange(int(self.lengths.max()), device=self.lengths.device)
+        rows = self.starts.unsqueeze(1) + places.minimum(self.lengths.unsqueeze(1) - 1)
+        return TokenStates(self.vectors[rows], places < self.lengths.unsqueeze(1))
