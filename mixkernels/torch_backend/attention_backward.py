@@ -111,7 +111,7 @@ class _Candidates:
         self.n, self.k = self.query.shape[:2]
         self.has_state = part.state_query is not None
         # all rows that meet the shared keys, times scale: (H, R, D)
-        self.rows = _joined(part.context_query, part.state_query)[0].transpose(0, 1) * scale
+        self.rows = _joined(part.context_query, part.state_query)[0].transpose(0, 1).contiguous() * scale
         # (n, k, k, H): every context row with every own key
         if self.key is None:
             self.own_logits = part.own_logits[0].to(self.query.dtype)
@@ -142,17 +142,19 @@ class _Candidates:
         probs = torch.bmm(self.rows, keys.transpose(1, 2)).view(heads, -1, queries, m)
         probs = probs.sub_(lse.permute(2, 1, 0).unsqueeze(-1)).exp_()
         grad_scores = torch.empty_like(probs)
-        for query in range(queries):
-            # (H, R, D), (H, R, m)
-            of_query, of_probs = grad[query].transpose(0, 1), probs[:, :, query]
-            grad_probs = torch.bmm(of_query, value[query].permute(1, 2, 0)).sub_(delta[query].t().unsqueeze(-1))
-            torch.mul(grad_probs, of_probs, out=grad_scores[:, :, query])
-            of_value = torch.bmm(of_probs.transpose(1, 2), of_query).transpose(0, 1)
-            shared[1][query] += of_value if absent is None else of_value.masked_fill_(absent[query], 0.0)
+        of_value = value.new_empty(queries, heads, m, dim)
+        # a query after the other: (H, R, D), (H, R, 1), (H, R, m), (H, D, m), (H, m, D)
+        by_query = (grad.transpose(1, 2), delta.transpose(1, 2).unsqueeze(-1), value.permute(0, 2, 3, 1), of_value)
+        by_query = (*(t.unbind(0) for t in by_query), probs.unbind(2), grad_scores.unbind(2))
+        for b_grad, b_delta, b_value, b_of_value, b_probs, b_grad_scores in zip(*by_query, strict=True):
+            torch.mul(torch.baddbmm(b_delta, b_grad, b_value, beta=-1.0), b_probs, out=b_grad_scores)
+            torch.bmm(b_probs.transpose(1, 2), b_grad, out=b_of_value)
         grad_scores = grad_scores.view(heads, -1, queries * m)
         self.grad_rows.baddbmm_(grad_scores, keys, alpha=self.scale)
         of_key = torch.bmm(grad_scores.transpose(1, 2), self.rows).view(heads, queries, m, dim).permute(1, 2, 0, 3)
+        of_value = of_value.transpose(1, 2)
         shared[0].add_(of_key if absent is None else of_key.masked_fill_(absent, 0.0))
+        shared[1].add_(of_value if absent is None else of_value.masked_fill_(absent, 0.0))
 
     def _meet_own(self, outputs: _Outputs) -> None:
         for this in range(self.k):
