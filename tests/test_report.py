@@ -13,8 +13,9 @@ def test_a_document_holds_what_the_results_say(path):
     assert rendered(text, DOCUMENTS[path]) == text
 
 
-def test_every_benchmark_record_is_a_claim_with_its_rival_and_its_limit():
-    (path,) = RESULTS.glob("*/candidate_attention.json")
+@pytest.mark.parametrize("name", ["candidate_attention", "training_step"])
+def test_every_benchmark_record_is_a_claim_with_its_rival_and_its_limit(name):
+    (path,) = RESULTS.glob(f"*/{name}.json")
     result = json.loads(path.read_text(encoding="utf-8"))
     assert {"torch", "threads", "cpu_capability"} <= set(result["machine_info"])
     assert "node" not in result["machine_info"]
