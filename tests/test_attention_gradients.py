@@ -129,10 +129,21 @@ def test_every_gradient_element_is_written(backend, form, pytestconfig):
 
 
 def test_atomic_sums_are_an_option(monkeypatch, pytestconfig):
+    from mixkernels.triton_backend import attention_backward
+
+    kernel, atomic = attention_backward.candidate_attention_bwd_shared_kernel, []
+
+    class Recorded:
+        def __getitem__(self, grid):
+            launch = kernel[grid]
+            return lambda *args, **options: (atomic.append(options["ATOMIC"]), launch(*args, **options))
+
+    monkeypatch.setattr(attention_backward, "candidate_attention_bwd_shared_kernel", Recorded())
     case = Case.random(n=70, k=1, m=5, b=2, h=1)
     want = case.gradients("triton", pytestconfig)
     monkeypatch.setenv("MIXKERNELS_DETERMINISTIC", "0")
     got = case.gradients("triton", pytestconfig)
+    assert atomic == [False, True]
     for name in want:
         torch.testing.assert_close(got[name], want[name], rtol=0, atol=1e-5)
 
