@@ -7,9 +7,19 @@ Files, each also without .gz: ``corpus.jsonl.gz`` (_id, title, text), ``queries.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mixencoder.errors import DataError
 from mixencoder.jsonlines import read_json_lines, read_lines
+
+
+class BeirFiles(NamedTuple):
+    """The files of one split."""
+
+    corpus: Path
+    queries: Path
+    qrels: Path
+    run: Path
 
 
 @dataclass(frozen=True)
@@ -32,45 +42,61 @@ def read_beir(folder: Path, split: str) -> BeirSplit:
     Raises:
         DataError: a file is missing or has a wrong line, or an id is not in the corpus.
     """
+    files = beir_files(folder, split)
     corpus = {
-        _field(row, "_id", path, number): " ".join(
-            part for part in (row.get("title", ""), _field(row, "text", path, number)) if part
+        _field(row, "_id", files.corpus, number): " ".join(
+            part for part in (row.get("title", ""), _field(row, "text", files.corpus, number)) if part
         )
-        for path in [_find(folder, "corpus.jsonl")]
-        for number, row in read_json_lines(path)
+        for number, row in read_json_lines(files.corpus)
     }
     queries = {
-        _field(row, "_id", path, number): _field(row, "text", path, number)
-        for path in [_find(folder, f"queries.{split}.jsonl")]
-        for number, row in read_json_lines(path)
+        _field(row, "_id", files.queries, number): _field(row, "text", files.queries, number)
+        for number, row in read_json_lines(files.queries)
     }
     qrels: dict[str, dict[str, int]] = {}
-    path = _find(folder, f"qrels.{split}.tsv")
-    for number, line in read_lines(path):
+    for number, line in read_lines(files.qrels):
         fields = line.split("\t")
         if number == 1 and not fields[-1].lstrip("-").isdigit():
             continue
         if len(fields) != 3 or not fields[2].lstrip("-").isdigit():
-            raise DataError(f"{path}, line {number}: {line!r}; expected query-id, corpus-id, integer score, by tabs")
+            raise DataError(
+                f"{files.qrels}, line {number}: {line!r}; expected query-id, corpus-id, integer score, by tabs"
+            )
         qrels.setdefault(fields[0], {})[fields[1]] = int(fields[2])
-    return BeirSplit(corpus, queries, qrels, _read_run(folder, split, corpus))
+    return BeirSplit(corpus, queries, qrels, _read_run(files.run, corpus))
 
 
-def _read_run(folder: Path, split: str, corpus: dict[str, str]) -> dict[str, list[str]]:
-    paths = sorted([*folder.glob(f"*.{split}.run.gz"), *folder.glob(f"*.{split}.run")])
-    if len(paths) != 1:
-        raise DataError(f"{folder} holds {len(paths)} files *.{split}.run[.gz]; expected one first-stage run")
-    scored: dict[str, list[tuple[float, str]]] = {}
-    for number, line in read_lines(paths[0]):
+def beir_files(folder: Path, split: str) -> BeirFiles:
+    """Return the files of a split.
+
+    Raises:
+        DataError: one is missing, or there are several first-stage runs.
+    """
+    runs = sorted([*folder.glob(f"*.{split}.run.gz"), *folder.glob(f"*.{split}.run")])
+    if len(runs) != 1:
+        raise DataError(f"{folder} holds {len(runs)} files *.{split}.run[.gz]; expected one first-stage run")
+    corpus, queries = _find(folder, "corpus.jsonl"), _find(folder, f"queries.{split}.jsonl")
+    return BeirFiles(corpus, queries, _find(folder, f"qrels.{split}.tsv"), runs[0])
+
+
+def _read_run(path: Path, corpus: dict[str, str]) -> dict[str, list[str]]:
+    scored: dict[str, dict[str, float]] = {}
+    for number, line in read_lines(path):
         fields = line.split()
         if len(fields) != 6:
-            raise DataError(
-                f"{paths[0]}, line {number}: {len(fields)} fields; expected 6 (qid Q0 docid rank score tag)"
-            )
-        if fields[2] not in corpus:
-            raise DataError(f"{paths[0]}, line {number}: document {fields[2]!r} is not in the corpus")
-        scored.setdefault(fields[0], []).append((-float(fields[4]), fields[2]))
-    return {query: [document for _, document in sorted(rows)] for query, rows in scored.items()}
+            raise DataError(f"{path}, line {number}: {len(fields)} fields; expected 6 (qid Q0 docid rank score tag)")
+        query, document = fields[0], fields[2]
+        if document not in corpus:
+            raise DataError(f"{path}, line {number}: document {document!r} is not in the corpus")
+        if document in scored.setdefault(query, {}):
+            raise DataError(f"{path}, line {number}: document {document!r} is listed twice for query {query!r}")
+        try:
+            scored[query][document] = float(fields[4])
+        except ValueError:
+            raise DataError(f"{path}, line {number}: score is {fields[4]!r}; expected a number") from None
+    return {
+        query: sorted(scores, key=lambda document: (-scores[document], document)) for query, scores in scored.items()
+    }
 
 
 def _find(folder: Path, name: str) -> Path:

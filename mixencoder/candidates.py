@@ -1,13 +1,13 @@
 """Reading candidate files for the command line: .txt, .jsonl, .csv, .tsv, or standard input."""
 
-import csv
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from mixencoder.errors import DataError
-from mixencoder.jsonlines import decode, parse_object, read_lines
+from mixencoder.jsonlines import decode, read_lines
+from mixencoder.tables import read_rows
 
 
 class Candidates(NamedTuple):
@@ -30,15 +30,17 @@ def read_candidates(source: str, *, column: str | None = None) -> Candidates:
         DataError: the file cannot be read, is not UTF-8, lacks a column or a field, or holds no candidate; the message
             names file and line.
     """
-    path = Path(source)
-    kind = ".txt" if source == "-" else path.suffix.lower()
-    readers = {".txt": _read_text, ".jsonl": _read_json, ".csv": _read_table, ".tsv": _read_table}
-    if kind not in readers:
+    kind = ".txt" if source == "-" else Path(source).suffix.lower()
+    if kind not in (".txt", ".jsonl", ".csv", ".tsv"):
         raise DataError(f"{source}: files ending in {kind!r} are not read; expected .txt, .jsonl, .csv, .tsv or -")
-    if column is not None and readers[kind] is not _read_table:
+    is_table = kind in (".csv", ".tsv")
+    if column is not None and not is_table:
         raise DataError(f"{source}: a column was named ({column!r}), but only .csv and .tsv files have columns")
-    lines = _read_stdin() if source == "-" else read_lines(path)
-    candidates = readers[kind](lines, source, column)
+    if kind == ".txt":
+        lines = _read_stdin() if source == "-" else read_lines(Path(source))
+        candidates = Candidates([line for _, line in lines if line.strip()], None)
+    else:
+        candidates = _read_fields(source, column, is_table=is_table)
     if not candidates.texts:
         raise DataError(f"{source} holds no candidate")
     return candidates
@@ -49,45 +51,16 @@ def _read_stdin() -> Iterator[tuple[int, str]]:
         yield number, decode(raw, "standard input", number)
 
 
-def _read_text(lines: Iterator[tuple[int, str]], source: str, column: str | None) -> Candidates:
-    return Candidates([line for _, line in lines if line.strip()], None)
-
-
-def _read_json(lines: Iterator[tuple[int, str]], source: str, column: str | None) -> Candidates:
+def _read_fields(source: str, column: str | None, *, is_table: bool) -> Candidates:
     texts, ids = [], []
-    for number, line in lines:
-        if not line.strip():
-            continue
-        row = parse_object(line, source, number)
-        if not isinstance(row.get("text"), str):
-            raise DataError(f'{source}, line {number}: no string in "text", fields are {", ".join(row) or "none"}')
-        texts.append(row["text"])
-        ids.append(row.get("id"))
-    return _with_ids(texts, ids, source)
-
-
-def _read_table(lines: Iterator[tuple[int, str]], source: str, column: str | None) -> Candidates:
-    delimiter = "\t" if source.lower().endswith(".tsv") else ","
-    rows = csv.reader((f"{line}\n" for _, line in lines), delimiter=delimiter, strict=True)
-    try:
-        header = next(rows, [])
-        texts, ids = [], []
-        name = column or (header[0] if len(header) == 1 else "text")
-        if name not in header:
-            raise DataError(
-                f"{source} has no column {name!r}; its columns are {', '.join(header) or 'none'} (--column)"
-            )
-        place = header.index(name)
-        id_place = header.index("id") if "id" in header and name != "id" else None
-        for row in rows:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise DataError(f"{source}, line {rows.line_num}: {len(row)} fields; expected {len(header)}")
-            texts.append(row[place])
-            ids.append(None if id_place is None else row[id_place])
-    except csv.Error as error:
-        raise DataError(f"{source}, line {rows.line_num}: {error}") from error
+    for where, row in read_rows(Path(source)):
+        name = column or (next(iter(row)) if is_table and len(row) == 1 else "text")
+        if is_table and name not in row:
+            raise DataError(f"{source} has no column {name!r}; its columns are {', '.join(row)} (--column)")
+        if not isinstance(row.get(name), str):
+            raise DataError(f'{where}: no string in "{name}", fields are {", ".join(row) or "none"}')
+        texts.append(row[name])
+        ids.append(None if name == "id" else row.get("id"))
     return _with_ids(texts, ids, source)
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from mixencoder.architectures import load_engine
 from mixencoder.backbones import layout_of
+from mixencoder.configuration import MixEncoderConfig
 from mixencoder.errors import CheckpointError
 from mixencoder.modeling import MixEncoderModel
 
@@ -58,14 +60,29 @@ def load_model(
     return model
 
 
+def model_type_of(name_or_path: str | Path) -> str:
+    """Return the model type that a checkpoint's configuration names, "" for none.
+
+    Raises:
+        CheckpointError: nothing is there, or it is damaged.
+    """
+    _check_directory(name_or_path)
+    try:
+        fields, _ = PreTrainedConfig.get_config_dict(name_or_path)
+    except OSError as error:
+        raise CheckpointError(f"{name_or_path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return str(fields.get("model_type", ""))
+
+
 def load_backbone(name_or_path: str | Path) -> PreTrainedModel:
-    """Load a pretrained encoder without its pooler, in float32.
+    """Load a pretrained encoder without its pooler, in float32; of a checkpoint of this library, its backbone.
 
     Raises:
         CheckpointError: nothing is there, or it is damaged.
         UnsupportedBackboneError: it cannot serve as backbone.
     """
-    _check_directory(name_or_path)
+    if model_type_of(name_or_path).partition("-")[0] == MixEncoderConfig.model_type:
+        return load_engine(name_or_path, device="cpu").model.backbone
     options = layout_of(_read(AutoConfig, name_or_path)).model_options
     backbone = _read(AutoModel, name_or_path, dtype=torch.float32, use_safetensors=True, **options)
     # where it lay on this machine is nobody's business once it is saved inside another checkpoint

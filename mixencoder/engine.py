@@ -50,10 +50,12 @@ class Engine:
         read_query, read_document: from texts to token ids, as this engine cuts them.
         score_terms: what `predict` and `rank` accept as ``score``: the whole, and single terms where there are any.
         encoded_types: what `rank` accepts as documents beside texts.
+        reads_jointly: whether every pair takes a pass of its own through backbone layers.
     """
 
     score_terms: tuple[str, ...] = ("full",)
     encoded_types: tuple[type, ...] = ()
+    reads_jointly: bool = False
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
         self.model = model.eval()

@@ -24,6 +24,7 @@ from mixencoder.backbones import (
     layout_of,
     start_weights,
 )
+from mixencoder.chunking import in_chunks
 from mixencoder.configuration import MixEncoderConfig
 from mixencoder.errors import InputError
 from mixkernels import candidate_attention
@@ -360,14 +361,16 @@ class MixEncoderModel(PreTrainedModel):
         document_attention_mask: Tensor,
         candidates_per_query: int | None = None,
         head: str | None = None,
+        mini_batch_size: int | None = None,
     ) -> RankingScores | Tensor:
         """Encode queries (B, m) and documents (N, n), and score them.
 
         Without candidates_per_query every query meets every document, (B, N). With it the documents are those of the
-        queries in turn, N = B * candidates_per_query, and the result is (B, candidates_per_query).
+        queries in turn, N = B * candidates_per_query, and the result is (B, candidates_per_query). With mini_batch_size
+        so many texts are encoded at once, and their activations again on the way back (`mixencoder.chunking`).
         """
-        query_state = self.encode_query(query_input_ids, query_attention_mask)
-        candidates = self.encode_document(document_input_ids, document_attention_mask)
+        query_state = in_chunks(self.encode_query, (query_input_ids, query_attention_mask), mini_batch_size)
+        candidates = in_chunks(self.encode_document, (document_input_ids, document_attention_mask), mini_batch_size)
         if candidates_per_query is not None:
             candidates = candidates.unflatten(0, (-1, candidates_per_query))
         return self.interact(query_state, candidates, head)

@@ -26,7 +26,7 @@ from mixencoder.backbones import (
     max_positions,
 )
 from mixencoder.errors import UnsupportedBackboneError
-from mixencoder.training.data import pad
+from mixencoder.tokenization import pad
 
 ROWS = [[2, 5, 6, 8, 9, 10, 3], [2, 7, 3]]
 

@@ -1,86 +1,575 @@
-"""Ranking measures against values computed by hand."""
+"""Figures against values computed by hand, their intervals, run files, provenance, and what bad data get."""
 
+import gzip
+import hashlib
 import json
+import logging
 import math
+import random
+import sys
+from pathlib import Path
 
+import ir_measures
+import numpy as np
 import pytest
 import torch
+from scipy import stats
+from sklearn import metrics
+from typer.testing import CliRunner
 
 from mixencoder import MixEncoder
-from mixencoder.errors import DataError
-from mixencoder.evaluation import RankingTask, evaluate_ranking, read_ranking_task
+from mixencoder.architectures import ARCHITECTURES, front_door
+from mixencoder.cli import app
+from mixencoder.errors import DataError, InputError
+from mixencoder.evaluation import bootstrap, evaluate, read_task, read_tasks
+from mixencoder.evaluation.files import check_writable, write_run, write_text
+from mixencoder.evaluation.scoring import score_candidates, strict_ranking
+
+LABELS = {"contradiction": 0, "entailment": 1, "neutral": 2}
+ALL = ("nDCG@10", "RR@10", "R@1", "R@2", "Success@1")
+LISTS = [
+    {"query": "the cat", "candidates": ["the cat sat", "boil rice", "git commit"], "labels": [1, 0, 0]},
+    {"query": "paris", "candidates": ["cook", "the capital of france", "the cat sat"], "labels": [0, 2, 1]},
+    {"query": "undo", "candidates": ["git commit", "a dog"], "labels": [1, 0]},
+]
+LABELLED = [
+    {"premise": "the cat sat", "hypothesis": "a cat sat", "label": "entailment"},
+    {"premise": "the cat sat", "hypothesis": "a dog", "label": "contradiction"},
+    {"premise": "boil water", "hypothesis": "cook rice", "label": "neutral"},
+]
+SCORED = [
+    {"sentence1": "the cat sat", "sentence2": "a cat sat", "score": 5.0},
+    {"sentence1": "the cat sat", "sentence2": "git commit", "score": 0.0},
+    {"sentence1": "boil water", "sentence2": "cook rice", "score": 2.5},
+]
 
 
 class Fixed:
-    """Stands in for a model: a document's score is its number in the text."""
+    """Stands in for an engine: scores and logits are written in the second text."""
 
-    def encode_document(self, texts, **_):
-        return torch.tensor([float(text) for text in texts])
-
-    def encode_query(self, texts, **_):
-        class State:
-            def select(self, row):
-                return row
-
-        return State()
-
-    def interact(self, row, encoded, *, score):
-        return encoded.unsqueeze(0)
+    def predict(self, pairs, *, head, score="full", **_):
+        rows = [[float(number) for number in text.split()] for _, text in pairs]
+        return torch.tensor(rows if head == "classification" else [row[0] for row in rows])
 
 
-def test_measures_equal_those_by_hand():
-    documents = ["3.0", "2.0", "1.0"]
-    task = RankingTask(
-        "t", ["a", "b"], documents, [[0, 1, 2], [0, 1, 2]], [{"0": 0, "1": 1, "2": 0}, {"0": 1, "absent d": 1}]
-    )
-    result = evaluate_ranking(Fixed(), task, measures=["nDCG@10", "RR@10", "Success@1"])["full"]
-    assert result["RR@10"] == pytest.approx((1 / 2 + 1) / 2)
-    assert result["Success@1"] == pytest.approx(1 / 2)
-    # the second query has a right document that the first stage missed: the ideal ranking has both
-    second = 1 / (1 + 1 / math.log2(3))
-    assert result["nDCG@10"] == pytest.approx((1 / math.log2(3) + second) / 2)
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
 
 
-def test_ties_count_against_the_model():
-    task = RankingTask("t", ["a"], ["1.0", "1.00"], [[0, 1]], [{"0": 1, "1": 0}])
-    assert evaluate_ranking(Fixed(), task, measures=["Success@1"])["full"]["Success@1"] == 0
-    task = RankingTask("t", ["a"], ["1.0", "1.00"], [[0, 1]], [{"0": 0, "1": 1}])
-    assert evaluate_ranking(Fixed(), task, measures=["Success@1"])["full"]["Success@1"] == 0
-
-
-def test_an_unknown_measure_is_refused():
-    task = RankingTask("t", ["a"], ["1.0"], [[0]], [{"0": 1}])
-    with pytest.raises(DataError, match="not known"):
-        evaluate_ranking(Fixed(), task, measures=["precision-ish"])
-
-
-def test_rank_files_and_beir_folders_are_read(tmp_path):
-    path = tmp_path / "dev.jsonl"
-    rows = [{"query": f"q{i}", "candidates": ["a", "b"], "labels": [0, 1]} for i in range(3)]
-    path.write_text("\n".join(map(json.dumps, rows)))
-    task = read_ranking_task(path, limit=2)
-    assert (task.name, task.queries, task.documents) == ("dev", ["q0", "q1"], ["a", "b"])
-    assert task.qrels[0] == {"0": 0, "1": 1}
-    folder = tmp_path / "beir"
+def write_beir(folder: Path) -> Path:
+    """Two judged queries: one has a right document that the first stage missed, one has no first stage at all."""
     folder.mkdir()
-    (folder / "corpus.jsonl").write_text("\n".join(json.dumps({"_id": i, "title": "", "text": i}) for i in "xyz"))
-    (folder / "queries.test.jsonl").write_text(json.dumps({"_id": "q", "text": "?"}))
-    (folder / "qrels.test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tz\t1\nq\ty\t2\n")
-    (folder / "bm25.test.run").write_text("q Q0 y 1 9.5 r\nq Q0 x 2 8.5 r\n")
-    task = read_ranking_task(folder)
-    assert (task.documents, task.candidates) == (["y", "x"], [[0, 1]])
-    assert task.qrels == [{"absent z": 1, "0": 2}]
-    (folder / "bm25.test.run").write_text("q Q0 w 1 9.5 r\n")
-    with pytest.raises(DataError, match="line 1: document 'w' is not in the corpus"):
-        read_ranking_task(folder)
+    corpus = [{"_id": f"d{text}", "title": "", "text": text} for text in ("1.5", "1.50", "0.5", "7")]
+    write(folder / "corpus.jsonl", corpus)
+    write(folder / "queries.test.jsonl", [{"_id": "q1", "text": "?"}, {"_id": "q2", "text": "??"}])
+    (folder / "qrels.test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1.5\t2\nq1\td7\t1\nq2\td7\t1\n")
+    (folder / "bm25.test.run").write_text("q1 Q0 d1.5 1 9.5 r\nq1 Q0 d1.50 2 8.5 r\nq1 Q0 d0.5 3 9 r\n")
+    return folder
 
 
-def test_a_real_model_is_evaluated_by_parts(tmp_path, backbone_path):
-    path = tmp_path / "dev.jsonl"
-    path.write_text(json.dumps({"query": "the cat", "candidates": ["the cat sat", "boil rice"], "labels": [1, 0]}))
-    model = MixEncoder.from_backbone(backbone_path, dual_term=True)
-    task = read_ranking_task(path)
-    result = evaluate_ranking(model, task, scores=["full", "interaction", "dual"])
-    assert set(result) == {"full", "interaction", "dual"}
-    best = model.rank("the cat", ["the cat sat", "boil rice"], top_k=1, score="dual")[0]["corpus_id"]
-    assert result["dual"]["Success@1"] == float(best == 0)
+def measure(task, **options):
+    return evaluate(Fixed(), [task], **options)[task.name]
+
+
+def values(figures) -> dict[str, float]:
+    return {name: figure.value for name, figure in figures.items()}
+
+
+def by_hand(ranked: list[int], judged: list[int]) -> dict[str, float]:
+    """Measures of one query: grades of its candidates best first, and all grades that were judged."""
+
+    def gain(grades):
+        return sum(grade / math.log2(rank + 1) for rank, grade in enumerate(grades[:10], start=1))
+
+    right = [rank for rank, grade in enumerate(ranked, start=1) if grade > 0]
+    count = sum(grade > 0 for grade in judged)
+    return {
+        "nDCG@10": gain(ranked) / gain(sorted(judged, reverse=True)) if count else 0,
+        "RR@10": 1 / right[0] if right and right[0] <= 10 else 0,
+        "R@1": sum(rank <= 1 for rank in right) / count if count else 0,
+        "R@2": sum(rank <= 2 for rank in right) / count if count else 0,
+        "Success@1": float(ranked[:1] > [0]),
+    }
+
+
+def test_ranking_figures_equal_those_by_hand(tmp_path):
+    draw = random.Random(5)
+    rows, expected = [], []
+    for number in range(25):
+        # few distinct scores, so that most queries have ties
+        scores = [draw.randrange(4) / 2 for _ in range(draw.randint(1, 14))]
+        labels = [draw.choice([0, 0, 1, 2]) for _ in scores]
+        rows.append({"query": f"q{number}", "candidates": [f"{score}" for score in scores], "labels": labels})
+        order = sorted(range(len(scores)), key=lambda i: (-scores[i], labels[i]))
+        expected.append(by_hand([labels[i] for i in order], labels))
+    found = values(measure(read_task(write(tmp_path / "dev.jsonl", rows)), measures=ALL).figures["full"])
+    for name in ALL:
+        assert found[name] == pytest.approx(sum(row[name] for row in expected) / 25, abs=1e-6), name
+
+
+def test_documents_that_the_first_stage_missed_count_in_the_ideal_ranking(tmp_path):
+    task = read_task(write_beir(tmp_path / "beir"))
+    assert (task.name, task.query_ids, task.documents) == ("beir.test", ["q1", "q2"], ["1.5", "0.5", "1.50"])
+    assert task.document_ids == [["d1.5", "d0.5", "d1.50"], []]
+    assert task.qrels == [{"d1.5": 2, "d7": 1}, {"d7": 1}]
+    found = values(measure(task, measures=ALL).figures["full"])
+    # d1.5 and d1.50 have one score; the wrong one comes first
+    expected = by_hand([0, 2, 0], [2, 1])
+    for name in ALL:
+        assert found[name] == pytest.approx(expected[name] / 2, abs=1e-6), name
+
+
+def test_classes_are_measured_as_by_hand_and_ties_are_wrong(tmp_path):
+    logits = ["3 1 0", "0 2 1", "0 1 2", "1 1 0", "2 0 0", "0 4 4"]
+    labels = ["contradiction", "entailment", "entailment", "contradiction", "neutral", "contradiction"]
+    rows = [{"premise": "a", "hypothesis": row, "label": label} for row, label in zip(logits, labels, strict=True)]
+    gold = [LABELS[label] for label in labels]
+    # the fourth is a tie with the right class, so entailment; the sixth a tie of two wrong ones
+    predicted = [0, 1, 2, 1, 0, 1]
+    found = values(measure(read_task(write(tmp_path / "nli.jsonl", rows), label2id=LABELS)).figures["full"])
+    assert found["accuracy"] == pytest.approx(2 / 6)
+    scores = []
+    for label in range(3):
+        both = sum(g == p == label for g, p in zip(gold, predicted, strict=True))
+        precision, recall = both / max(predicted.count(label), 1), both / gold.count(label)
+        scores.append(2 * precision * recall / (precision + recall) if both else 0)
+    assert found["macro-F1"] == pytest.approx(sum(scores) / 3)
+
+
+def test_correlations_equal_those_by_hand(tmp_path):
+    scores, targets = [0.5, 2.0, 2.0, -1.0, 3.5, 0.5], [1.0, 4.0, 5.0, 1.0, 4.0, 0.0]
+    rows = [{"sentence1": "a", "sentence2": str(s), "score": t} for s, t in zip(scores, targets, strict=True)]
+
+    def correlate(x, y):
+        mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+        top = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+        return top / math.sqrt(sum((a - mean_x) ** 2 for a in x) * sum((b - mean_y) ** 2 for b in y))
+
+    def ranks(x):
+        # equal values share the mean of their places
+        return [sum(b < a for b in x) + (sum(b == a for b in x) + 1) / 2 for a in x]
+
+    found = values(measure(read_task(write(tmp_path / "sts.jsonl", rows))).figures["full"])
+    assert found["Pearson"] == pytest.approx(correlate(scores, targets))
+    assert found["Spearman"] == pytest.approx(correlate(ranks(scores), ranks(targets)))
+
+
+def test_a_model_that_tells_nothing_apart_has_no_correlation(tmp_path):
+    rows = [{"sentence1": "a", "sentence2": "1", "score": target} for target in (0, 1, 3)]
+    found = measure(read_task(write(tmp_path / "sts.jsonl", rows))).figures["full"]
+    assert values(found) == {"Pearson": 0, "Spearman": 0}
+    assert found["Pearson"].interval == (0, 0)
+
+
+def test_statistics_of_a_resample_are_those_of_its_rows_written_out():
+    generator = np.random.default_rng(3)
+    # so many classes that resamples lack some
+    gold, predicted = generator.integers(6, size=(2, 12))
+    scores, targets = generator.integers(6, size=(2, 12)).astype(float)
+    counts = np.concatenate([np.ones((1, 12)), generator.multinomial(12, np.full(12, 1 / 12), size=20)])
+
+    def f1(rows):
+        return metrics.f1_score(gold[rows], predicted[rows], average="macro")
+
+    cases = {
+        "mean": (bootstrap.mean(scores), lambda rows: scores[rows].mean()),
+        "macro-F1": (bootstrap.macro_f1(gold, predicted), f1),
+        "Pearson": (
+            bootstrap.pearson(scores, targets),
+            lambda rows: stats.pearsonr(scores[rows], targets[rows]).statistic,
+        ),
+        "Spearman": (
+            bootstrap.spearman(scores, targets),
+            lambda rows: stats.spearmanr(scores[rows], targets[rows]).statistic,
+        ),
+    }
+    for name, (statistic, written) in cases.items():
+        expected = [written(np.repeat(np.arange(12), row.astype(int))) for row in counts]
+        np.testing.assert_allclose(statistic(counts.astype(float)), expected, atol=1e-12, err_msg=name)
+
+
+def test_an_interval_covers_the_truth_as_often_as_it_says():
+    generator = np.random.default_rng(11)
+    covered = 0
+    for seed in range(60):
+        sample = (generator.random(120) < 0.6).astype(float)
+        low, high = bootstrap.intervals({"": bootstrap.mean(sample)}, 120, seed)[""]
+        assert low <= sample.mean() <= high
+        covered += low <= 0.6 <= high
+    # 57 are expected; a right interval covers 51 or fewer once in 300 times
+    assert covered >= 52
+
+
+def test_intervals_are_reproducible_and_narrower_with_more_rows():
+    values = np.random.default_rng(2).random(400)
+
+    def interval(rows, seed=0):
+        return bootstrap.intervals({"": bootstrap.mean(values[:rows])}, rows, seed)[""]
+
+    assert interval(50) == interval(50)
+    assert interval(50) != interval(50, seed=1)
+    few, many = interval(50), interval(400)
+    # the width falls with the root of the count, here 2.8
+    assert 2 < (few[1] - few[0]) / (many[1] - many[0]) < 4
+    error = values.std() / math.sqrt(400)
+    assert many[1] - many[0] == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_one_row_and_sums_have_no_interval(tmp_path):
+    task = read_task(write(tmp_path / "dev.jsonl", [{"query": "q", "candidates": ["1", "2"], "labels": [0, 1]}]))
+    assert measure(task).figures["full"]["RR@10"] == (1.0, None)
+    rows = [{"query": "q", "candidates": ["1", "2"], "labels": [0, 1]}] * 3
+    found = measure(read_task(write(tmp_path / "dev.jsonl", rows)), measures=["NumRel", "RR@10"]).figures["full"]
+    assert found["NumRel"] == (3, None)
+    assert str(found["RR@10"]) == "1.000 [1.000, 1.000]"
+
+
+def test_equal_scores_are_told_apart_by_the_least_step_and_nothing_else_changes():
+    ids, scores = ["a", "b", "c", "d", "e"], [0.1, 0.5, 0.5, 0.5, 0.0]
+    ranking = strict_ranking(ids, scores, {"b": 2, "c": 0, "d": 1})
+    assert [name for name, _ in ranking] == ["c", "d", "b", "a", "e"]
+    found = np.array([score for _, score in ranking], dtype=np.float32)
+    assert (np.diff(found) < 0).all()
+    np.testing.assert_array_equal(found, [score for _, score in ranking])
+    assert (found[0], found[3], found[4]) == (np.float32(0.5), np.float32(0.1), 0)
+    assert found[1] == np.nextafter(np.float32(0.5), np.float32(0))
+    # the step below an equal pair is taken: it moves on
+    steps = strict_ranking(["x", "y", "z"], [0.5, 0.5, float(found[1])], {})
+    assert [score for _, score in steps] == [float(score) for score in found[:3]]
+
+
+def test_a_run_file_read_back_gives_the_same_figures(tmp_path):
+    task = read_task(write_beir(tmp_path / "beir"))
+    found = measure(task, measures=ALL)
+    path = write_run(tmp_path, task, "full", found.rankings["full"], "tag")
+    assert path.name == "beir.test.full.run"
+    fields = [line.split() for line in path.read_text().splitlines()]
+    assert [line[:4] for line in fields] == [
+        ["q1", "Q0", "d1.50", "1"],
+        ["q1", "Q0", "d1.5", "2"],
+        ["q1", "Q0", "d0.5", "3"],
+    ]
+    assert {line[5] for line in fields} == {"tag"}
+    parsed = [ir_measures.parse_measure(name) for name in ALL]
+    qrels = {"q1": {"d1.5": 2, "d7": 1}, "q2": {"d7": 1}}
+    again = ir_measures.calc_aggregate(parsed, qrels, ir_measures.read_trec_run(str(path)))
+    assert {str(name): value for name, value in again.items()} == pytest.approx(values(found.figures["full"]))
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "report.json"
+    write_text(path, "old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(InputError, match=r"report\.json cannot be written: No space left"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(InputError, match="cannot be written"):
+        check_writable(path / "below")
+
+
+def test_a_limit_takes_the_first_rows_and_a_sample_others_in_their_order(tmp_path):
+    rows = [{"query": f"q{i}", "candidates": ["1", "2"], "labels": [0, 1]} for i in range(50)]
+    path = write(tmp_path / "dev.jsonl", rows)
+    assert read_task(path, limit=3).queries == ["q0", "q1", "q2"]
+    sampled = read_task(path, limit=10, sample=4)
+    numbers = list(map(int, sampled.query_ids))
+    assert sampled.queries == [f"q{number}" for number in numbers]
+    assert numbers == sorted(set(numbers))
+    assert numbers != list(range(10))
+    assert read_task(path, limit=10, sample=4).query_ids == sampled.query_ids != read_task(path, limit=10).query_ids
+    assert len(read_task(path, limit=99, sample=4)) == 50
+    with pytest.raises(InputError, match="expected a limit"):
+        read_task(path, sample=4)
+
+
+def test_queries_without_a_right_document_and_blank_candidates_are_counted_once(tmp_path, caplog):
+    rows = [
+        {"query": "a", "candidates": ["1", " "], "labels": [1, 0]},
+        {"query": "b", "candidates": ["1", "2"], "labels": [0, 0]},
+        {"query": "c", "candidates": ["1", ""], "labels": [0, 1]},
+    ]
+    with caplog.at_level(logging.WARNING):
+        task = read_task(write(tmp_path / "dev.jsonl", rows))
+    assert task.document_ids == [["0"], ["0", "1"], ["0"]]
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path / 'dev.jsonl'}: 1 of 3 queries have no right document; each counts as 0",
+        f"{tmp_path / 'dev.jsonl'}: 2 candidates are blank; they are not ranked, right ones count as not found",
+    ]
+    assert values(measure(task, measures=["R@1"]).figures["full"])["R@1"] == pytest.approx(1 / 3)
+
+
+GOOD = {"query": "q", "candidates": ["a", "b"], "labels": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], "dev.jsonl holds no row; expected query, candidates, labels"),
+        ([{**GOOD, "labels": [0, 0]}] * 2, "dev.jsonl: none of 2 queries has a right document; expected some label"),
+        ([GOOD, {**GOOD, "labels": [0]}], "dev.jsonl, line 2: 2 candidates but 1 labels"),
+        ([GOOD, {"query": "q", "candidates": ["a"]}], "dev.jsonl, line 2: fields are query, candidates; expected"),
+        ([GOOD, {**GOOD, "labels": [0, 0.5]}], "dev.jsonl, line 2: a label is 0.5; expected whole numbers"),
+        ([GOOD, {**GOOD, "query": " "}], "dev.jsonl, line 2: the query is blank"),
+        ([{**GOOD, "candidates": [" ", ""]}], "none of 1 queries has a candidate"),
+        ([{"query": "q", "positive": "p"}], "line 1: fields are query, positive, which say nothing about wrong"),
+        ([{"text": "q"}], "line 1: fields are text; expected query, positive"),
+        ([LABELLED[0]] * 3, "dev.jsonl: all 3 examples have the class number 1"),
+        ([LABELLED[0], {**LABELLED[1], "premise": " "}], "dev.jsonl, line 2: one of the two texts is blank"),
+        ([LABELLED[0], {**LABELLED[1], "label": "maybe"}], "has labels entailment, maybe, but the model's"),
+        ([{**SCORED[0], "score": 1}, {**SCORED[1], "score": "x"}], "line 2: score is 'x'; expected a number"),
+    ],
+)
+def test_bad_data_are_named_with_line_found_and_expected(tmp_path, rows, words):
+    with pytest.raises(DataError) as caught:
+        read_task(write(tmp_path / "dev.jsonl", rows), label2id=LABELS)
+    assert words in str(caught.value)
+
+
+def test_pairs_that_a_limit_leaves_alike_are_refused(tmp_path):
+    path = write(tmp_path / "nli.jsonl", LABELLED)
+    with pytest.raises(DataError, match="all 1 chosen pairs have one label or score; expected at least two different"):
+        read_task(path, limit=1, label2id=LABELS)
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path):
+    paths = [tmp_path / folder / "dev.jsonl" for folder in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        write(path, [GOOD])
+    with pytest.raises(DataError, match=r"a/dev\.jsonl and .*b/dev\.jsonl are both called dev"):
+        read_tasks(paths)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("bm25.test.run", "q1 Q0 w 1 9.5 r\n", "bm25.test.run, line 1: document 'w' is not in the corpus"),
+        ("bm25.test.run", "q1 Q0 d7 1 high r\n", "line 1: score is 'high'; expected a number"),
+        ("bm25.test.run", "q1 Q0 d7 1 2 r\nq1 Q0 d7 2 1 r\n", "line 2: document 'd7' is listed twice"),
+        ("bm25.test.run", "q1 Q0 d7\n", "line 1: 3 fields; expected 6"),
+        ("other.test.run", "", "holds 2 files"),
+        ("qrels.test.tsv", "q9\td7\t1\n", "query 'q9' is judged in qrels.test.tsv but queries.test.jsonl lacks it"),
+        ("qrels.test.tsv", "q1\td7\tx\n" * 2, "line 2: 'q1\\td7\\tx'; expected query-id, corpus-id, integer score"),
+    ],
+)
+def test_a_bad_folder_is_named_with_file_and_line(tmp_path, name, content, words):
+    folder = write_beir(tmp_path / "beir")
+    (folder / name).write_text(content)
+    with pytest.raises(DataError) as caught:
+        read_task(folder)
+    assert words in str(caught.value)
+
+
+class Unasked(Fixed):
+    """An engine that is never to score anything."""
+
+    def predict(self, pairs, **options):
+        if pairs:
+            raise AssertionError("texts were scored before everything was checked")
+        return torch.empty(0)
+
+
+@pytest.mark.parametrize("name", ["precision-ish", "R@0", "R@-3", "nDCG@", "nDCG(x=1)@3", "ERR@0", "accuracy"])
+def test_a_measure_that_cannot_be_computed_is_refused_before_scoring(tmp_path, name):
+    task = read_task(write(tmp_path / "dev.jsonl", [GOOD]))
+    with pytest.raises(DataError, match=r"measure"):
+        evaluate(Unasked(), [task], measures=[name])
+
+
+def test_a_named_measure_leaves_the_defaults_of_other_kinds(tmp_path):
+    tasks = read_tasks([write(tmp_path / "a.jsonl", [{**GOOD, "candidates": ["1", "2"]}])])
+    tasks += read_tasks([write(tmp_path / "b.jsonl", [{**row, "sentence2": "1"} for row in SCORED])])
+    found = evaluate(Fixed(), tasks, measures=["AP", "Spearman"])
+    assert [list(found[name].figures["full"]) for name in "ab"] == [["AP"], ["Spearman"]]
+    found = evaluate(Fixed(), tasks, measures=["AP"])
+    assert list(found["b"].figures["full"]) == ["Pearson", "Spearman"]
+    with pytest.raises(DataError, match="'accuracy' does not fit the data"):
+        evaluate(Fixed(), tasks, measures=["accuracy"])
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def engine(request, backbone_path):
+    torch.manual_seed(1)
+    labels = {"num_labels": 3, "label2id": LABELS, "id2label": {number: name for name, number in LABELS.items()}}
+    options = {"dual_term": True} if request.param == "mixencoder" else {}
+    return front_door(request.param).from_backbone(
+        backbone_path, heads=("ranking", "classification"), **labels, **options
+    )
+
+
+def test_what_is_measured_is_what_the_engine_ranks(engine, tmp_path):
+    task = read_task(write(tmp_path / "dev.jsonl", LISTS))
+    options = {"batch_size": 4, "show_progress_bar": False}
+    scores = score_candidates(engine, task, engine.score_terms, options)
+    assert set(scores) == set(engine.score_terms)
+    for part, rows in scores.items():
+        for row, found in zip(LISTS, rows, strict=True):
+            expected = engine.predict([(row["query"], text) for text in row["candidates"]], score=part, head="ranking")
+            np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", [name for name in ARCHITECTURES if name != "cross-encoder"], indirect=True)
+def test_every_distinct_document_is_encoded_once(engine, tmp_path, monkeypatch):
+    seen = []
+    encode = type(engine).encode_document
+
+    def count(self, texts, **options):
+        seen.extend(texts)
+        return encode(self, texts, **options)
+
+    monkeypatch.setattr(type(engine), "encode_document", count)
+    evaluate(engine, [read_task(write(tmp_path / "dev.jsonl", LISTS))], scores=engine.score_terms)
+    assert sorted(seen) == sorted({text for row in LISTS for text in row["candidates"]})
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+    assert "Traceback" not in result.output
+    return result
+
+
+@pytest.fixture
+def data(tmp_path) -> list[Path]:
+    (tmp_path / "labelled.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, LABELLED)).encode()))
+    lists, scored = write(tmp_path / "lists.jsonl", LISTS), write(tmp_path / "scored.jsonl", SCORED)
+    return [lists, tmp_path / "labelled.jsonl.gz", scored]
+
+
+def test_every_architecture_is_evaluated_from_the_command_line(engine, data, tmp_path):
+    engine.save_pretrained(tmp_path / "model")
+    result = run(*data, "--model", tmp_path / "model", "--json", "--run-dir", tmp_path / "runs", "--batch-size", 2)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    found = report["results"]
+    assert {name: list(figures["full"]) for name, figures in found.items()} == {
+        "lists": ["nDCG@10", "RR@10", "R@1", "R@10", "Success@1"],
+        "labelled": ["accuracy", "macro-F1"],
+        "scored": ["Pearson", "Spearman"],
+    }
+    for name, figures in found.items():
+        for measure, value in figures["full"].items():
+            low, high = report["intervals"][name]["full"][measure]
+            assert low <= value <= high
+    pairs = [(row["premise"], row["hypothesis"]) for row in LABELLED]
+    predicted = engine.predict(pairs, head="classification").argmax(axis=1)
+    right = [LABELS[row["label"]] == int(number) for row, number in zip(LABELLED, predicted, strict=True)]
+    assert found["labelled"]["full"]["accuracy"] == pytest.approx(sum(right) / 3)
+    scores = engine.predict([(row["sentence1"], row["sentence2"]) for row in SCORED], head="ranking")
+    expected = stats.pearsonr(scores.astype(float), [row["score"] for row in SCORED]).statistic
+    assert found["scored"]["full"]["Pearson"] == pytest.approx(expected, abs=1e-4)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["lists.full.run"]
+    ranked = engine.rank(LISTS[1]["query"], LISTS[1]["candidates"])
+    lines = [line.split() for line in (tmp_path / "runs" / "lists.full.run").read_text().splitlines()]
+    assert [line[2] for line in lines if line[0] == "1"] == [str(entry["corpus_id"]) for entry in ranked]
+    architecture = report["provenance"]["architecture"]
+    assert front_door(architecture) is type(engine)
+    assert {line[5] for line in lines} == {architecture}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_is_evaluated_untrained_and_the_same_each_time(architecture, data, backbone_path):
+    arguments = (data[0], "--backbone", backbone_path, "--architecture", architecture, "--json")
+    first, second = (json.loads(run(*arguments).stdout) for _ in range(2))
+    assert first == second
+    assert first["provenance"]["untrained"]
+    assert first["provenance"]["architecture"] == architecture
+
+
+def test_the_report_says_what_was_measured_with_what_and_names_no_machine(data, backbone_path, tmp_path):
+    MixEncoder.from_backbone(backbone_path).save_pretrained(tmp_path / "model")
+    output = tmp_path / "new" / "report.json"
+    limits = ["--limit", 2, "--sample", 7, "--max-query-length", 8, "--max-document-length", 9, "--seed", 5]
+    result = run(data[0], "--model", tmp_path / "model", "--output", output, *limits)
+    assert result.exit_code == 0, result.output
+    assert "nDCG@10" in result.stdout
+    text = output.read_text()
+    provenance = json.loads(text)["provenance"]
+    weights = hashlib.sha256((tmp_path / "model" / "model.safetensors").read_bytes()).hexdigest()
+    expected = {
+        "model": "model",
+        "architecture": "mixencoder",
+        "untrained": False,
+        "weights_sha256": {"model.safetensors": weights},
+        "queries": {"lists": 2},
+        "files": {"lists": {"lists.jsonl": hashlib.sha256(data[0].read_bytes()).hexdigest()}},
+        "limit": 2,
+        "sample": 7,
+        "max_query_length": 8,
+        "max_document_length": 9,
+        "dtype": "float32",
+        "threads": torch.get_num_threads(),
+        "bootstrap": {"seed": 5, "resamples": bootstrap.RESAMPLES, "level": 0.95},
+    }
+    assert {name: provenance[name] for name in expected} == expected
+    assert provenance["versions"]["torch"] == torch.__version__
+    for folder in (tmp_path, Path.home(), Path(__file__).parents[1]):
+        assert str(folder) not in text
+
+
+def test_the_table_shows_figures_with_their_intervals_and_scores_side_by_side(data, backbone_path):
+    result = run(*data[::2], "--backbone", backbone_path, "--score", "full", "--score", "dual")
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["task", "measure", "full", "dual"]
+    assert len(lines) == 1 + 5 + 2
+    name, measure, *cells = lines[1].split()
+    assert (name, measure, len(cells)) == ("lists", "nDCG@10", 6)
+    assert cells[1].startswith("[")
+    assert cells[2].endswith("]")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["LISTS", "--model", "MODEL", "--score", "dual"], 'lists.jsonl cannot be scored.*"dual".*no dual term'),
+        (["LISTS", "--model", "MODEL", "--score", "best"], "expected one of full, interaction, dual"),
+        (["LISTS", "--backbone", "B", "--architecture", "poly-encoder", "--score", "dual"], "expected one of full"),
+        (["LABELLED", "--model", "MODEL"], "labelled contradiction.*no classification head"),
+        (["LISTS", "--backbone", "B", "--model", "MODEL"], "expected one of them"),
+        (["LISTS", "--architecture", "deformer"], "expected --backbone"),
+        (["LISTS", "--backbone", "B", "--architecture", "gpt"], "expected one of mixencoder, cross-encoder"),
+        (["LISTS", "--backbone", "B", "--architecture", "deformer", "--backend", "torch"], "expected none with a def"),
+        (["LISTS", "--model", "MODEL", "--sample", "3"], "expected a limit"),
+        (["LISTS", "--model", "MODEL", "--measure", "nope"], "measure of nope is not known"),
+        (["LISTS", "--model", "MODEL", "--max-document-length", "4096"], "expected 3 to 40 tokens"),
+        (["LISTS", "--model", "MODEL", "--output", "LISTS/x.json"], "cannot be written"),
+        (["SCORED", "--model", "MODEL", "--run-dir", "runs"], "none of the data are candidate lists"),
+    ],
+)
+def test_bad_usage_ends_with_one_message_before_anything_is_scored(
+    arguments, words, data, backbone_path, tmp_path, monkeypatch
+):
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    MixEncoder.from_backbone(backbone_path).save_pretrained("saved")
+    monkeypatch.setattr(MixEncoder, "encode_document", None)
+    names = {"LISTS": data[0], "LABELLED": data[1], "SCORED": data[2], "MODEL": "saved", "B": backbone_path}
+    result = run(*(names.get(argument, argument.replace("LISTS", str(data[0]))) for argument in arguments))
+    assert result.exit_code == 2, result.output
+    assert re.search(words, result.stderr), result.stderr
+    assert result.stdout == ""
+
+
+def test_a_missing_extra_is_named_before_anything_is_scored(data, backbone_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ir_measures", None)
+    monkeypatch.setattr(MixEncoder, "encode_document", None)
+    result = run(data[0], "--backbone", backbone_path)
+    assert result.exit_code == 2
+    assert "pip install 'mixencoder[eval]'" in result.stderr
+
+
+def test_class_logits_have_no_parts(engine, data):
+    with pytest.raises(DataError, match="class logits have no parts"):
+        evaluate(engine, [read_task(data[1], label2id=LABELS)], scores=["interaction"])
+
+
+def test_the_help_names_every_architecture():
+    help_text = CliRunner().invoke(app, ["evaluate", "--help"], env={"COLUMNS": "400"}).stdout
+    for name in ARCHITECTURES:
+        assert name in help_text

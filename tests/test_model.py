@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel
 
 from mixencoder import MixEncoderConfig, MixEncoderModel
 from mixencoder.backbones import SUPPORTED, encoder_layers
-from mixencoder.training.data import pad
+from mixencoder.tokenization import pad
 
 QUERIES = [[2, 5, 6, 7, 8, 3], [2, 9, 3], [2, 10, 11, 12, 3]]
 DOCUMENTS = [[2, 13, 14, 3], [2, 15, 16, 17, 18, 19, 3], [2, 20, 3], [2, 5, 9, 13, 3]]

@@ -1,219 +1,43 @@
-"""Training data, losses and the trainer: what is read, what is learned, what stops a run."""
+"""Runs of the trainer: what stops one, what an interrupted one leaves, and that it goes on exactly."""
 
-import gzip
 import json
-import random
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from mixencoder import MixEncoder
-from mixencoder.errors import DataError, InputError, NonFiniteError
-from mixencoder.training.data import Collator, Example, ExampleDataset, Source, SourceBatchSampler, read_source
-from mixencoder.training.losses import ranking_loss, similarity_loss
-from mixencoder.training.trainer import TrainConfig, train
+from mixencoder.architectures import ARCHITECTURES, front_door, load_engine
+from mixencoder.errors import CheckpointError, DataError, InputError, NonFiniteError
+from mixencoder.tokenization import pad
+from mixencoder.training.run import DataSpec, TrainConfig, train
+from mixencoder.training.trainer import last_checkpoint
+from tests.synthetic import partner_pairs, write
 
 
-def write(path: Path, rows: list[dict]) -> Path:
-    text = "\n".join(json.dumps(row) for row in rows)
-    if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(text.encode()))
-    else:
-        path.write_text(text, encoding="utf-8")
-    return path
+def options(tmp_path: Path, backbone_path: Path, words: list[str], **changes) -> TrainConfig:
+    data = tmp_path / "pairs.jsonl"
+    if not data.exists():
+        write(data, partner_pairs(words, 40))
+    fields = {"output": str(tmp_path / "out"), "data": [str(data)], "backbone": str(backbone_path), "steps": 3}
+    return TrainConfig(**{**fields, **changes})
 
 
-def write_beir(folder: Path) -> Path:
-    folder.mkdir()
-    write(folder / "corpus.jsonl.gz", [{"_id": f"d{i}", "title": f"title {i}", "text": f"text {i}"} for i in range(4)])
-    write(folder / "queries.train.jsonl", [{"_id": "q1", "text": "a question"}])
-    (folder / "qrels.train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td2\t1\n")
-    (folder / "bm25.train.run").write_text("q1 Q0 d0 1 3.0 bm25\nq1 Q0 d2 2 2.0 bm25\nq1 Q0 d3 3 2.5 bm25\n")
-    return folder
+def weights(engine) -> dict[str, torch.Tensor]:
+    return engine.model.state_dict()
 
 
-def test_every_shape_is_read(tmp_path):
-    pair = read_source(write(tmp_path / "pair.jsonl.gz", [{"query": "q", "positive": "p"}]), weight=2.0)
-    assert (pair.name, pair.task, pair.weight) == ("pair", "ranking", 2.0)
-    assert pair.examples == [Example("q", ("p",))]
-    multi = read_source(write(tmp_path / "multi.jsonl", [{"query": "q", "positives": ["p", " ", "r"]}]))
-    assert multi.examples == [Example("q", ("p", "r"))]
-    rows = [{"query": "q", "candidates": ["n", "p", "", "g"], "labels": [0, 1, 0, 0.5]}]
-    rank = read_source(write(tmp_path / "rank.jsonl", rows))
-    assert rank.examples == [Example("q", ("p", "g"), ("n",))]
-    rows = [{"premise": "a", "hypothesis": "b", "label": "neutral"}]
-    nli = read_source(write(tmp_path / "nli.jsonl", rows), label2id={"entailment": 0, "neutral": 1})
-    assert (nli.task, nli.examples) == ("classification", [Example("a", ("b",), target=1)])
-    sts = read_source(write(tmp_path / "sts.jsonl", [{"sentence1": "a", "sentence2": "b", "score": 3.5}]))
-    assert (sts.task, sts.examples[0].target) == ("similarity", 3.5)
-    beir = read_source(write_beir(tmp_path / "beir"))
-    # the run is read by its scores, best first
-    assert beir.examples == [Example("a question", ("title 2 text 2",), ("title 0 text 0", "title 3 text 3"))]
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_lists_without_a_right_candidate_are_left_out_and_counted_once(tmp_path, caplog):
-    rows = [{"query": "q", "candidates": ["a", "b"], "labels": labels} for labels in ([0, 0], [0, 1], [0, 0])]
-    source = read_source(write(tmp_path / "rank.jsonl", rows))
-    assert len(source.examples) == 1
-    assert [record.message for record in caplog.records] == [
-        f"{tmp_path / 'rank.jsonl'}: 2 of 3 rows have no right candidate and are left out"
-    ]
-
-
-@pytest.mark.parametrize(
-    ("rows", "words"),
-    [
-        ([{"text": "a"}], "line 1: fields are text; expected query, positive or query, positives or"),
-        ([{"query": "q", "positive": "p"}, {"query": "q"}], "line 2: fields are query; expected query, positive"),
-        ([{"query": 1, "positive": "p"}], "line 1: query is a int; expected a string"),
-        ([{"query": "q", "positives": "p"}], "line 1: positives is a str; expected a list"),
-        ([{"query": "q", "candidates": ["a"], "labels": [1, 0]}], "line 1: 1 candidates but 2 labels"),
-        ([{"query": "q", "candidates": ["a"], "labels": ["x"]}], "line 1: labels are"),
-        ([{"premise": "a", "hypothesis": "b", "label": "maybe"}], "label is 'maybe'; expected one of no, yes"),
-        ([{"sentence1": "a", "sentence2": "b", "score": "high"}], "score is 'high'; expected a number"),
-        ([{"query": "q", "candidates": ["a"], "labels": [0]}], "holds no usable example"),
-        ([], "holds no usable example"),
-    ],
-)
-def test_a_wrong_file_names_file_line_found_and_expected(tmp_path, rows, words):
-    path = write(tmp_path / "data.jsonl", rows)
-    with pytest.raises(DataError) as caught:
-        read_source(path, label2id={"no": 0, "yes": 1})
-    assert str(path) in str(caught.value)
-    assert words in str(caught.value)
-
-
-def test_files_that_are_no_json_or_no_utf8(tmp_path):
-    path = tmp_path / "data.jsonl"
-    path.write_text('{"query": "q", "positive": "p"}\n{"query"\n')
-    with pytest.raises(DataError, match="line 2: not JSON"):
-        read_source(path)
-    path.write_bytes(b'{"query": "q", "positive": "p"}\n{"query": "\xe9"}\n')
-    with pytest.raises(DataError, match="line 2: not UTF-8"):
-        read_source(path)
-    with pytest.raises(DataError, match="neither a file nor a folder"):
-        read_source(tmp_path / "nothing.jsonl")
-    path = tmp_path / "cut.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"query": "q", "positive": "p"}\n' * 100)[:-12])
-    with pytest.raises(DataError, match="cannot be read"):
-        read_source(path)
-
-
-def test_labelled_pairs_need_a_classification_head(tmp_path):
-    path = write(tmp_path / "nli.jsonl", [{"premise": "a", "hypothesis": "b", "label": "x"}])
-    with pytest.raises(DataError, match="need a classification head"):
-        read_source(path)
-
-
-def source(name: str, count: int, weight: float = 1.0) -> Source:
-    return Source(name, "ranking", [Example(f"{name} {i}" + " x" * (i % 7), (f"{i}",)) for i in range(count)], weight)
-
-
-def test_batches_come_from_one_source_by_weight_and_repeat_with_the_seed():
-    sources = [source("a", 100, 3.0), source("b", 10, 1.0)]
-    batches = list(SourceBatchSampler(sources, batch_size=16, steps=400, seed=5))
-    assert len(batches) == 400
-    assert all(len({index >= 100 for index in batch}) == 1 for batch in batches)
-    from_b = [batch for batch in batches if batch[0] >= 100]
-    assert 60 < len(from_b) < 140
-    assert all(len(batch) == 10 for batch in from_b)
-    assert batches == list(SourceBatchSampler(sources, batch_size=16, steps=400, seed=5))
-    assert batches != list(SourceBatchSampler(sources, batch_size=16, steps=400, seed=6))
-
-
-def test_every_example_comes_once_before_any_comes_twice():
-    (batches,) = [list(SourceBatchSampler([source("a", 64)], batch_size=8, steps=8, seed=0))]
-    assert sorted(index for batch in batches for index in batch) == list(range(64))
-
-
-@pytest.fixture
-def collator(backbone_path) -> Collator:
-    model = MixEncoder.from_backbone(backbone_path)
-    return Collator(model.read_query, model.read_document, 0, negatives=1, seed=0)
-
-
-def test_ranking_batches_hold_right_documents_then_listed_negatives(collator):
-    examples = [
-        Example("the dog", ("a dog", "a cat"), ("rice", "water")),
-        Example("the cat", ("a cat",)),
-    ]
-    batch = collator([("ranking", example) for example in examples])
-    assert batch["task"] == "ranking"
-    assert batch["targets"].tolist() == [0, 1]
-    assert batch["document_input_ids"].shape[0] == 3
-    drawn_cat_first = torch.equal(batch["document_input_ids"][0], batch["document_input_ids"][1])
-    # "a cat" is also right for the first query, so it must not serve as its negative
-    assert batch["excluded"].tolist() == [[False, True, False], [drawn_cat_first, False, False]]
-    again = collator([("ranking", example) for example in examples])
-    assert torch.equal(batch["document_input_ids"], again["document_input_ids"])
-
-
-def test_ranking_loss_is_cross_entropy_over_what_is_not_excluded():
-    scores = torch.tensor([[1.0, 5.0, 0.0], [0.0, 2.0, 1.0]])
-    excluded = torch.tensor([[False, True, False], [False, False, False]])
-    by_hand = -(torch.log_softmax(scores[0, [0, 2]], 0)[0] + torch.log_softmax(scores[1], 0)[1]) / 2
-    torch.testing.assert_close(ranking_loss(scores, torch.tensor([0, 1]), excluded), by_hand)
-
-
-def test_similarity_loss_asks_for_the_order_alone():
-    targets = torch.tensor([5.0, 1.0, 1.0])
-    right, wrong = torch.tensor([4.0, -4.0, -5.0]), torch.tensor([-4.0, 4.0, 5.0])
-    assert similarity_loss(right, targets) < 0.01 < 5 < similarity_loss(wrong, targets)
-    by_hand = torch.log(1 + torch.exp(wrong[1] - wrong[0]) + torch.exp(wrong[2] - wrong[0]))
-    torch.testing.assert_close(similarity_loss(wrong, targets), by_hand)
-    assert similarity_loss(right, torch.ones(3)) == 0
-
-
-def same_word_pairs(words: list[str], count: int) -> list[dict]:
-    chance = random.Random(0)
-    noise = words[:6]
-    content = words[6:]
-    rows = []
-    for _ in range(count):
-        word = chance.choice(content)
-        rows.append({"query": f"{chance.choice(noise)} {word}", "positive": f"{word} {chance.choice(noise)}"})
-    return rows
-
-
-def accuracy(model: MixEncoder, words: list[str]) -> float:
-    content = words[6:]
-    documents = [f"{word} the" for word in content]
-    rankings = model.rank([f"how {word}" for word in content], documents, top_k=1)
-    return sum(ranking[0]["corpus_id"] == i for i, ranking in enumerate(rankings)) / len(content)
-
-
-@pytest.mark.parametrize("dual_term", [False, True], ids=["published", "dual"])
-def test_it_learns_a_synthetic_relation(tmp_path, tokenizer, words, dual_term):
-    from conftest import backbone_config
-    from transformers import BertModel
-
-    torch.manual_seed(0)
-    BertModel(backbone_config(num_hidden_layers=2, initializer_range=0.1), add_pooling_layer=False).save_pretrained(
-        tmp_path / "backbone"
-    )
-    tokenizer.save_pretrained(tmp_path / "backbone")
-    data = write(tmp_path / "pairs.jsonl", same_word_pairs(words, 400))
-    output = tmp_path / "out"
-    train(
-        TrainConfig(
-            output=str(output),
-            data=[str(data)],
-            backbone=str(tmp_path / "backbone"),
-            config={"dual_term": dual_term},
-            steps=300,
-            batch_size=8,
-            learning_rate=1e-3,
-            interaction_learning_rate=1e-3,
-            freeze_embeddings=False,
-        )
-    )
-    # from the file, not from memory; 1 of 16 is chance
-    assert accuracy(MixEncoder.from_pretrained(output), words) >= 0.9
-
-
-def test_classification_and_similarity_train_beside_ranking(tmp_path, backbone_path, words):
-    ranking = write(tmp_path / "pairs.jsonl", same_word_pairs(words, 40))
+def test_all_tasks_train_beside_each_other(tmp_path, backbone_path, words):
     nli = write(
         tmp_path / "nli.jsonl",
         [{"premise": f"the {w}", "hypothesis": w, "label": ["yes", "no"][i % 2]} for i, w in enumerate(words)],
@@ -222,40 +46,60 @@ def test_classification_and_similarity_train_beside_ranking(tmp_path, backbone_p
         tmp_path / "sts.jsonl",
         [{"sentence1": w, "sentence2": f"a {w}", "score": float(i)} for i, w in enumerate(words)],
     )
-    config = {"heads": ["ranking", "classification"], "num_labels": 2, "label2id": {"no": 0, "yes": 1}}
-    config["id2label"] = {0: "no", 1: "yes"}
-    before = MixEncoder.from_backbone(backbone_path, **config).model.state_dict()
-    engine = train(
-        TrainConfig(
-            output=str(tmp_path / "out"),
-            data=[f"{ranking}=2", str(nli), str(sts)],
-            backbone=str(backbone_path),
-            config=config,
-            steps=12,
-            batch_size=8,
-        )
+    graded = write(
+        tmp_path / "graded.jsonl", [{"query": w, "candidates": [w, "a", "the"], "labels": [2, 1, 0]} for w in words]
     )
+    config = options(tmp_path, backbone_path, words, steps=16, batch_size=8)
+    config = TrainConfig(**{**asdict(config), "data": [f"{config.data[0]}=2", str(nli), str(sts), str(graded)]})
+    before = weights(MixEncoder.from_backbone(backbone_path))
+    engine = train(config)
+    # heads and class names are read off the data
+    assert engine.config.heads == ["ranking", "classification"]
+    assert engine.config.label2id == {"no": 0, "yes": 1}
     assert engine.predict([("the cat", "cat")], head="classification").shape == (1, 2)
-    after = engine.model.state_dict()
+    after = weights(engine)
     changed = {name for name in before if name.startswith("backbone") and not torch.equal(before[name], after[name])}
     assert any("layer" in name for name in changed)
     # frozen by default
     assert not any("embeddings" in name for name in changed)
 
 
-def options(tmp_path, backbone_path, words, **changes) -> TrainConfig:
-    data = write(tmp_path / "pairs.jsonl", same_word_pairs(words, 40))
-    fields = {"output": str(tmp_path / "out"), "data": [str(data)], "backbone": str(backbone_path), "steps": 3}
-    return TrainConfig(**{**fields, **changes})
+def test_rows_serve_as_data(tmp_path, backbone_path, words):
+    spec = DataSpec(partner_pairs(words, 20), weight=2.0, name="mine")
+    engine = train(options(tmp_path, backbone_path, words, data=[spec], architecture="dual-encoder"))
+    assert type(engine).__name__ == "DualEncoder"
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert record["data"] == [{"name": "mine", "weight": 2.0}]
+
+
+def test_the_record_says_how_a_model_was_trained_and_names_no_path(tmp_path, backbone_path, words):
+    train(options(tmp_path, backbone_path, words, log_every=1, seed=7))
+    text = (tmp_path / "out" / "training.json").read_text()
+    record = json.loads(text)
+    assert record["settings"]["seed"] == 7
+    assert record["settings"]["backbone"] == backbone_path.name
+    assert record["examples"] == {"pairs": 40}
+    assert [entry["step"] for entry in record["log"] if "loss" in entry] == [1, 2, 3]
+    assert str(tmp_path) not in text
+    assert not (tmp_path / "out.unfinished").exists()
 
 
 def test_the_same_seed_trains_the_same_model(tmp_path, backbone_path, words):
     models = [
-        train(options(tmp_path, backbone_path, words, output=str(tmp_path / f"out{i}"), seed=seed)).model.state_dict()
+        weights(train(options(tmp_path, backbone_path, words, output=str(tmp_path / f"out{i}"), seed=seed)))
         for i, seed in enumerate((1, 1, 2))
     ]
-    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
-    assert not all(torch.equal(models[0][name], models[2][name]) for name in models[0])
+    assert same(models[0], models[1])
+    assert not same(models[0], models[2])
+
+
+def test_it_goes_on_from_a_trained_model_of_any_architecture(tmp_path, backbone_path, words):
+    train(options(tmp_path, backbone_path, words, architecture="poly-encoder"))
+    again = options(tmp_path, None, words, backbone=None, model=str(tmp_path / "out"), output=str(tmp_path / "more"))
+    assert type(train(again)).__name__ == "PolyEncoder"
+    wrong = {"architecture": "deformer", "output": str(tmp_path / "other")}
+    with pytest.raises(InputError, match="is a PolyEncoder; expected a deformer"):
+        train(TrainConfig(**{**asdict(again), **wrong}))
 
 
 def test_what_cannot_be_trained_is_found_before_training(tmp_path, backbone_path, words):
@@ -264,12 +108,23 @@ def test_what_cannot_be_trained_is_found_before_training(tmp_path, backbone_path
     (full / "file").write_text("")
     cases = [
         ({"output": str(full)}, InputError, "exists and is not empty"),
-        ({"backbone": None}, InputError, "either a model to go on from or a backbone"),
         ({"model": "x"}, InputError, "not both"),
+        ({"model": "x", "backbone": None, "config": {"dual_term": True}}, InputError, "has its own"),
+        ({"model": str(tmp_path / "none"), "backbone": None}, CheckpointError, "is not a directory"),
+        ({"architecture": "bi-encoder"}, InputError, "architecture is 'bi-encoder'; expected one of mixencoder"),
         ({"data": []}, DataError, "no training data was named"),
         ({"data": ["x=high"]}, InputError, "weight of x is 'high'"),
         ({"data": ["x=-1"]}, InputError, "weight of x is -1.0; expected a positive"),
+        ({"data": [{"path": "x"}]}, InputError, "expected source, weight, task, name"),
         ({"steps": 0}, InputError, "steps is 0"),
+        ({"mini_batch_size": 0}, InputError, "mini_batch_size is 0"),
+        ({"distillation": "mse"}, InputError, "distillation is 'mse'; expected one of kl, margin-mse"),
+        ({"distillation_weight": 2}, InputError, "distillation_weight is 2"),
+        ({"temperature": 0}, InputError, "temperature is 0"),
+        ({"learning_rate": "high"}, InputError, "learning_rate is 'high'; expected a number"),
+        ({"weight_decay": float("nan")}, InputError, "weight_decay is nan"),
+        ({"in_batch": False, "negatives": 0}, InputError, "negatives is 0"),
+        ({"teacher": str(tmp_path / "none")}, CheckpointError, "is not a directory"),
         ({"config": {"num_context_embeddings": 99}}, InputError, "num_context_embeddings is 99"),
         ({"config": {"heads": ["classification"]}}, DataError, "need a ranking head"),
     ]
@@ -277,16 +132,164 @@ def test_what_cannot_be_trained_is_found_before_training(tmp_path, backbone_path
         with pytest.raises(error, match=message):
             train(options(tmp_path, backbone_path, words, **changes))
     assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.unfinished").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path, backbone_path, words, monkeypatch):
-    monkeypatch.setattr("mixencoder.training.trainer.ranking_loss", lambda *_: torch.tensor(float("nan")))
-    with pytest.raises(NonFiniteError, match=r"the loss is nan at step 0 \(ranking\); nothing is saved"):
-        train(options(tmp_path, backbone_path, words))
-    assert not (tmp_path / "out" / "model.safetensors").exists()
+def test_a_teacher_that_does_not_fit_is_refused(tmp_path, backbone_path, words):
+    labelled = write(
+        tmp_path / "nli.jsonl",
+        [{"premise": "a", "hypothesis": w, "label": ["x", "y"][i % 2]} for i, w in enumerate(words)],
+    )
+    CrossEncoder = front_door("cross-encoder")  # noqa: N806
+    CrossEncoder.from_backbone(backbone_path, num_labels=2).save_pretrained(tmp_path / "classes")
+    CrossEncoder.from_backbone(backbone_path).save_pretrained(tmp_path / "ranks")
+    for teacher, data, message in (
+        ("classes", None, "pairs: ranking and similarity need a ranking head, which the teacher"),
+        ("classes", labelled, "knows the classes .*'LABEL_0'.* expected .*'x'"),
+        ("ranks", labelled, "knows the classes None"),
+    ):
+        changes = {"teacher": str(tmp_path / teacher)} | ({} if data is None else {"data": [str(data)]})
+        with pytest.raises(DataError, match=message):
+            train(options(tmp_path, backbone_path, words, **changes))
 
 
-def test_the_dataset_numbers_examples_across_sources():
-    dataset = ExampleDataset([source("a", 3), source("b", 2)])
-    assert len(dataset) == 5
-    assert dataset[3] == ("ranking", Example("b 0", ("0",)))
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(tmp_path, backbone_path, words, monkeypatch):
+    monkeypatch.setattr("mixencoder.training.objective.ranking_loss", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(NonFiniteError) as caught:
+        train(options(tmp_path, backbone_path, words, batch_size=10))
+    message = str(caught.value)
+    assert message.startswith("the loss is nan at step 0 (ranking); the batch holds ")
+    assert message.count("pairs.jsonl, line ") == 8
+    assert "; and 2 more; nothing more is saved" in message
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.unfinished").exists()
+
+
+def test_bfloat16_trains(tmp_path, backbone_path, words):
+    engine = train(options(tmp_path, backbone_path, words, bf16=True, steps=2))
+    assert engine.dtype == torch.float32
+    assert all(torch.isfinite(tensor).all() for tensor in weights(engine).values())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_mini_batches_give_the_gradients_of_the_whole_batch(backbone_path, words, architecture):
+    torch.manual_seed(0)
+    engine = front_door(architecture).from_backbone(backbone_path)
+    rows = partner_pairs(words, 6)
+    query = pad(engine.read_query([row["query"] for row in rows]), 0)
+    document = pad(engine.read_document([row["positive"] + " the" * (i % 3) for i, row in enumerate(rows)]), 0)
+    gradients = []
+    for size in (None, 4, 1):
+        engine.model.train().zero_grad()
+        for module in engine.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        scores = engine.model(*query, *document, mini_batch_size=size).full
+        torch.nn.functional.cross_entropy(scores, torch.arange(6)).backward()
+        gradients.append({n: p.grad.clone() for n, p in engine.model.named_parameters() if p.grad is not None})
+    for chunked in gradients[1:]:
+        assert chunked.keys() == gradients[0].keys()
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(chunked[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_mini_batches_keep_the_dropout_of_the_first_pass(backbone_path, words):
+    """A piece is computed twice; with other masks the second time its gradients would be those of another function."""
+    torch.manual_seed(0)
+    engine = front_door("dual-encoder").from_backbone(backbone_path)
+    model = engine.model.train()
+    document = pad(engine.read_document([row["positive"] for row in partner_pairs(words, 4)]), 0)
+    query = pad(engine.read_query(["the cat", "the dog"]), 0)
+    calls = []
+    model.backbone.encoder.layer[0].register_forward_hook(lambda *args: calls.append(args[2].detach().clone()))
+    model(*query, *document, mini_batch_size=2).full.sum().backward()
+    # one piece of queries and two of documents, each of which came again
+    assert len(calls) == 5
+    first, again = calls[1:3], calls[3:]
+    assert any(torch.equal(first[0], tensor) for tensor in again)
+    assert any(torch.equal(first[1], tensor) for tensor in again)
+
+
+def test_accumulated_batches_make_the_step_of_a_large_one(tmp_path, backbone_path, words):
+    """Labelled pairs have no in-batch negatives, so that only the order of sums differs."""
+    rows = [{"premise": "a", "hypothesis": w, "label": ["x", "y"][i % 2]} for i, w in enumerate(words[:16])]
+    data = [str(write(tmp_path / "nli.jsonl", rows))]
+    fields = {"data": data, "architecture": "dual-encoder", "steps": 1, "config": {"classifier_dropout": 0.0}}
+    fields |= {"learning_rate": 1e-3, "backbone": str(without_dropout(backbone_path, tmp_path))}
+    whole = train(options(tmp_path, backbone_path, words, batch_size=16, **fields))
+    fields |= {"output": str(tmp_path / "parts")}
+    parts = train(options(tmp_path, backbone_path, words, batch_size=4, gradient_accumulation_steps=4, **fields))
+    assert_close(weights(parts), weights(whole))
+
+
+def without_dropout(backbone_path: Path, tmp_path: Path) -> Path:
+    """Copy an encoder, its dropout switched off."""
+    import shutil
+
+    folder = tmp_path / "plain"
+    shutil.copytree(backbone_path, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    # the first step of AdamW moves weights by the sign of their gradients, which may flip where they are nothing
+    for name, tensor in expected.items():
+        off = (found[name] - tensor).abs() > 1e-5
+        assert off.float().mean() < 0.02, name
+
+
+def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(tmp_path, backbone_path, words):
+    config = options(tmp_path, backbone_path, words, steps=40, batch_size=4, save_every=6)
+    whole = weights(train(TrainConfig(**{**asdict(config), "output": str(tmp_path / "whole")})))
+    script = (
+        "import json, sys, torch; torch.set_num_threads(int(sys.argv[2]))\n"
+        "from mixencoder.training.run import TrainConfig, train\n"
+        "train(TrainConfig(**json.loads(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", script, json.dumps(asdict(config)), str(torch.get_num_threads())]
+    child = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1]
+    )
+    unfinished = tmp_path / "out.unfinished"
+    deadline = time.monotonic() + 120
+    while last_checkpoint(unfinished) is None and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert last_checkpoint(unfinished) is not None
+    assert not (tmp_path / "out").exists()
+    # a checkpoint that was being written when the run was killed is no checkpoint
+    half = unfinished / "checkpoint-39"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(InputError, match="holds an interrupted run; go on with it"):
+        train(config)
+    with pytest.raises(InputError, match="begun with other settings: seed 5 instead of 0"):
+        train(TrainConfig(**{**asdict(config), "resume": True, "seed": 5}))
+    resumed = train(TrainConfig(**{**asdict(config), "resume": True}))
+    assert same(weights(resumed), whole)
+    assert same(weights(load_engine(tmp_path / "out")), whole)
+    assert not unfinished.exists()
+
+
+def test_two_processes_make_the_steps_of_one(tmp_path, backbone_path, words):
+    rows = [{"premise": "a", "hypothesis": w, "label": ["x", "y"][i % 2]} for i, w in enumerate(words[:16])]
+    data = [str(write(tmp_path / "nli.jsonl", rows))]
+    fields = {"data": data, "architecture": "dual-encoder", "steps": 2, "config": {"classifier_dropout": 0.0}}
+    fields |= {"backbone": str(without_dropout(backbone_path, tmp_path))}
+    alone = train(options(tmp_path, backbone_path, words, batch_size=8, **fields))
+    config = options(tmp_path, backbone_path, words, batch_size=4, **fields, output=str(tmp_path / "two"))
+    (tmp_path / "config.json").write_text(json.dumps(asdict(config)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "mixencoder"]
+    command += ["train", "--config", str(tmp_path / "config.json")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    run = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[1], env=environment, timeout=240
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert_close(weights(load_engine(tmp_path / "two")), weights(alone))
+    assert json.loads((tmp_path / "two" / "training.json").read_text())["processes"] == 2

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from mixencoder.backbones import max_positions
+from mixencoder.chunking import in_chunks
 from mixencoder.engine import Request, check_batch_size, progress_bar, unique
 from mixencoder.errors import CheckpointError, InputError, TruncationWarning
 from mixencoder.modeling import RankingScores
@@ -116,14 +118,15 @@ class CrossEncoderModel(PeerModel):
         return self.head(states[:, 0], head)
 
     def _score_batch(
-        self, query: Batch, document: Batch, candidates_per_query: int | None, head: str
+        self, query: Batch, document: Batch, candidates_per_query: int | None, head: str, mini_batch_size: int | None
     ) -> RankingScores | Tensor:
         """Join and score; in-batch that is B * N pairs."""
         batch, count = len(query.ids), candidates_per_query or len(document.ids)
         times = batch if candidates_per_query is None else 1
         queries = (part.repeat_interleave(count, dim=0) for part in query)
         documents = (part.repeat(times, 1) for part in document)
-        out = self.score(*queries, *documents, head).unflatten(0, (batch, count))
+        out = in_chunks(partial(self.score, head=head), (*queries, *documents), mini_batch_size)
+        out = out.unflatten(0, (batch, count))
         return RankingScores(out, None) if head == "ranking" else out
 
 
@@ -139,6 +142,7 @@ class CrossEncoder(Peer):
     """
 
     model_class = CrossEncoderModel
+    reads_jointly = True
 
     @classmethod
     def _tokenizer_fields(cls, tokenizer: Any) -> dict[str, Any]:

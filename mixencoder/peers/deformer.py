@@ -119,6 +119,7 @@ class DeFormer(TokenPeer):
     """
 
     model_class = DeFormerModel
+    reads_jointly = True
     tokens_at_once = 4096
     joins_query = True
 

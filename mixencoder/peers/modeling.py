@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from mixencoder.backbones import build_backbone
+from mixencoder.chunking import in_chunks
 from mixencoder.modeling import MixEncoderModel, RankingScores
 from mixencoder.peers.configuration import PeerConfig
 
@@ -101,22 +102,25 @@ class PeerModel(PreTrainedModel):
         document_attention_mask: Tensor,
         candidates_per_query: int | None = None,
         head: str | None = None,
+        mini_batch_size: int | None = None,
     ) -> RankingScores | Tensor:
         """Score queries (B, m) against documents (N, n), token ids of single texts padded on the right.
 
         Without candidates_per_query every query meets every document, (B, N). With it the documents are those of the
         queries in turn, N = B * candidates_per_query, and the result is (B, candidates_per_query). Ranking scores come
-        as `RankingScores` (``full``), class logits with a last dimension num_labels.
+        as `RankingScores` (``full``), class logits with a last dimension num_labels. With mini_batch_size so many
+        texts (for a cross-encoder: pairs) are encoded at once, and their activations again on the way back
+        (`mixencoder.chunking`).
 
         Raises:
             InputError: the model has no such head.
         """
         query = Batch(query_input_ids, query_attention_mask)
         document = Batch(document_input_ids, document_attention_mask)
-        return self._score_batch(query, document, candidates_per_query, self.check_head(head))
+        return self._score_batch(query, document, candidates_per_query, self.check_head(head), mini_batch_size)
 
     def _score_batch(
-        self, query: Batch, document: Batch, candidates_per_query: int | None, head: str
+        self, query: Batch, document: Batch, candidates_per_query: int | None, head: str, mini_batch_size: int | None
     ) -> RankingScores | Tensor:
         """Do what `forward` promises."""
         raise NotImplementedError
@@ -144,9 +148,10 @@ class TwoTowerModel(PeerModel):
         raise NotImplementedError
 
     def _score_batch(
-        self, query: Batch, document: Batch, candidates_per_query: int | None, head: str
+        self, query: Batch, document: Batch, candidates_per_query: int | None, head: str, mini_batch_size: int | None
     ) -> RankingScores | Tensor:
-        query_state, candidates = self.encode_query(*query), self.encode_document(*document)
+        query_state = in_chunks(self.encode_query, query, mini_batch_size)
+        candidates = in_chunks(self.encode_document, document, mini_batch_size)
         if candidates_per_query is not None:
             candidates = candidates.unflatten(0, (-1, candidates_per_query))
         return self.interact(query_state, candidates, head)

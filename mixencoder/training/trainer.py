@@ -1,9 +1,7 @@
-"""`train`: from data files and a backbone or checkpoint to a saved MixEncoder, on transformers' Trainer."""
+"""transformers' Trainer with our batches, loss and rates, and with checkpoints that are whole or not there."""
 
-import logging
-import math
-import warnings
-from dataclasses import dataclass, field
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,164 +9,54 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mixencoder.backbones import encoder_layers
-from mixencoder.errors import DataError, InputError, MissingExtraError, NonFiniteError, TruncationWarning
-from mixencoder.fast import MixEncoder
-from mixencoder.training.data import Collator, ExampleDataset, Source, SourceBatchSampler, read_source
-from mixencoder.training.losses import classification_loss, ranking_loss, similarity_loss
+from mixencoder.errors import MissingExtraError, NonFiniteError
+from mixencoder.training.batches import SourceBatchSampler
+from mixencoder.training.examples import Source
+from mixencoder.training.objective import Objective
 
 try:
-    import accelerate  # noqa: F401  (transformers' Trainer needs it)
+    from accelerate import PartialState
     from transformers import Trainer, TrainingArguments
 except ImportError as error:
     raise MissingExtraError(f"training needs the extra: pip install 'mixencoder[train]' ({error})") from error
 
-logger = logging.getLogger(__name__)
+__all__ = ["ObjectiveTrainer", "PartialState", "TrainingArguments", "last_checkpoint"]
+
+_COMPLETE = "complete"
+"""Empty file that a checkpoint gets last: without it, writing was interrupted."""
+_SHOWN = 8
+"""Rows of a batch that a message names."""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """What `mixencoder train` needs; the fields of its YAML file and its flags."""
+class ObjectiveTrainer(Trainer):
+    """Trains any of the architectures on batches that each come from one source.
 
-    output: str
-    """Directory for the trained model; must not hold one yet."""
-    data: list[str] = field(default_factory=list)
-    """Files and BEIR folders, each with an optional weight: ``path`` or ``path=weight``."""
-    data_dir: str = ""
-    """Folder that relative data paths start from."""
-    model: str | None = None
-    """A MixEncoder to go on from; or give backbone."""
-    backbone: str | None = None
-    """An encoder to start from."""
-    config: dict[str, Any] = field(default_factory=dict)
-    """With backbone: fields of `MixEncoderConfig`."""
-    steps: int = 1000
-    batch_size: int = 32
-    negatives: int = 1
-    """Listed negatives drawn for each query that has any."""
-    learning_rate: float = 2e-5
-    """Peak rate of the backbone; warms up over the first tenth, then falls linearly to zero."""
-    interaction_learning_rate: float = 2e-4
-    """Peak rate of everything on top of the backbone."""
-    interaction_loss_weight: float = 0.5
-    """With the dual term: weight of the same ranking loss on ``h . e`` alone. The dual term starts so good that without
-    it the interaction learns next to nothing (docs/training.md)."""
-    freeze_embeddings: bool = True
-    """Leave the backbone's token and position embeddings as they are."""
-    freeze_layers: int = 0
-    """Leave so many of the backbone's lowest layers as they are."""
-    max_query_tokens: int = 64
-    """Tokens read of a query in training, at most the model's own limit, which is left alone."""
-    max_document_tokens: int = 128
-    """The same of a document."""
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    bf16: bool = False
-    """Autocast to bfloat16; pays off where the processor has it."""
-    seed: int = 0
-    log_every: int = 50
-
-
-def train(config: TrainConfig) -> MixEncoder:
-    """Train and save a MixEncoder.
-
-    Raises:
-        DataError, InputError, CheckpointError: something named in the configuration cannot be used; found before any
-            training.
-        NonFiniteError: the loss became NaN or infinite; nothing is saved.
+    Args:
+        sources: in the order of the dataset.
+        objective: from a batch to a loss.
+        head_learning_rate: peak rate of everything on top of the backbone.
+        options: of transformers' Trainer.
     """
-    output = Path(config.output)
-    if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
-        raise InputError(f"{output} exists and is not empty; name another output, or move it away")
-    if (config.model is None) == (config.backbone is None):
-        raise InputError("expected either a model to go on from or a backbone to start from, not both and not neither")
-    for name in ("steps", "batch_size"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} is {getattr(config, name)}; expected a positive integer")
-    torch.manual_seed(config.seed)
-    engine = (
-        MixEncoder.from_pretrained(config.model)
-        if config.model is not None
-        else MixEncoder.from_backbone(config.backbone, **config.config)
-    )
-    sources = _read_sources(config, engine)
-    for source in sources:
-        logger.info("%s: %d examples, %s", source.name, len(source.examples), source.task)
-
-    model = engine.model
-    if config.freeze_embeddings:
-        model.backbone.embeddings.requires_grad_(False)
-    for layer in encoder_layers(model.backbone)[: config.freeze_layers]:
-        layer.requires_grad_(False)
-    reader = engine.with_limits(
-        max_query_length=min(config.max_query_tokens, engine.read_query.max_length),
-        max_document_length=min(config.max_document_tokens, engine.read_document.max_length),
-    )
-    collator = Collator(
-        reader.read_query,
-        reader.read_document,
-        engine.tokenizer.pad_token_id,
-        config.negatives,
-        config.seed,
-    )
-    arguments = TrainingArguments(
-        output_dir=str(output),
-        max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        warmup_steps=math.ceil(config.steps / 10),
-        lr_scheduler_type="linear",
-        bf16=config.bf16,
-        seed=config.seed,
-        logging_steps=config.log_every,
-        save_strategy="no",
-        report_to="none",
-        remove_unused_columns=False,
-        disable_tqdm=False,
-    )
-    trainer = MixEncoderTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=ExampleDataset(sources),
-        data_collator=collator,
-        sources=sources,
-        interaction_learning_rate=config.interaction_learning_rate,
-        interaction_loss_weight=config.interaction_loss_weight,
-    )
-    with warnings.catch_warnings():
-        # cutting training texts is a choice of the configuration
-        warnings.simplefilter("ignore", TruncationWarning)
-        trainer.train()
-    model.requires_grad_(True).eval()
-    engine.save_pretrained(output)
-    return engine
-
-
-class MixEncoderTrainer(Trainer):
-    """transformers' Trainer with one loss a task, batches from one source, and two learning rates."""
 
     def __init__(
-        self,
-        *,
-        sources: list[Source],
-        interaction_learning_rate: float,
-        interaction_loss_weight: float,
-        **options: Any,
+        self, *, sources: list[Source], objective: Objective, head_learning_rate: float, **options: Any
     ) -> None:
         super().__init__(**options)
-        self._sources = sources
-        self._interaction_loss_weight = interaction_loss_weight
-        self._interaction_learning_rate = interaction_learning_rate
+        # the objective's losses are means over a batch, to be averaged over accumulated batches
+        self.model_accepts_loss_kwargs = False
+        self.train_sources = sources
+        self._objective = objective
+        self._head_learning_rate = head_learning_rate
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return batches that each come from one source."""
+        """Return the batches of this process."""
         sampler = SourceBatchSampler(
-            self._sources,
+            self.train_sources,
             batch_size=self.args.per_device_train_batch_size,
-            steps=self.args.max_steps,
+            steps=self.args.max_steps * self.args.gradient_accumulation_steps,
             seed=self.args.seed,
+            process=self.args.process_index,
+            processes=self.args.world_size,
         )
         return DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator)
 
@@ -177,8 +65,8 @@ class MixEncoderTrainer(Trainer):
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in (model or self.model).named_parameters():
             if parameter.requires_grad:
-                in_backbone = name.startswith("backbone.")
-                rate = self.args.learning_rate if in_backbone else self._interaction_learning_rate
+                in_backbone = name.removeprefix("module.").startswith("backbone.")
+                rate = self.args.learning_rate if in_backbone else self._head_learning_rate
                 decay = self.args.weight_decay if parameter.dim() > 1 else 0.0
                 groups.setdefault((rate, decay), []).append(parameter)
         self.optimizer = torch.optim.AdamW(
@@ -188,46 +76,48 @@ class MixEncoderTrainer(Trainer):
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
-    ) -> Tensor | tuple[Tensor, Any]:
-        """Return the loss of the batch's task, and the outputs if asked for."""
-        inputs = dict(inputs)
-        task, targets, excluded = inputs.pop("task"), inputs.pop("targets"), inputs.pop("excluded", None)
-        if task == "ranking":
-            scores = model(**inputs, head="ranking")
-            outputs = scores.full
-            loss = ranking_loss(outputs, targets, excluded)
-            if scores.dual is not None:
-                loss = loss + self._interaction_loss_weight * ranking_loss(scores.interaction, targets, excluded)
-        elif task == "classification":
-            outputs = model(**inputs, candidates_per_query=1, head="classification").squeeze(1)
-            loss = classification_loss(outputs, targets)
-        else:
-            outputs = model(**inputs, candidates_per_query=1, head="ranking").full.squeeze(1)
-            loss = similarity_loss(outputs, targets)
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the loss of a batch, and the scores if asked for.
+
+        Raises:
+            NonFiniteError: it is NaN or infinite; the message names the step and the batch's rows.
+        """
+        loss, scores = self._objective(model, inputs)
         if not torch.isfinite(loss):
+            where = inputs["where"]
+            rows = "; ".join(where[:_SHOWN]) + (f"; and {len(where) - _SHOWN} more" if len(where) > _SHOWN else "")
             raise NonFiniteError(
-                f"the loss is {loss.item()} at step {self.state.global_step} ({task}); nothing is saved"
+                f"the loss is {loss.item()} at step {self.state.global_step} ({inputs['task']}); the batch holds "
+                f"{rows}; nothing more is saved. A lower learning_rate, or float32 instead of bf16, may help"
             )
-        return (loss, outputs) if return_outputs else loss
+        return (loss, scores) if return_outputs else loss
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(self.args.output_dir)
+            written = folder / f"checkpoint-{self.state.global_step}"
+            _flush(written)
+            (written / _COMPLETE).touch()
+            for other in folder.glob("checkpoint-*"):
+                if other != written:
+                    shutil.rmtree(other)
+        self.accelerator.wait_for_everyone()
 
 
-def _read_sources(config: TrainConfig, engine: MixEncoder) -> list[Source]:
-    if not config.data:
-        raise DataError("no training data was named; expected files in one of the shapes of docs/training.md")
-    label2id = engine.config.label2id if "classification" in engine.config.heads else None
-    sources = []
-    for item in config.data:
-        name, _, weight = item.partition("=")
-        try:
-            number = float(weight) if weight else 1.0
-        except ValueError as error:
-            raise InputError(f"weight of {name} is {weight!r}; expected a number") from error
-        if not 0 < number < math.inf:
-            raise InputError(f"weight of {name} is {number}; expected a positive number")
-        sources.append(read_source(Path(config.data_dir, name), weight=number, label2id=label2id))
-    lacking = [
-        source.name for source in sources if source.task != "classification" and "ranking" not in engine.config.heads
-    ]
-    if lacking:
-        raise DataError(f"{', '.join(lacking)}: ranking and similarity need a ranking head, which this model lacks")
-    return sources
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint in a folder that was written to its end, None if there is none."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{_COMPLETE}")]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _flush(folder: Path) -> None:
+    """Make sure that a folder's files are on the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

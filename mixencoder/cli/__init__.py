@@ -1,0 +1,20 @@
+"""The command line: ``mixencoder rank | train | mine | evaluate | info``, a module each.
+
+Results go to standard output; times, progress and warnings to standard error. Every error of the project, and bad
+usage, ends with exit code 2 and one message; the model's own modules are imported by the command that needs them.
+"""
+
+import typer
+
+from mixencoder.cli import evaluate, info, mine, rank, train
+from mixencoder.cli.shared import command
+
+app = typer.Typer(
+    name="mixencoder",
+    help="Rank many candidates for a query with cross-attention, the candidates encoded ahead of time.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for function in (rank.rank, train.train, mine.mine, evaluate.evaluate, info.info):
+    app.command()(command(function))

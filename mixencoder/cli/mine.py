@@ -1,0 +1,53 @@
+"""``mixencoder mine``: hard negatives by a trained model."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixencoder.cli.shared import BackendOption, DeviceOption, DtypeOption, ModelOption, say
+from mixencoder.errors import InputError
+
+
+def mine(
+    data: Annotated[Path, typer.Argument(help="Training pairs or candidate lists, or a BEIR folder.")],
+    output: Annotated[Path, typer.Option(help="File of candidate lists to write, .jsonl or .jsonl.gz.")],
+    documents: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Further documents that may serve: .txt, .jsonl, .csv or .tsv.")
+    ] = None,
+    negatives: Annotated[int, typer.Option(min=1, help="For each query, at most.")] = 8,
+    skip: Annotated[int, typer.Option(min=0, help="Pass over so many of the highest: they may be right.")] = 0,
+    margin: Annotated[float, typer.Option(help="Score a negative stays below the right documents, at least.")] = 0.0,
+    score: Annotated[str, typer.Option(help="Part of the score: full, interaction or dual.")] = "full",
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    backend: BackendOption = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts encoded at once.")] = 32,
+) -> None:
+    """Mine hard negatives: the wrong documents that a trained model ranks highest for each query."""
+    if not output.name.endswith((".jsonl", ".jsonl.gz")):
+        raise InputError(f"output is {output}; expected a name ending in .jsonl or .jsonl.gz")
+    from mixencoder.architectures import load_engine
+    from mixencoder.candidates import read_candidates
+    from mixencoder.training.examples import read_source
+    from mixencoder.training.mining import mine_negatives, write_candidate_lists
+
+    source = read_source(data)
+    others = read_candidates(documents).texts if documents else ()
+    engine = load_engine(model, device=device, dtype=dtype, backend=backend)
+    mined = mine_negatives(
+        engine,
+        source,
+        documents=others,
+        negatives=negatives,
+        skip=skip,
+        margin=margin,
+        score=score,
+        batch_size=batch_size,
+        show_progress_bar=sys.stderr.isatty(),
+    )
+    write_candidate_lists(mined, output)
+    found = sum(len(example.negatives) for example in mined)
+    say(f"{found} negatives for {len(mined)} queries written to {output}")

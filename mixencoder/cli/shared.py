@@ -1,0 +1,54 @@
+"""What the commands share: common options, messages on standard error, errors as one message and exit code 2."""
+
+import functools
+import os
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mixencoder.errors import MixEncoderError
+from mixkernels.errors import MixKernelsError
+
+_errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Checkpoint directory or hub id.", show_default="the bundled default")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="For example cpu or cuda.", show_default="a GPU if there is one")
+]
+DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="float32")]
+BackendOption = Annotated[str, typer.Option(help="auto, triton, torch or reference.")]
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn the project's errors into one message and exit code 2, and its warnings into one line each."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+        try:
+            _quiet_transformers()
+            function(*args, **kwargs)
+        except (MixEncoderError, MixKernelsError) as error:
+            say(f"error: {error}")
+            raise typer.Exit(2) from None
+
+    return run
+
+
+def say(text: str) -> None:
+    """Print a message on standard error."""
+    _errors.print(text, markup=False)
+
+
+def _quiet_transformers() -> None:
+    """Keep transformers' load reports and bars off the terminal."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

@@ -1,0 +1,67 @@
+"""Writing results down: TREC run files and reports, whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from mixencoder.errors import InputError
+from mixencoder.evaluation.scoring import Ranking
+from mixencoder.evaluation.tasks import RankingTask
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder if it is missing; meant to be called before hours of work, not after.
+
+    Raises:
+        InputError: it cannot be made, or not be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror}; expected a folder for results") from error
+
+
+def write_run(folder: Path, task: RankingTask, score: str, rankings: list[Ranking], tag: str) -> Path:
+    """Write TASK.SCORE.run in TREC's format (qid Q0 docid rank score tag) and return its path.
+
+    Args:
+        folder: where.
+        task: ranked; its ids stand in the file.
+        score: which part of the score ranked it.
+        rankings: for every query.
+        tag: name of the run, without spaces.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    lines = [
+        f"{query} Q0 {document} {rank} {value!r} {tag}\n"
+        for query, ranking in zip(task.query_ids, rankings, strict=True)
+        for rank, (document, value) in enumerate(ranking, start=1)
+    ]
+    path = folder / f"{task.name}.{score}.run"
+    write_text(path, "".join(lines))
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside its place, then move it there.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            # mkstemp keeps others from reading
+            Path(temporary).chmod(0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error

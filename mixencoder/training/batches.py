@@ -1,0 +1,221 @@
+"""Batches of examples: which come together, and how a batch becomes tensors. A batch comes from one source."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from mixencoder.errors import InputError
+from mixencoder.tokenization import TextEncoder, pad
+from mixencoder.training.examples import Example, Source
+
+
+class ExampleDataset(Dataset):
+    """All examples of all sources in one row of numbers, each with its task."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._items = [(source.task, example) for source in sources for example in source.examples]
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> tuple[str, Example]:
+        """Return (task, example)."""
+        return self._items[index]
+
+
+class SourceBatchSampler(Sampler[list[int]]):
+    """Batches of example numbers, each from one source, drawn with a seed.
+
+    Sources take turns at random by their weight. Within a source every example comes once before any comes twice, and
+    a batch holds texts of like length, which saves padding. Several processes draw the same batches, each of which
+    they share out among themselves.
+
+    Args:
+        sources: in the order of the `ExampleDataset`.
+        batch_size: examples a batch and process; a smaller source gives smaller batches.
+        steps: number of batches.
+        seed: of everything random here.
+        process, processes: which of how many processes this is.
+
+    Raises:
+        InputError: a source has fewer examples than there are processes.
+    """
+
+    _WINDOW = 32
+    """Batches sorted by length at once: enough to save padding, few enough to stay random."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        super().__init__()
+        for source in sources:
+            if len(source.examples) < processes:
+                raise InputError(f"{source.name} has {len(source.examples)} examples for {processes} processes")
+        self._sources = sources
+        self._batch_size = batch_size
+        self._steps = steps
+        self._seed = seed
+        self._process = process
+        self._processes = processes
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return self._steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the batches; the same ones every time."""
+        chance = random.Random(self._seed)
+        offsets, streams = 0, []
+        for source in self._sources:
+            streams.append(self._batches(source, offsets, random.Random(f"{self._seed} {source.name}")))
+            offsets += len(source.examples)
+        weights = [source.weight for source in self._sources]
+        for _ in range(self._steps):
+            yield next(chance.choices(streams, weights)[0])[self._process :: self._processes]
+
+    def _batches(self, source: Source, offset: int, chance: random.Random) -> Iterator[list[int]]:
+        size = min(self._batch_size * self._processes, len(source.examples))
+        # processes get batches of one size
+        size -= size % self._processes
+        width = [len(example.query) + len(example.positives[0]) for example in source.examples]
+        while True:
+            order = list(range(len(source.examples)))
+            chance.shuffle(order)
+            for start in range(0, len(order), size * self._WINDOW):
+                window = sorted(order[start : start + size * self._WINDOW], key=width.__getitem__)
+                batches = [window[i : i + size] for i in range(0, len(window) - size + 1, size)]
+                chance.shuffle(batches)
+                yield from ([offset + index for index in batch] for batch in batches)
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Turns examples of one task into tensors for a model's ``forward`` and for the objective.
+
+    Args:
+        read_query, read_document: tokenise and cut.
+        pad_id: the tokenizer's.
+        negatives: listed negatives drawn for each query, where its example lists any.
+        seed: of the draws.
+        in_batch: let every query of a ranking batch meet every document of it. False: each meets a list of its own,
+            which other queries' right documents fill up to 1 + negatives.
+        graded_list: documents of a graded list, at most.
+        with_lists: also name for every query the documents that a teacher is to score, and keep the texts.
+    """
+
+    read_query: TextEncoder
+    read_document: TextEncoder
+    pad_id: int
+    negatives: int
+    seed: int
+    in_batch: bool = True
+    graded_list: int = 8
+    with_lists: bool = False
+
+    def __call__(self, items: Sequence[tuple[str, Example]]) -> dict[str, Any]:
+        """Return a batch.
+
+        Keys, B queries, N documents in all, c of a query's own:
+            task, where: of the examples.
+            query_input_ids, query_attention_mask, document_input_ids, document_attention_mask: the model's inputs.
+            candidates_per_query: c where queries have lists of their own, else None; scores are (B, c) or (B, N).
+            targets: the right column (ranking), a class number or a score (B,), or grades (B, c).
+            excluded: bool like the scores; columns that are right too, or hold no candidate. Not for labelled pairs.
+            lists, lists_excluded: (B, c) columns of the scores that a teacher scores, where it is to score lists.
+            queries, documents: the texts, for the teacher.
+        """
+        tasks = {task for task, _ in items}
+        (task,) = tasks
+        examples = [example for _, example in items]
+        # the draw depends on the examples alone, not on how many batches came before
+        chance = random.Random(f"{self.seed} {examples[0].query} {len(examples)}")
+        batch: dict[str, Any] = {"task": task, "where": [example.where for example in examples]}
+        if task == "ranking":
+            documents = self._rank(examples, chance, batch)
+        elif task == "graded":
+            documents = self._grade(examples, chance, batch)
+        else:
+            documents = [example.positives[0] for example in examples]
+            dtype = torch.int64 if task == "classification" else torch.float32
+            batch["targets"] = torch.tensor([example.target for example in examples]).to(dtype)
+            batch["candidates_per_query"] = 1
+        queries = [example.query for example in examples]
+        if self.with_lists:
+            batch["queries"], batch["documents"] = queries, documents
+        batch["query_input_ids"], batch["query_attention_mask"] = pad(self.read_query(queries), self.pad_id)
+        batch["document_input_ids"], batch["document_attention_mask"] = pad(self.read_document(documents), self.pad_id)
+        return batch
+
+    def _rank(self, examples: Sequence[Example], chance: random.Random, batch: dict[str, Any]) -> list[str]:
+        """One right document of every query, then drawn negatives; or each query's share of them."""
+        documents = [chance.choice(example.positives) for example in examples]
+        own: list[list[int]] = []
+        for row, example in enumerate(examples):
+            drawn = chance.sample(example.negatives, min(self.negatives, len(example.negatives)))
+            own.append([row, *range(len(documents), len(documents) + len(drawn))])
+            documents += drawn
+        right = [set(example.positives) for example in examples]
+        excluded = torch.tensor(
+            [[column != row and text in right[row] for column, text in enumerate(documents)] for row in range(len(own))]
+        )
+        if self.with_lists or not self.in_batch:
+            for row, columns in enumerate(own):
+                others = [column for column in range(len(examples)) if column != row and not excluded[row, column]]
+                wanted = 1 + self.negatives - len(columns)
+                columns += chance.sample(others, min(wanted, len(others)))
+        lists, lists_excluded = _padded(own)
+        if self.in_batch:
+            batch.update(targets=torch.arange(len(examples)), excluded=excluded, candidates_per_query=None)
+            if self.with_lists:
+                batch.update(lists=lists, lists_excluded=lists_excluded)
+            return documents
+        excluded = excluded.gather(1, lists) | lists_excluded
+        excluded[:, 0] = False
+        batch.update(targets=torch.zeros(len(examples), dtype=torch.int64), excluded=excluded)
+        return self._own_lists(lists, excluded, documents, batch)
+
+    def _grade(self, examples: Sequence[Example], chance: random.Random, batch: dict[str, Any]) -> list[str]:
+        """A list of every query, the best document first."""
+        documents, own, grades = [], [], []
+        for example in examples:
+            graded = [
+                *zip(example.positives, example.grades, strict=True),
+                *((text, 0.0) for text in example.negatives),
+            ]
+            best = max(graded, key=lambda pair: pair[1])
+            graded.remove(best)
+            chosen = [best, *chance.sample(graded, min(self.graded_list - 1, len(graded)))]
+            own.append([*range(len(documents), len(documents) + len(chosen))])
+            documents += [text for text, _ in chosen]
+            grades += [grade for _, grade in chosen]
+        lists, excluded = _padded(own)
+        batch.update(targets=torch.tensor(grades)[lists], excluded=excluded)
+        return self._own_lists(lists, excluded, documents, batch)
+
+    def _own_lists(
+        self, lists: torch.Tensor, excluded: torch.Tensor, documents: Sequence[str], batch: dict[str, Any]
+    ) -> list[str]:
+        batch["candidates_per_query"] = lists.shape[1]
+        if self.with_lists:
+            batch.update(lists=torch.arange(lists.shape[1]).expand_as(lists), lists_excluded=excluded)
+        return [documents[column] for column in lists.flatten().tolist()]
+
+
+def _padded(lists: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return lists (B, c) of one length, filled up with their first number, and what is filling (B, c) bool."""
+    width = max(map(len, lists))
+    filled = torch.tensor([[*columns, *[columns[0]] * (width - len(columns))] for columns in lists])
+    excluded = torch.tensor([[place >= len(columns) for place in range(width)] for columns in lists])
+    return filled, excluded

@@ -1,0 +1,87 @@
+"""Every architecture learns a small relation, and does not when its loss is broken."""
+
+import pytest
+import torch
+
+from mixencoder.architectures import ARCHITECTURES, load_engine
+from mixencoder.training.run import TrainConfig, train
+from tests.synthetic import both_low_pairs, class_accuracy, partner_pairs, ranking_accuracy, tiny_encoder, write
+
+LEARNED = 0.9
+RATES = {"learning_rate": 2e-3, "head_learning_rate": 2e-3, "freeze_embeddings": False}
+VARIANTS = {
+    **{name: (name, {}) for name in ARCHITECTURES},
+    "mixencoder-dual": ("mixencoder", {"dual_term": True}),
+}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory, tokenizer):
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"), tokenizer)
+
+
+def learn(tmp_path, encoder, rows, architecture, config, **options):
+    data = write(tmp_path / "data.jsonl", rows)
+    fields = {"output": str(tmp_path / "out"), "data": [str(data)], "backbone": str(encoder), **RATES}
+    train(TrainConfig(architecture=architecture, config=config, **fields, **options))
+    # from the file, not from memory
+    return load_engine(tmp_path / "out")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_it_learns_to_rank(tmp_path, encoder, words, variant):
+    # those that read pairs jointly, and the published start, have more to learn
+    steps = {"mixencoder": 400, "cross-encoder": 500, "deformer": 500}.get(variant, 200)
+    options = {"steps": steps, "batch_size": 16, "negatives": 5}
+    model = learn(tmp_path, encoder, partner_pairs(words, 400), *VARIANTS[variant], **options)
+    assert ranking_accuracy(model, words) >= LEARNED
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_it_learns_to_classify(tmp_path, encoder, words, architecture):
+    model = learn(tmp_path, encoder, both_low_pairs(words, 800), architecture, {}, steps=150, batch_size=16)
+    assert model.config.heads == ["classification"]
+    assert model.config.id2label == {0: "low", 1: "mixed"}
+    assert class_accuracy(model, words) >= LEARNED
+
+
+@pytest.mark.parametrize(
+    ("loss", "broken"),
+    [
+        ("ranking_loss", lambda scores, targets, excluded=None: -torch.log_softmax(scores, 1)[:, -1].mean()),
+        ("ranking_loss", lambda scores, targets, excluded=None: 0 * scores.sum()),
+    ],
+    ids=["wrong target", "no gradient"],
+)
+def test_it_does_not_learn_from_a_broken_loss(tmp_path, encoder, words, monkeypatch, loss, broken):
+    monkeypatch.setattr(f"mixencoder.training.objective.{loss}", broken)
+    model = learn(tmp_path, encoder, partner_pairs(words, 400), "dual-encoder", {}, steps=200, batch_size=16)
+    assert ranking_accuracy(model, words) < LEARNED / 2
+
+
+def test_graded_lists_teach_their_order(tmp_path, encoder, words):
+    content = words[6:]
+    rows = [
+        {"query": f"the {word}", "candidates": [word, f"{word} {other}", other], "labels": [1, 2, 0]}
+        for word in content
+        for other in content
+        if word != other
+    ]
+    model = learn(tmp_path, encoder, rows, "mixencoder", {"dual_term": True}, steps=200, batch_size=16)
+    right = 0
+    for i, word in enumerate(content):
+        other = content[(i + 5) % len(content)]
+        ranking = model.rank(f"the {word}", [other, f"{word} {other}", word])
+        right += [entry["corpus_id"] for entry in ranking] == [1, 2, 0]
+    assert right / len(content) >= LEARNED
+
+
+def test_a_student_learns_from_a_teacher_alone(tmp_path, encoder, words):
+    """With all weight on the teacher the labels, which are wrong here, teach nothing."""
+    (tmp_path / "teacher").mkdir()
+    rows = partner_pairs(words, 400)
+    learn(tmp_path / "teacher", encoder, rows, "dual-encoder", {}, steps=200, batch_size=16)
+    shuffled = [{**row, "positive": rows[i - 3]["positive"]} for i, row in enumerate(rows)]
+    options = {"steps": 300, "batch_size": 16, "negatives": 6, "teacher": str(tmp_path / "teacher" / "out")}
+    student = learn(tmp_path, encoder, shuffled, "mixencoder", {"dual_term": True}, distillation_weight=1.0, **options)
+    assert ranking_accuracy(student, words) >= LEARNED
