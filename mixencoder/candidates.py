@@ -18,7 +18,22 @@ class Candidates(NamedTuple):
 
 
 def read_candidates(source: str, *, column: str | None = None) -> Candidates:
-    """Read candidates.
+    """Read all candidates of a file, as `iterate_candidates` does.
+
+    Raises:
+        DataError: as `iterate_candidates`, or the file holds no candidate.
+    """
+    texts, ids = [], []
+    for text, name in iterate_candidates(source, column=column):
+        texts.append(text)
+        ids.append(name)
+    if not texts:
+        raise DataError(f"{source} holds no candidate")
+    return Candidates(texts, None if ids[0] is None else ids)
+
+
+def iterate_candidates(source: str, *, column: str | None = None) -> Iterator[tuple[str, str | None]]:
+    """Yield (text, id) of candidates one by one; either all have an id or none has.
 
     Args:
         source: a file: .txt (a candidate a line, empty lines passed over), .jsonl (`text`, optional `id`), .csv or
@@ -27,8 +42,8 @@ def read_candidates(source: str, *, column: str | None = None) -> Candidates:
         column: of a .csv or .tsv file.
 
     Raises:
-        DataError: the file cannot be read, is not UTF-8, lacks a column or a field, or holds no candidate; the message
-            names file and line.
+        DataError: the file cannot be read, is not UTF-8, lacks a column, a field or an id; the message names file and
+            line.
     """
     kind = ".txt" if source == "-" else Path(source).suffix.lower()
     if kind not in (".txt", ".jsonl", ".csv", ".tsv"):
@@ -38,12 +53,9 @@ def read_candidates(source: str, *, column: str | None = None) -> Candidates:
         raise DataError(f"{source}: a column was named ({column!r}), but only .csv and .tsv files have columns")
     if kind == ".txt":
         lines = _read_stdin() if source == "-" else read_lines(Path(source))
-        candidates = Candidates([line for _, line in lines if line.strip()], None)
+        yield from ((line, None) for _, line in lines if line.strip())
     else:
-        candidates = _read_fields(source, column, is_table=is_table)
-    if not candidates.texts:
-        raise DataError(f"{source} holds no candidate")
-    return candidates
+        yield from _read_fields(source, column, is_table=is_table)
 
 
 def _read_stdin() -> Iterator[tuple[int, str]]:
@@ -51,22 +63,17 @@ def _read_stdin() -> Iterator[tuple[int, str]]:
         yield number, decode(raw, "standard input", number)
 
 
-def _read_fields(source: str, column: str | None, *, is_table: bool) -> Candidates:
-    texts, ids = [], []
+def _read_fields(source: str, column: str | None, *, is_table: bool) -> Iterator[tuple[str, str | None]]:
+    has_ids = None
     for where, row in read_rows(Path(source)):
         name = column or (next(iter(row)) if is_table and len(row) == 1 else "text")
         if is_table and name not in row:
             raise DataError(f"{source} has no column {name!r}; its columns are {', '.join(row)} (--column)")
         if not isinstance(row.get(name), str):
             raise DataError(f'{where}: no string in "{name}", fields are {", ".join(row) or "none"}')
-        texts.append(row[name])
-        ids.append(None if name == "id" else row.get("id"))
-    return _with_ids(texts, ids, source)
-
-
-def _with_ids(texts: list[str], ids: list[str | None], source: str) -> Candidates:
-    if all(name is None for name in ids):
-        return Candidates(texts, None)
-    if any(name is None for name in ids):
-        raise DataError(f'{source}: {ids.count(None)} of {len(ids)} candidates have no "id"; expected all or none')
-    return Candidates(texts, [str(name) for name in ids])
+        found = None if name == "id" else row.get("id")
+        has_ids = found is not None if has_ids is None else has_ids
+        if has_ids != (found is not None):
+            what = 'no "id", but candidates before it have one' if has_ids else 'an "id", but candidates before it none'
+            raise DataError(f"{where}: {what}; expected all or none")
+        yield row[name], None if found is None else str(found)

@@ -2,23 +2,27 @@
 
 Adds to `mixencoder.modeling` what text needs: a tokenizer, batching, devices, and the promise that a candidate's score
 does not depend on what else is scored beside it (docs/determinism.md). Two rules keep it. Texts are encoded in groups
-of exactly equal token length, so nothing is ever padded, and never in fewer than `MIN_TOKEN_ROWS` token rows. Pairs
+of exactly equal token length, so nothing is ever padded, and never in fewer than `min_token_rows` token rows. Pairs
 are scored in chunks of one shape (`mixencoder.scoring`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mixencoder.backbones import cast_parameters
 from mixencoder.checkpoint import default_checkpoint, load_backbone, load_model, load_tokenizer
 from mixencoder.configuration import MixEncoderConfig
-from mixencoder.engine import EncodingEngine, Request, resolve_device, resolve_dtype
+from mixencoder.engine import EncodingEngine, Request, as_list, resolve_device, resolve_dtype
 from mixencoder.errors import InputError
+from mixencoder.index import CandidateIndex
+from mixencoder.indexing import BuildEstimate, IndexAdapter, IndexRanker, estimate_index, open_index
 from mixencoder.modeling import MixEncoderModel, QueryState
+from mixencoder.query_cache import QueryStateCache
 from mixencoder.scoring import Pairs, score_pairs
 from mixkernels import select_backend
 
@@ -50,6 +54,8 @@ class MixEncoder(EncodingEngine):
         select_backend(None if backend == "auto" else backend)
         model.kernel_backend = backend
         super().__init__(model, tokenizer)
+        self._query_states = QueryStateCache()
+        self._index_ranker = IndexRanker(self)
 
     @classmethod
     def from_pretrained(
@@ -129,6 +135,167 @@ class MixEncoder(EncodingEngine):
     def backend(self) -> str:
         """The mixkernels backend asked for."""
         return self.model.kernel_backend
+
+    def rank(
+        self,
+        query: str | Sequence[str],
+        documents: Sequence[str] | Tensor | CandidateIndex,
+        top_k: int | None = None,
+        *,
+        ids: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        return_documents: bool = False,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        activation_fn: Callable[[Tensor], Tensor] | None = None,
+        score: str = "full",
+        prefilter: int | None = None,
+        products: str = "native",
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """Rank documents for a query, best first, ties to the lower corpus_id.
+
+        Args:
+            query: one text, or several, which give a list of rankings.
+            documents: texts, what `encode_document` made of them, or an index.
+            top_k: how many to return; None returns all.
+            ids: a name of each document, returned as "id". With an index: rank those of its documents alone, for
+                example what a first stage found; a list of ids, or one for each query.
+            return_documents: also return each document's text.
+            batch_size, show_progress_bar, activation_fn, score: as in `predict`.
+            prefilter: with an index and the dual term: keep so many by the dual score, which costs little, and let
+                only those interact with the query (docs/index.md has the measured loss).
+            products: with an index: "native", or "int8" products of the FFN, which are faster and move scores a little.
+
+        Returns:
+            [{"corpus_id": int, "score": float, "text": str?, "id": str?}, ...] for every query. With an index corpus_id
+            is the document's place in iteration order, and "id" is always there.
+
+        Raises:
+            InputError: no query or no document, a text that is not a string or holds no token, or a bad option.
+            UnknownIdError, DuplicateIdError: the index does not hold a document of ids, or one is named twice.
+            NonFiniteError: a score is NaN or infinite.
+        """
+        if not isinstance(documents, CandidateIndex):
+            if prefilter is not None or products != "native":
+                raise InputError("prefilter and products are for an index; make one of the documents with index()")
+            options = {"return_documents": return_documents, "batch_size": batch_size, "score": score, "ids": ids}
+            options |= {"show_progress_bar": show_progress_bar, "activation_fn": activation_fn}
+            return super().rank(query, documents, top_k, **options)
+        self._check_score(score)
+        queries = as_list(query, "query")
+        if not queries:
+            raise InputError("query is empty; expected at least one text")
+        rankings = self._index_ranker.rank(
+            queries,
+            documents,
+            top_k,
+            ids=ids,
+            prefilter=prefilter,
+            return_documents=return_documents,
+            activation_fn=activation_fn,
+            score=score,
+            products=products,
+            batch_size=batch_size,
+        )
+        return rankings[0] if isinstance(query, str) else rankings
+
+    def index(
+        self,
+        documents: Iterable[str] | None = None,
+        ids: Iterable[str] | None = None,
+        path: str | Path | None = None,
+        *,
+        precision: str = "float16",
+        layout: str = "projected",
+        on_overflow: str = "truncate",
+        metadata: Iterable[Mapping[str, Any] | None] | None = None,
+        embeddings: Tensor | np.ndarray | None = None,
+        store_text: bool = True,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+    ) -> CandidateIndex:
+        """Encode documents once into an index that `rank` reads, in memory or in a folder.
+
+        In a folder it is committed every 1,024 texts; interrupted, the same call goes on where it stopped.
+
+        Args:
+            documents: texts, of any number: an iterator is read as it goes.
+            ids: a name of each; None takes a hash of the text, so that the same text twice is one document.
+            path: a new or empty folder, or an unfinished index; None stays in memory.
+            precision: "float32", "float16", "bfloat16" or "int8": how numbers are stored (docs/index.md).
+            layout: "projected" stores all that the first interaction layer can know before a query; "compact" the
+                context embeddings alone, which takes less room and more time.
+            on_overflow: "truncate" cuts documents that are longer than the model reads, "chunk" splits them and ranks
+                each by its best part, "error" refuses them.
+            metadata: a JSON object of each document, or None, kept beside.
+            embeddings: (N, k, d) of `encode_document`, taken instead of encoding texts.
+            store_text: keep texts, for `return_documents` and for mending damage.
+            batch_size, show_progress_bar: as in `encode_document`.
+
+        Raises:
+            InputError: an option or a text cannot be used.
+            IndexStateError: a complete index or something else is at path; `open_index` opens one.
+            IndexMismatchError: an unfinished index at path was begun by another model or with other settings.
+            DuplicateIdError: an id is given twice.
+            IndexStorageError, IndexLockedError: the disk refused, or somebody else is writing.
+        """
+        index = IndexAdapter(self, precision, layout, on_overflow).create(path, store_text=store_text)
+        index.build(
+            documents,
+            ids,
+            metadata=metadata,
+            embeddings=embeddings,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+        )
+        return index
+
+    def open_index(self, path: str | Path, *, read_only: bool = False, check_sizes: bool = True) -> CandidateIndex:
+        """Open an index that this checkpoint made, in this precision; opening writes nothing.
+
+        Args:
+            path: its folder.
+            read_only: refuse writing.
+            check_sizes: refuse an index whose files are too short; False to `CandidateIndex.repair` it.
+
+        Raises:
+            IndexMismatchError: another model or other settings made it; the message names both.
+            IndexStateError: there is no index, it is unfinished, or its format is newer.
+            IndexDamagedError: files are missing, cut short or unreadable.
+        """
+        return open_index(self, path, read_only=read_only, check_sizes=check_sizes)
+
+    def estimate_index(
+        self,
+        documents: Sequence[str],
+        *,
+        precision: str = "float16",
+        layout: str = "projected",
+        batch_size: int = 32,
+    ) -> BuildEstimate:
+        """Tell the bytes and the time that an index of documents will take, from encoding a few of them.
+
+        Raises:
+            InputError: an option or a text cannot be used.
+        """
+        return estimate_index(self, documents, precision=precision, layout=layout, batch_size=batch_size)
+
+    @torch.inference_mode()
+    def query_states(self, texts: Sequence[str], *, batch_size: int = 32) -> list[QueryState]:
+        """Encode queries, each as a state of its own (B = 1), or take them from a bounded cache of earlier ones.
+
+        Raises:
+            InputError: a text is not a string or holds no token.
+        """
+
+        def encode(rows: Sequence[Sequence[int]]) -> QueryState:
+            return self._encode_queries(rows, batch_size, show_progress_bar=False)
+
+        return self._query_states.fetch(self.model, self.read_query(texts), encode)
+
+    @torch.inference_mode()
+    def encode_rows(self, rows: Sequence[Sequence[int]], *, batch_size: int = 32) -> Tensor:
+        """Encode documents that are token ids already, special tokens included: (N, k, d)."""
+        return self._encode_documents(rows, batch_size, show_progress_bar=False)
 
     @torch.inference_mode()
     def interact(self, query_state: QueryState, candidates: Tensor, *, score: str = "full") -> Tensor:

@@ -276,12 +276,15 @@ class MixEncoderModel(PreTrainedModel):
     def encode_document(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Compress candidates (N, n) into context embeddings E_0 (N, k, d): ``softmax(C T^T + mask) T``, unscaled."""
         tokens = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        # (N, k, n), softmax in float32 at least
-        scores = torch.matmul(self.codes, tokens.transpose(1, 2))
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+        # sums of rows, code by code: batched products of so few rows have bits that depend on how many texts there are
+        scores = torch.stack([(wide * code).sum(dim=-1) for code in self.codes], dim=1)
         if attention_mask is not None:
             scores = scores.masked_fill(attention_mask.unsqueeze(1) == 0, torch.finfo(scores.dtype).min)
-        return torch.matmul(scores.softmax(dim=-1).to(tokens.dtype), tokens)
+        # (N, k, n)
+        weights = scores.softmax(dim=-1)
+        pooled = [(wide * weights[:, code].unsqueeze(-1)).sum(dim=1) for code in range(len(self.codes))]
+        return torch.stack(pooled, dim=1).to(tokens.dtype)
 
     def run_interaction(
         self, candidates: Tensor, attends: Sequence[Attend], first: Tensor | None = None

@@ -7,12 +7,22 @@ without special tokens, cut here, and given the special tokens that the tokenize
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mixencoder.errors import CheckpointError, InputError, TruncationWarning
+
+
+class Windows(NamedTuple):
+    """Token rows of texts, several for a text that was split."""
+
+    rows: list[list[list[int]]]
+    """For every text its rows, at least one."""
+    cut: int
+    """Texts that lost tokens."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +47,8 @@ class TextEncoder:
         Raises:
             InputError: a text is not a string or holds no token; the message says which.
         """
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise InputError(f"{self.role} {index} is a {type(text).__name__}; expected a string")
-        if not texts:
-            return []
-        prefix, suffix = self._special_tokens()
-        room = self.max_length - len(prefix) - len(suffix)
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-        rows, cut = [], 0
-        for index, tokens in enumerate(encoded["input_ids"]):
-            if not tokens:
-                raise InputError(f"{self.role} {index} holds no token: {texts[index]!r}; expected some text")
-            if len(tokens) > room:
-                cut += 1
-                tokens = tokens[:room] if self.truncation_side == "right" else tokens[-room:]
-            rows.append([*prefix, *tokens, *suffix])
+        windows = self.windows(texts)
+        rows, cut = [row for (row,) in windows.rows], windows.cut
         if cut:
             kept = "start" if self.truncation_side == "right" else "end"
             plural = "queries" if self.role == "query" else "documents"
@@ -62,6 +58,39 @@ class TextEncoder:
                 stacklevel=3,
             )
         return rows
+
+    def windows(self, texts: Sequence[str], *, on_overflow: str = "truncate") -> Windows:
+        """Tokenise texts; those longer than max_length are cut ("truncate"), split ("chunk") or refused ("error").
+
+        Raises:
+            InputError: a text is not a string, holds no token, or is too long and to be refused; the message says
+                which.
+        """
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InputError(f"{self.role} {index} is a {type(text).__name__}; expected a string")
+        if not texts:
+            return Windows([], 0)
+        prefix, suffix = self._special_tokens()
+        room = self.max_length - len(prefix) - len(suffix)
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        rows, cut = [], 0
+        for index, tokens in enumerate(encoded["input_ids"]):
+            if not tokens:
+                raise InputError(f"{self.role} {index} holds no token: {texts[index]!r}; expected some text")
+            parts = [tokens]
+            if len(tokens) > room and on_overflow == "error":
+                raise InputError(
+                    f"{self.role} {index} has {len(tokens)} tokens; expected at most {room} (on_overflow: truncate or "
+                    "chunk take longer ones)"
+                )
+            if len(tokens) > room and on_overflow == "chunk":
+                parts = [tokens[start : start + room] for start in range(0, len(tokens), room)]
+            elif len(tokens) > room:
+                cut += 1
+                parts = [tokens[:room] if self.truncation_side == "right" else tokens[-room:]]
+            rows.append([[*prefix, *part, *suffix] for part in parts])
+        return Windows(rows, cut)
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
         """Return what the tokenizer puts before and after a text."""

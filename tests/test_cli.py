@@ -90,7 +90,7 @@ def test_every_kind_of_file(tmp_path):
         ("a.jsonl", b'{"text": "x"}\n{"body": "y"}\n', None, 'line 2: no string in "text", fields are body'),
         ("a.jsonl", b'{"text": "x"}\n[1]\n', None, "line 2: a JSON list; expected an object"),
         ("a.jsonl", b'{"text": "x"}\nx\n', None, "line 2: not JSON"),
-        ("a.jsonl", b'{"text": "x", "id": 1}\n{"text": "y"}\n', None, '1 of 2 candidates have no "id"'),
+        ("a.jsonl", b'{"text": "x", "id": 1}\n{"text": "y"}\n', None, 'line 2: no "id", but candidates before'),
         ("a.pdf", b"x", None, "'.pdf' are not read; expected .txt, .jsonl"),
         ("a.txt", b"x", "text", "only .csv and .tsv files have columns"),
     ],

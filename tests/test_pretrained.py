@@ -57,6 +57,22 @@ def test_bits_do_not_depend_on_the_neighbours_at_the_real_size(model):
         assert (crowd[place :: len(answers)] == float(alone)).all()
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_encoding_does_not_depend_on_the_batch_at_any_length(model, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        tokens = model.read_document([" ".join(EVERYDAY.values())])[0]
+        for length in (*range(3, 24), 25, 33, 35, 38):
+            # different texts, since equal ones are encoded once
+            row, *others = [[tokens[0], *tokens[start : start + length - 2], tokens[-1]] for start in range(1, 10)]
+            crowd = [row, *others]
+            for encode in (model.encode_rows, lambda rows: model._encode_queries(rows, 32, False).pooled):
+                assert torch.equal(encode([row]), encode(crowd)[:1]), length
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_card_names_data_licences_commands_and_quality():
     card = (default_checkpoint() / "README.md").read_text(encoding="utf-8")
     for word in ("CC BY", "mixencoder train", "mixencoder evaluate", "interaction alone", "dual term alone", "SciFact"):

@@ -7,7 +7,9 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_python_of_the_readme_runs_and_does_what_it_says():
+def test_the_python_of_the_readme_runs_and_does_what_it_says(tmp_path, monkeypatch):
+    # it makes an index
+    monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     names: dict = {}
     # the last expression of each line is what a reader sees

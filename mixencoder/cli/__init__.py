@@ -1,4 +1,5 @@
-"""The command line: ``mixencoder rank | train | mine | evaluate | info``, a module each.
+"""The command line: ``mixencoder rank | index | train | mine | evaluate | info``, a
+module each.
 
 Results go to standard output; times, progress and warnings to standard error. Every error of the project, and bad
 usage, ends with exit code 2 and one message; the model's own modules are imported by the command that needs them.
@@ -6,7 +7,7 @@ usage, ends with exit code 2 and one message; the model's own modules are import
 
 import typer
 
-from mixencoder.cli import evaluate, info, mine, rank, train
+from mixencoder.cli import evaluate, index, info, mine, rank, train
 from mixencoder.cli.shared import command
 
 app = typer.Typer(
@@ -18,3 +19,4 @@ app = typer.Typer(
 )
 for function in (rank.rank, train.train, mine.mine, evaluate.evaluate, info.info):
     app.command()(command(function))
+app.add_typer(index.app, name="index")

@@ -3,27 +3,35 @@
 import json
 import sys
 import time
+from collections.abc import Sized
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from mixencoder.cli.shared import BackendOption, DeviceOption, DtypeOption, ModelOption, say
+from mixencoder.cli.shared import (
+    BackendOption,
+    CandidatesOption,
+    ColumnOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    say,
+)
 from mixencoder.errors import InputError
 
 
 def rank(
     query: Annotated[str, typer.Argument(help="What to look for.")],
-    candidates: Annotated[
-        str,
-        typer.Option(
-            metavar="FILE",
-            help=".txt (a candidate a line), .jsonl (text, optional id), .csv or .tsv (--column), or - for stdin.",
-        ),
-    ],
+    candidates: CandidatesOption = None,
+    index: Annotated[Path | None, typer.Option(help="Index to rank instead (mixencoder index build).")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="How many to show.", show_default="all")] = None,
-    column: Annotated[str | None, typer.Option(help="Column of a .csv or .tsv file that holds the texts.")] = None,
+    prefilter: Annotated[
+        int | None, typer.Option(min=1, help="With an index: let the best so many by the dual score interact alone.")
+    ] = None,
+    column: ColumnOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list on stdout.")] = False,
     model: ModelOption = None,
     device: DeviceOption = None,
@@ -31,32 +39,46 @@ def rank(
     backend: BackendOption = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts encoded at once.")] = 32,
 ) -> None:
-    """Rank the candidates of a file for a query, best first."""
+    """Rank the candidates of a file or an index for a query, best first."""
     from mixencoder.candidates import read_candidates
 
     if not query.strip():
         raise InputError("the query is empty; expected some text")
-    texts, ids = read_candidates(candidates, column=column)
+    if (candidates is None) == (index is None):
+        raise InputError("expected either --candidates FILE or --index DIR")
+    if candidates is not None:
+        if prefilter is not None:
+            raise InputError("--prefilter is for an index; make one with mixencoder index build")
+        texts, ids = read_candidates(candidates, column=column)
     from mixencoder.fast import MixEncoder
 
     start = time.perf_counter()
     engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
-    loaded = time.perf_counter()
-    encoded = engine.encode_document(texts, batch_size=batch_size, show_progress_bar=sys.stderr.isatty())
-    encoded_at = time.perf_counter()
-    results = engine.rank(query, encoded, top_k=top_k, ids=ids)
-    ranked = time.perf_counter()
-    for result in results:
-        result["text"] = texts[result["corpus_id"]]
+    times = [f"loading the model {_milliseconds(time.perf_counter() - start)}"]
+    start = time.perf_counter()
+    if index is None:
+        documents = engine.encode_document(texts, batch_size=batch_size, show_progress_bar=sys.stderr.isatty())
+        times.append(f"encoding {_count(texts)} {_milliseconds(time.perf_counter() - start)} (once, ahead of time)")
+        options = {"ids": ids}
+    else:
+        documents = engine.open_index(index, read_only=True)
+        times.append(f"opening {_count(documents)} {_milliseconds(time.perf_counter() - start)}")
+        options = {"return_documents": documents.store_text, "prefilter": prefilter}
+    start = time.perf_counter()
+    results = engine.rank(query, documents, top_k=top_k, **options)
+    times.append(f"ranking {_milliseconds(time.perf_counter() - start)} (per query)")
+    if index is None:
+        for result in results:
+            result["text"] = texts[result["corpus_id"]]
     if as_json:
         typer.echo(json.dumps(results, ensure_ascii=False, indent=2))
     else:
         _print_ranking(query, results)
-    count = f"{len(texts)} candidate" + ("s" if len(texts) > 1 else "")
-    say(
-        f"loading the model {_milliseconds(loaded - start)}, encoding {count} {_milliseconds(encoded_at - loaded)} "
-        f"(once, ahead of time), ranking {_milliseconds(ranked - encoded_at)} (per query)"
-    )
+    say(", ".join(times))
+
+
+def _count(candidates: Sized) -> str:
+    return f"{len(candidates):,} candidate" + ("" if len(candidates) == 1 else "s")
 
 
 def _milliseconds(seconds: float) -> str:
@@ -73,7 +95,7 @@ def _print_ranking(query: str, results: list[dict[str, Any]]) -> None:
     table.add_column("candidate")
     for place, result in enumerate(results, start=1):
         names = [result["id"]] if has_ids else []
-        table.add_row(str(place), f"{result['score']:.2f}", *map(_literal, [*names, result["text"]]))
+        table.add_row(str(place), f"{result['score']:.2f}", *map(_literal, [*names, result.get("text") or ""]))
     Console(highlight=False).print(table)
 
 

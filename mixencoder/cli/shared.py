@@ -23,6 +23,15 @@ DeviceOption = Annotated[
 DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="float32")]
 BackendOption = Annotated[str, typer.Option(help="auto, triton, torch or reference.")]
 
+CandidatesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help=".txt (a candidate a line), .jsonl (text, optional id), .csv or .tsv (--column), or - for stdin.",
+    ),
+]
+ColumnOption = Annotated[str | None, typer.Option(help="Column of a .csv or .tsv file that holds the texts.")]
+
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Turn the project's errors into one message and exit code 2, and its warnings into one line each."""

@@ -25,7 +25,9 @@ def train(
             show_default="mixencoder",
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Trained model to go on from; \"bundled\" is the default one.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help='Trained model to go on from; "bundled" is the default one.')
+    ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="Encoder to start from.", show_default="that of the bundled checkpoint")
     ] = None,

@@ -1,0 +1,294 @@
+"""Ranking stored candidates on a CPU: ``python -m benchmarks.index_speed --device cpu-zen3-2-threads``.
+
+For every N the time of a query and of its parts, beside the bare matrix products of the same shapes, the cross-encoder
+of the same backbone, a dual-encoder and late interaction on as many candidates, and the published model written plainly
+in eager PyTorch. All in one process, in turns, medians; random weights of the shape of MiniLM-L6, which times the same
+as trained ones. Writes benchmarks/results/DEVICE/index_speed.json.
+"""
+
+import argparse
+import math
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BertConfig, BertModel
+
+from benchmarks.gpu_records import ROOT, commit, versions, write_json
+from benchmarks.timing import interleaved_medians
+from mixencoder import MixEncoder
+from mixencoder.modeling import MixEncoderModel, QueryState
+from mixencoder.peers import CrossEncoder, DualEncoder, LateInteraction
+from mixencoder.query_cache import QueryStateCache
+from mixencoder.records import RecordFormat
+from mixencoder.streaming import _PIECE, Rows, StreamRanker, _RunningBest
+
+QUERY_TOKENS, DOCUMENT_TOKENS, TOP_K = 16, 128, 10
+CROSS_PAIRS = 32
+"""Pairs that the cross-encoder is timed on; its time grows with their number, and is scaled to N."""
+LATE_MOST = 1000
+"""Candidates that late interaction is timed on at most: 128 vectors each."""
+PLAIN_BATCH = 1000
+CHUNK = 4096
+"""Rows that a source hands over at once."""
+ON_DISK = "text to ranking, index on disk, projected float16"
+FORMATS = (
+    ("projected", "float32", "native"),
+    ("projected", "float16", "native"),
+    ("projected", "int8", "native"),
+    ("projected", "float16", "int8"),
+    ("compact", "float16", "native"),
+)
+
+
+class Engines(NamedTuple):
+    """All contenders over one backbone."""
+
+    published: MixEncoder
+    """No dual term: its query pass stops at the last tap."""
+    default: MixEncoder
+    """The settings of the bundled checkpoint: dual term, full query pass."""
+    cross: CrossEncoder
+    dual: DualEncoder
+    late: LateInteraction
+
+
+def build_engines() -> Engines:
+    torch.manual_seed(0)
+    tokenizer = MixEncoder.from_pretrained().tokenizer
+    shape = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=1536,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        BertModel(shape, add_pooling_layer=False).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        engines = Engines(
+            MixEncoder.from_backbone(folder),
+            MixEncoder.from_backbone(folder, dual_term=True),
+            *(peer.from_backbone(folder) for peer in (CrossEncoder, DualEncoder, LateInteraction)),
+        )
+    # every query is encoded anew
+    engines.published._query_states = QueryStateCache(max_bytes=0)
+    return engines
+
+
+def texts_of(engine: MixEncoder, tokens: int, count: int, seed: int) -> list[str]:
+    """Texts of exactly so many tokens, special ones included: words that are one token each."""
+    words = sorted(word for word in engine.tokenizer.get_vocab() if word.isascii() and word.isalpha() and len(word) > 2)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(words), (count, tokens - 2), generator=generator).tolist()
+    texts = [" ".join(words[number] for number in row) for row in chosen]
+    lengths = {len(row) for row in engine.read_document(texts)}
+    if lengths != {tokens}:
+        raise RuntimeError(f"texts have {lengths} tokens; expected {tokens}")
+    return texts
+
+
+def source_of(rows: dict[str, Tensor], count: int) -> list[Rows]:
+    """Chunks of resident rows, as an index hands them over."""
+    ends = [min(start + CHUNK, count) for start in range(0, count, CHUNK)]
+    return [
+        (torch.arange(start, end), {name: tensor[start:end] for name, tensor in rows.items()})
+        for start, end in zip(range(0, count, CHUNK), ends, strict=True)
+    ]
+
+
+def bare_products(model: MixEncoderModel, count: int, m: int) -> Callable[[], None]:
+    """The products of N candidates whose first layer is stored, without bias and into memory that is kept."""
+    layer, d = model.interaction[0], model.config.hidden_size
+    heads, wide = layer.num_heads, layer.intermediate.out_features
+    rows, hidden, out = torch.randn(2 * _PIECE, d), torch.empty(2 * _PIECE, wide), torch.empty(2 * _PIECE, d)
+    states, gate = rows.view(_PIECE, 2, d)[:, 1], torch.empty(_PIECE, d)
+    queries = rows.view(-1, heads, d // heads).transpose(0, 1)
+    key, value = torch.randn(heads, d // heads, m), torch.randn(heads, m, d // heads)
+    logits, attended = torch.empty(heads, 2 * _PIECE, m), torch.empty(heads, 2 * _PIECE, d // heads)
+
+    @torch.inference_mode()
+    def run() -> None:
+        for _ in range(math.ceil(count / _PIECE)):
+            torch.bmm(queries, key, out=logits)
+            torch.bmm(logits, value, out=attended)
+            torch.mm(rows, layer.attention_output.weight.t(), out=out)
+            torch.mm(states, model.gate.weight[:, d : 2 * d].t(), out=gate)
+            torch.mm(rows, layer.intermediate.weight.t(), out=hidden)
+            torch.mm(hidden, layer.output.weight.t(), out=out)
+
+    return run
+
+
+@torch.inference_mode()
+def plain_scores(model: MixEncoderModel, query: QueryState, context: Tensor) -> Tensor:
+    """Scores (N,) of the published model with k = 1 and one layer, from cached E_0 (N, d), in plain eager PyTorch."""
+    layer, heads = model.interaction[0], model.interaction[0].num_heads
+    key, value = query.keys[0][0].transpose(0, 1), query.values[0][0].transpose(0, 1)
+    scale = 1 / math.sqrt(key.shape[-1])
+    scores = []
+    for e in context.split(PLAIN_BATCH):
+
+        def split(rows: Tensor) -> Tensor:
+            return rows.unflatten(-1, (heads, -1)).transpose(0, 1)
+
+        q, own_key, own_value = split(layer.query(e)), split(layer.key(e)), split(layer.value(e))
+        # (H, n, m + 1)
+        logits = torch.cat([q @ key.mT, (q * own_key).sum(-1, keepdim=True)], dim=-1) * scale
+        probs = logits.softmax(-1)
+        attended = probs[..., :-1] @ value + probs[..., -1:] * own_value
+        state = (split(layer.state_query(e)) @ key.mT * scale).softmax(-1) @ value
+        rows = layer.attention_output(torch.stack([attended, state]).transpose(1, 2).flatten(-2))
+        u = rows[1]
+        z = torch.sigmoid(model.gate(torch.cat([e, u, torch.zeros_like(u)], dim=-1)))
+        rows = layer.attention_norm(torch.stack([rows[0] + e, z * u]))
+        rows = layer.output_norm(rows + layer.output(F.gelu(layer.intermediate(rows))))
+        scores.append((rows[0] * rows[1]).sum(-1))
+    return torch.cat(scores)
+
+
+def top_k_alone(count: int) -> Callable[[], object]:
+    """The running top-k over scores that are there already."""
+    scores, places = torch.randn(1, count), torch.arange(count)
+
+    @torch.inference_mode()
+    def run() -> object:
+        best = _RunningBest(1, TOP_K, repeats=False, device=torch.device("cpu"))
+        for start in range(0, count, _PIECE):
+            best.add(scores[:, start : start + _PIECE], places[start : start + _PIECE])
+        return best.result()
+
+    return run
+
+
+def measure(engines: Engines, count: int, context: Tensor, folder: Path) -> dict[str, Any]:
+    """One record: seconds of all parts and rivals at N = count, and their ratios."""
+    engine, default = engines.published, engines.default
+    query = texts_of(engine, QUERY_TOKENS, 1, seed=3)
+    state, default_state = engine.encode_query(query), default.encode_query(query)
+    calls: dict[str, Callable[[], object]] = {
+        "tokenise": lambda: engine.read_query(query),
+        "tokenise and query pass": lambda: engine.encode_query(query),
+        "tokenise and query pass, default": lambda: default.encode_query(query),
+        "top-k": top_k_alone(count),
+        "products": bare_products(engine.model, count, QUERY_TOKENS),
+    }
+    plain = plain_scores(engine.model, state, context[:count, 0])
+    for layout, precision, products in FORMATS:
+        ours = [(engine, state, "")]
+        if (precision, products) == ("float32", "native"):
+            ours.append((default, default_state, ", default"))
+        for owner, its_state, suffix in ours:
+            record_format = RecordFormat(owner.model, layout, precision)
+            ranker = StreamRanker(owner.model, record_format, products=products)
+            source = source_of(record_format.encode(context[:count]), count)
+            name = f"rank {layout} {precision}{' int8 products' * (products == 'int8')}{suffix}"
+            calls[name] = lambda ranker=ranker, its_state=its_state, source=source: ranker.rank(
+                its_state, source, TOP_K
+            )
+            if precision == "float32" and not suffix:
+                best = ranker.rank(its_state, source).scores[0]
+                torch.testing.assert_close(best, plain.sort(descending=True).values, rtol=1e-4, atol=1e-3)
+    for products in ("native", "int8"):
+        # from the text of a query to its ranking, candidates in files
+        index = engine.index(embeddings=context[:count], path=folder / f"{count} {products}", store_text=False)
+        calls[f"{ON_DISK}{' int8 products' * (products == 'int8')}"] = lambda index=index, products=products: (
+            engine.rank(query, index, TOP_K, products=products)
+        )
+    calls["plain eager"] = lambda: plain_scores(engine.model, engine.encode_query(query), context[:count, 0]).topk(
+        min(TOP_K, count)
+    )
+    vectors = context[:count, 0].contiguous()
+    calls["dual-encoder"] = lambda: engines.dual.interact(engines.dual.encode_query(query), vectors).topk(TOP_K)
+    if count <= LATE_MOST:
+        texts = texts_of(engine, DOCUMENT_TOKENS, 16, seed=4)
+        tokens = engines.late.encode_document(texts)[torch.arange(count) % len(texts)]
+        calls["late interaction"] = lambda: engines.late.interact(engines.late.encode_query(query), tokens).topk(TOP_K)
+    seconds = interleaved_medians(calls, seconds=1.0, least=3, most=15)
+    return {"N": count, "seconds": seconds}
+
+
+def ratios(record: dict[str, Any], cross: float) -> dict[str, float]:
+    """What the targets are about; cross is the float32 cross-encoder's seconds a pair."""
+    seconds, whole = record["seconds"], {}
+    passes = seconds["tokenise and query pass"], seconds["tokenise and query pass, default"]
+    for name, value in seconds.items():
+        if name.startswith("rank "):
+            whole[name] = value + passes[name.endswith(", default")]
+        elif name.startswith(ON_DISK):
+            whole[name] = value
+    found = {f"cross-encoder / {name}": cross * record["N"] / value for name, value in whole.items()}
+    own = "rank projected float32"
+    found |= {
+        f"{name} / products": seconds[name] / seconds["products"]
+        for name in whole
+        if name.startswith("rank") and "default" not in name
+    }
+    found |= {f"plain eager / {name}": seconds["plain eager"] / whole[name] for name in whole if "default" not in name}
+    for rival in ("dual-encoder", "late interaction"):
+        if rival in seconds:
+            found[f"{rival} / {own}"] = seconds[rival] / whole[own]
+    return found
+
+
+def run(counts: Iterable[int]) -> dict[str, Any]:
+    engines = build_engines()
+    document = texts_of(engines.published, DOCUMENT_TOKENS, 64, seed=1)
+    embedded = engines.published.encode_document(document)
+    generator = torch.Generator().manual_seed(2)
+    pairs = [(texts_of(engines.published, QUERY_TOKENS, 1, seed=3)[0], text) for text in document[:CROSS_PAIRS]]
+    cross = interleaved_medians({"cross": lambda: engines.cross.predict(pairs)}, least=3, most=5)["cross"] / CROSS_PAIRS
+    records = []
+    for count in counts:
+        numbers = torch.arange(count) % len(embedded)
+        context = embedded[numbers] + 0.05 * torch.randn(count, *embedded.shape[1:], generator=generator)
+        with tempfile.TemporaryDirectory() as folder:
+            record = measure(engines, count, context, Path(folder))
+        record["ratios"] = ratios(record, cross)
+        records.append(record)
+        print(f"N = {count}")
+        for name, value in {**record["seconds"], **record["ratios"]}.items():
+            print(f"    {name:60} {value:.4g}")
+    return {"cross_encoder_seconds_per_pair": cross, "records": records}
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", required=True, help="name of the folder of results")
+    parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000, 10_000, 100_000])
+    options = parser.parse_args(arguments)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    found = run(options.counts)
+    document = {
+        "provenance": {
+            "command": " ".join(["python -m benchmarks.index_speed", *arguments]),
+            "started": started,
+            "commit": commit(),
+            "versions": versions(),
+            "processor": platform.processor() or platform.machine(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+            "timing": "medians of interleaved rounds in one process",
+        },
+        "shape": {"m": QUERY_TOKENS, "n": DOCUMENT_TOKENS, "k": 1, "J": 1, "d": 384, "L": 6, "top_k": TOP_K},
+        "notes": [
+            "weights are random, candidates are embeddings of 64 texts with noise added: neither changes the work",
+            f"the cross-encoder was timed on {CROSS_PAIRS} pairs, tokenisation included, and scaled linearly to N",
+            "candidates are resident in memory unless the name says on disk (files that the system has cached)",
+            "ratios of rankings include tokenisation and query pass, those of products do not",
+            "plain eager: published model from cached E_0, query pass included, nothing of the first layer stored",
+        ],
+        **found,
+    }
+    write_json(ROOT / "benchmarks" / "results" / options.device / "index_speed.json", document)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

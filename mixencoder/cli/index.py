@@ -1,0 +1,202 @@
+"""``mixencoder index build | add | remove | info | verify | compact``: candidates encoded once and kept on disk."""
+
+import itertools
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mixencoder.cli.shared import (
+    BackendOption,
+    CandidatesOption,
+    ColumnOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    command,
+    say,
+)
+from mixencoder.errors import InputError
+
+app = typer.Typer(
+    help="Keep candidates on disk, encoded once (docs/index.md).", no_args_is_help=True, add_completion=False
+)
+
+PathArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the index.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Texts encoded at once.")]
+
+
+@app.command()
+@command
+def build(
+    path: PathArgument,
+    candidates: CandidatesOption = None,
+    column: ColumnOption = None,
+    precision: Annotated[str, typer.Option(help="float32, float16, bfloat16 or int8.")] = "float16",
+    layout: Annotated[
+        str, typer.Option(help="projected, or compact: less room, more time for each query.")
+    ] = "projected",
+    on_overflow: Annotated[
+        str, typer.Option(help="Documents that are too long: truncate, chunk or error.")
+    ] = "truncate",
+    store_text: Annotated[bool, typer.Option(help="Keep the texts beside.")] = True,
+    dry_run: Annotated[bool, typer.Option(help="Tell bytes and time, and build nothing.")] = False,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    backend: BackendOption = "auto",
+    batch_size: BatchOption = 32,
+) -> None:
+    """Encode the candidates of a file into a new index; interrupted, the same command goes on."""
+    from mixencoder.candidates import read_candidates
+    from mixencoder.fast import MixEncoder
+
+    where = _named(candidates)
+    engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
+    if dry_run:
+        texts = read_candidates(where, column=column).texts
+        found = engine.estimate_index(texts, precision=precision, layout=layout, batch_size=batch_size)
+        typer.echo(
+            f"{found.documents:,} candidates: {_size(found.array_bytes)} of arrays, "
+            f"some {_size(found.catalogue_bytes)} of ids and texts, about {found.seconds:,.0f} s"
+        )
+        return
+    texts, ids = _columns(where, column)
+    options = {"precision": precision, "layout": layout, "on_overflow": on_overflow, "store_text": store_text}
+    progress = {"batch_size": batch_size, "show_progress_bar": sys.stderr.isatty()}
+    with engine.index(texts, ids, path, **options, **progress) as index:
+        say(f"{path} holds {len(index):,} candidates")
+
+
+@app.command()
+@command
+def add(
+    path: PathArgument,
+    candidates: CandidatesOption = None,
+    column: ColumnOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    backend: BackendOption = "auto",
+    batch_size: BatchOption = 32,
+) -> None:
+    """Add the candidates of a file; those without an id that are held already are skipped."""
+    from mixencoder.fast import MixEncoder
+
+    texts, ids = _columns(_named(candidates), column)
+    engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
+    with engine.open_index(path) as index:
+        result = index.add(texts, ids, batch_size=batch_size, show_progress_bar=sys.stderr.isatty())
+        say(f"{result.added:,} added, {result.skipped:,} held already, {result.cut:,} cut; now {len(index):,}")
+
+
+@app.command()
+@command
+def remove(path: PathArgument, ids: Annotated[list[str], typer.Argument(help="Ids of candidates.")]) -> None:
+    """Remove candidates by id; their bytes stay until compact."""
+    from mixencoder.index import CandidateIndex
+
+    with CandidateIndex.open(path, None) as index:
+        say(f"{index.remove(ids):,} removed; now {len(index):,}")
+
+
+@app.command()
+@command
+def info(
+    path: PathArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Print what an index holds and what made it."""
+    from mixencoder.index import CandidateIndex
+
+    with CandidateIndex.open(path, None, read_only=True) as index:
+        found = index.info()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in found.items():
+        if name != "fields":
+            table.add_row(name.replace("_", " "), _shown(name, value))
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+@app.command()
+@command
+def verify(path: PathArgument) -> None:
+    """Compare everything with its checksums; exit code 2 where something is damaged."""
+    from mixencoder.index import CandidateIndex
+
+    with CandidateIndex.open(path, None, read_only=True, check_sizes=False) as index:
+        report = index.verify()
+    typer.echo(str(report))
+    if not report.ok:
+        raise typer.Exit(2)
+
+
+@app.command()
+@command
+def compact(path: PathArgument) -> None:
+    """Write the index anew without what was removed."""
+    from mixencoder.index import CandidateIndex
+
+    with CandidateIndex.open(path, None) as index:
+        say(f"{_size(index.compact())} freed")
+
+
+@app.command()
+@command
+def repair(
+    path: PathArgument,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    backend: BackendOption = "auto",
+    batch_size: BatchOption = 32,
+) -> None:
+    """Encode what verify found damaged again from its stored text, remove what has none, and compact."""
+    from mixencoder.fast import MixEncoder
+
+    engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
+    with engine.open_index(path, check_sizes=False) as index:
+        result = index.repair(batch_size=batch_size)
+    say(f"{len(result.encoded):,} encoded again, {len(result.lost):,} lost" + "".join(f"\n{id}" for id in result.lost))
+
+
+def _named(candidates: str | None) -> str:
+    if candidates is None:
+        raise InputError("no candidates were named (--candidates FILE)")
+    return candidates
+
+
+def _columns(source: str, column: str | None) -> tuple[Iterable[str], Iterable[str] | None]:
+    """Return texts and ids of a file, read as they are asked for, side by side."""
+    from mixencoder.candidates import iterate_candidates
+
+    rows = iterate_candidates(source, column=column)
+    first = next(rows, None)
+    if first is None:
+        raise InputError(f"{source} holds no candidate")
+    texts, ids = itertools.tee(itertools.chain([first], rows))
+    return (text for text, _ in texts), None if first[1] is None else (name for _, name in ids)
+
+
+def _shown(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    if name.endswith("_bytes"):
+        return _size(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} GB"

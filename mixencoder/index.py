@@ -1,0 +1,487 @@
+"""CandidateIndex: candidates encoded once, kept on disk or in memory, updated in transactions, read by many.
+
+Knows no model: only rows of named arrays, ids, a fingerprint of what encoded them, and the functions that turn texts
+and embeddings into rows. `mixencoder.fast.MixEncoder` makes and opens indexes; docs/index.md says what is promised.
+"""
+
+import dataclasses
+import json
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from mixencoder.storage.catalogue import Manifest
+from mixencoder.storage.compaction import compact
+from mixencoder.storage.documents import Document, batches, check_distinct, read_documents
+from mixencoder.storage.errors import IndexDamagedError, IndexMismatchError, IndexStateError
+from mixencoder.storage.folder import FORMAT, FolderStore, Generation
+from mixencoder.storage.memory import MemoryStore
+from mixencoder.storage.schema import Field, Schema
+from mixencoder.storage.shards import rows_per_shard
+from mixencoder.storage.verification import Damage, Verification, verify
+from mixencoder.storage.view import Chunk, Entry, Listing, Snapshot
+from mixencoder.storage.writer import COMMIT_TEXTS, AddResult, Encode, Encoded, Project, Repair, Writer
+
+__all__ = [
+    "AddResult",
+    "CandidateIndex",
+    "Chunk",
+    "Damage",
+    "Encoded",
+    "Entry",
+    "Estimate",
+    "Field",
+    "Repair",
+    "Schema",
+    "Snapshot",
+    "Verification",
+]
+
+logger = logging.getLogger(__name__)
+
+_ENTRY_BYTES = 96
+"""Bytes of SQLite a document beside its text, measured with 32-character ids."""
+
+
+class Estimate(NamedTuple):
+    """Bytes that documents will take: of the array files exactly, of the catalogue roughly."""
+
+    arrays: int
+    catalogue: int
+
+
+class CandidateIndex:
+    """Documents and the rows encoded from them; made by `create`, opened by `open`.
+
+    Every method sees the newest commit, of this or any other process; for several reads of one state take a
+    `snapshot`. Documents iterate in the order in which they were added; an update moves a document to the end. Safe to
+    use from several threads: one may write while others read. Not across a fork: open it in each process.
+
+    Attributes:
+        path: the folder, or None in memory.
+        read_only: whether writing is refused.
+    """
+
+    def __init__(
+        self,
+        store: FolderStore | MemoryStore,
+        *,
+        encode: Encode | None = None,
+        project: Project | None = None,
+        read_only: bool = False,
+    ) -> None:
+        self.path = store.path if isinstance(store, FolderStore) else None
+        self.read_only = read_only
+        self._store, self._encode, self._project = store, encode, project
+        self._mutex = threading.RLock()
+        self._closed = False
+        # what was read of the newest commit, and of which; guarded by the mutex
+        self._generation: Generation | None = None
+        self._version: tuple[int, int] | None = None
+        self._listing: Listing | None = None
+        self._snapshot: Snapshot | None = None
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path | None,
+        schema: Schema,
+        fingerprint: Mapping[str, str],
+        *,
+        encode: Encode | None = None,
+        project: Project | None = None,
+        settings: Mapping[str, Any] | None = None,
+        store_text: bool = True,
+    ) -> Self:
+        """Make an index that `build` fills, or go on with one whose building was interrupted.
+
+        Args:
+            path: a new or empty folder, or one that holds an unfinished index; None stays in memory.
+            schema: the fields of a row.
+            fingerprint: what encodes the documents, by part; "name" is for people and never compared.
+            encode: turns texts into rows.
+            project: turns embeddings (N, ...) into fields, one row each.
+            settings: JSON-able, kept for whoever opens the index.
+            store_text: keep texts.
+
+        Raises:
+            IndexStateError: a complete index or something else is there.
+            IndexMismatchError: an unfinished index is there that something else began.
+            IndexLockedError, IndexStorageError: somebody is building it, or the folder cannot be written.
+        """
+        # as JSON gives it back, since an unfinished index must have the same
+        kept = json.loads(json.dumps(dict(settings or {})))
+        manifest = Manifest(schema, dict(fingerprint), kept, store_text, rows_per_shard(schema), False)
+        store = MemoryStore() if path is None else FolderStore(Path(path))
+        index = cls(store, encode=encode, project=project)
+        if store.prepare():
+            index._check_resumable(manifest)
+        with store.lock():
+            if store.prepare():
+                index._check_resumable(manifest)
+            else:
+                store.publish(store.new_generation(manifest))
+        return index
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        fingerprint: Mapping[str, str] | None,
+        *,
+        encode: Encode | None = None,
+        project: Project | None = None,
+        read_only: bool = False,
+        check_sizes: bool = True,
+    ) -> Self:
+        """Open an index; nothing is written, so the folder may be read-only, and any number may have it open.
+
+        Args:
+            path: the folder.
+            fingerprint: as in `create`; None opens whatever made it, to look at, verify, remove or compact.
+            encode, project: as in `create`.
+            read_only: refuse writing.
+            check_sizes: refuse an index whose array files are too short; False for `verify` and `repair`.
+
+        Raises:
+            IndexStateError: there is no index, it is unfinished, or its format is newer.
+            IndexMismatchError: something else made it; the message names both and the parts that differ.
+            IndexDamagedError: files are missing, cut short or unreadable.
+        """
+        index = cls(FolderStore(Path(path)), encode=encode, project=project, read_only=read_only)
+        manifest = index._state()[0].manifest
+        if fingerprint is not None:
+            index._check_fingerprint(manifest.fingerprint, fingerprint)
+        if not manifest.complete:
+            raise IndexStateError(
+                f"{path} is unfinished: building it was interrupted after {len(index):,} documents; build it again "
+                "with the same documents, those committed are not encoded again"
+            )
+        if check_sizes:
+            index.snapshot()
+        return index
+
+    @staticmethod
+    def estimate(schema: Schema, count: int, *, text_bytes: int = 0) -> Estimate:
+        """Return the bytes that count rows will take, each with a text of text_bytes in UTF-8."""
+        return Estimate(count * schema.row_bytes, count * (_ENTRY_BYTES + text_bytes))
+
+    def build(
+        self,
+        documents: Iterable[str] | None = None,
+        ids: Iterable[str] | None = None,
+        *,
+        metadata: Iterable[Mapping[str, Any] | None] | None = None,
+        embeddings: Tensor | np.ndarray | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+    ) -> AddResult:
+        """Fill a new index, committing every 1,024 texts, and mark it complete.
+
+        Interrupted, it is called again on what `create` returns for the same folder, with the same documents: those
+        committed are skipped.
+
+        Args, Raises: as `add`, and IndexStateError: the index is complete already.
+        """
+        with self._writing(building=True) as generation:
+            source = read_documents(documents, ids, metadata, embeddings)
+            with _progress(source, show_progress_bar) as progress:
+                result = self._writer(generation, batch_size, progress).add(
+                    batches(source, COMMIT_TEXTS), resuming=True
+                )
+            generation.writer().complete()
+            generation.manifest = dataclasses.replace(generation.manifest, complete=True)
+        return result
+
+    def add(
+        self,
+        documents: Iterable[str] | None = None,
+        ids: Iterable[str] | None = None,
+        *,
+        metadata: Iterable[Mapping[str, Any] | None] | None = None,
+        embeddings: Tensor | np.ndarray | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+    ) -> AddResult:
+        """Add documents at the end: a list in one transaction, an iterator in one every 1,024.
+
+        Args:
+            documents: texts; None where embeddings are given without.
+            ids: a name of each. None: a hash of the text, or of the embedding without one, so that what is held
+                already is skipped.
+            metadata: a JSON object of each, or None.
+            embeddings: (N, ...), taken instead of encoding texts.
+            batch_size: texts encoded at once.
+            show_progress_bar: None shows one if this module's logger is at INFO or below.
+
+        Raises:
+            InputError: a text, id or metadata object cannot be used, or their numbers differ.
+            DuplicateIdError: an id is given twice or held already.
+            IndexStateError: closed, read-only, unfinished, or opened without what encodes.
+            IndexLockedError: another writer is at work.
+            IndexStorageError: the disk refused; what was committed before is intact.
+        """
+        with self._writing() as generation:
+            source = read_documents(documents, ids, metadata, embeddings)
+            groups = [source] if isinstance(source, list) else batches(source, COMMIT_TEXTS)
+            with _progress(source, show_progress_bar) as progress:
+                return self._writer(generation, batch_size, progress).add(groups)
+
+    def update(
+        self,
+        documents: Sequence[str] | str | None = None,
+        ids: Sequence[str] | str = (),
+        *,
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        embeddings: Tensor | np.ndarray | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+    ) -> AddResult:
+        """Put new texts (or embeddings) in place of documents, which move to the end, in one transaction.
+
+        Args:
+            documents, embeddings, batch_size, show_progress_bar: as in `add`.
+            ids: which documents, one for each text.
+            metadata: None keeps what each has.
+
+        Raises:
+            UnknownIdError: the index holds no such document.
+            DuplicateIdError: an id is given twice.
+            InputError, IndexStateError, IndexLockedError, IndexStorageError: as `add`.
+        """
+        with self._writing() as generation:
+            source = list(read_documents(documents, ids, metadata, embeddings))
+            check_distinct(source)
+            with _progress(source, show_progress_bar) as progress:
+                writer = self._writer(generation, batch_size, progress)
+                return writer.update(source, keep_metadata=metadata is None)
+
+    def remove(self, ids: Sequence[str] | str) -> int:
+        """Remove documents in one transaction and return how many.
+
+        They are no longer ranked, found or counted; their bytes stay on disk until `compact`.
+
+        Raises:
+            UnknownIdError: the index holds no such document; nothing is removed.
+            IndexStateError, IndexLockedError, IndexStorageError: as `add`.
+        """
+        with self._writing() as generation:
+            return self._writer(generation).remove([ids] if isinstance(ids, str) else list(ids))
+
+    def compact(self) -> int:
+        """Write the index anew without what was removed, swap it in at once, and return the bytes freed.
+
+        Needs room for a second copy. Everything is checked against its checksums first. Snapshots and other processes
+        keep reading the old files, whose room is freed when the last of them is done.
+
+        Raises:
+            IndexDamagedError: a checksum disagrees; nothing was changed.
+            IndexStateError, IndexLockedError, IndexStorageError: as `add`.
+        """
+        with self._writing() as generation:
+            return compact(self._store, generation)
+
+    def verify(self) -> Verification:
+        """Compare everything with its checksums; says what is damaged, which documents that touches and what to do.
+
+        Raises:
+            IndexDamagedError: the catalogue is too damaged to tell what should be there.
+        """
+        while True:
+            generation = self._state()[0]
+            report = verify(generation.catalogue, generation.arrays, generation.manifest.schema)
+            # of files that compaction swept away meanwhile nothing can be said
+            if report.ok or self._state()[0] is generation:
+                return report
+
+    def repair(self, *, batch_size: int = 32) -> Repair:
+        """Encode documents that damage touches again from their stored texts, remove those without, and compact.
+
+        Raises:
+            IndexDamagedError: the catalogue itself is damaged.
+            IndexStateError, IndexLockedError, IndexStorageError: as `add`.
+        """
+        with self._writing() as generation:
+            report = verify(generation.writer(), generation.arrays, generation.manifest.schema)
+            result = self._writer(generation, batch_size).repair(report)
+            compact(self._store, generation)
+        return result
+
+    def snapshot(self) -> Snapshot:
+        """Return an immutable view of the newest commit; the same object as long as nothing is committed.
+
+        Raises:
+            IndexStateError: the index is closed.
+            IndexDamagedError: an array file is missing or too short.
+        """
+        with self._mutex:
+            while True:
+                generation, listing = self._state()
+                if self._snapshot is not None:
+                    return self._snapshot
+                try:
+                    self._snapshot = listing.with_arrays(
+                        generation.manifest.schema, generation.arrays.map, generation.manifest.shard_rows
+                    )
+                except IndexDamagedError:
+                    # unless compaction swept the files away meanwhile
+                    if self._state()[0] is generation:
+                        raise
+
+    def get(self, id: str, *, with_fields: bool = False) -> Entry:
+        """Return a document by id, on request with its rows.
+
+        Raises:
+            UnknownIdError: the index holds no such document.
+        """
+        if not with_fields:
+            return self._state()[1].get(id)
+        view = self.snapshot()
+        return view.get(id)._replace(fields=view.gather(view.positions([id])).fields)
+
+    def entries(self) -> Iterator[Entry]:
+        """Iterate over the documents of the newest commit in order, without their rows."""
+        return self._state()[1].entries()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state()[1])
+
+    def __len__(self) -> int:
+        return len(self._state()[1])
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._state()[1]
+
+    @property
+    def schema(self) -> Schema:
+        """The fields of a row."""
+        return self._state()[0].manifest.schema
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What encoded the documents."""
+        return dict(self._state()[0].manifest.fingerprint)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `create` was given."""
+        return dict(self._state()[0].manifest.settings)
+
+    @property
+    def store_text(self) -> bool:
+        """Whether texts are kept."""
+        return self._state()[0].manifest.store_text
+
+    @property
+    def complete(self) -> bool:
+        """Whether `build` is done."""
+        return self._state()[0].manifest.complete
+
+    def info(self) -> dict[str, Any]:
+        """Return what the index is and holds, JSON-able; removed rows and array bytes count until `compact`."""
+        generation, listing = self._state()
+        manifest = generation.manifest
+        return {
+            "path": None if self.path is None else str(self.path),
+            "format": FORMAT,
+            "complete": manifest.complete,
+            "documents": len(listing),
+            "rows": listing.rows,
+            "removed_rows": listing.removed_rows,
+            "fingerprint": manifest.fingerprint,
+            "settings": manifest.settings,
+            "store_text": manifest.store_text,
+            "fields": manifest.schema.to_json(),
+            "row_bytes": manifest.schema.row_bytes,
+            "array_bytes": generation.arrays.size(),
+            "catalogue_bytes": generation.catalogue.size(),
+        }
+
+    def close(self) -> None:
+        """Let go of the files; snapshots taken before stay usable."""
+        with self._mutex:
+            self._closed = True
+            self._store = self._generation = self._listing = self._snapshot = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _state(self) -> tuple[Generation, Listing]:
+        """Return the generation that counts and the documents of its newest commit."""
+        with self._mutex:
+            if self._closed:
+                raise IndexStateError("the index is closed; open it again")
+            while True:
+                try:
+                    generation = self._store.current()
+                    break
+                except FileNotFoundError:
+                    # compaction swept it away while it was being opened
+                    continue
+            version = generation.catalogue.version()
+            if generation is not self._generation or version != self._version:
+                self._listing = Listing(generation.catalogue, generation.catalogue.row_map())
+                self._generation, self._version, self._snapshot = generation, version, None
+            return generation, self._listing
+
+    @contextmanager
+    def _writing(self, *, building: bool = False) -> Iterator[Generation]:
+        """Hold the right to write to the generation that counts."""
+        self._state()
+        if self.read_only:
+            raise IndexStateError(f"{self._store.name} was opened read-only; open it for writing")
+        with self._store.lock():
+            generation = self._state()[0]
+            if not generation.manifest.complete:
+                generation.manifest = generation.writer().manifest()
+            if generation.manifest.complete == building:
+                found, way_out = ("complete", "add()") if building else ("unfinished", "build()")
+                raise IndexStateError(f"{self._store.name} is {found}; expected {way_out}")
+            self._store.tidy()
+            yield generation
+
+    def _writer(self, generation: Generation, batch_size: int = 32, progress: tqdm | None = None) -> Writer:
+        return Writer(generation, self._encode, self._project, batch_size, progress)
+
+    def _check_resumable(self, manifest: Manifest) -> None:
+        found = self._state()[0].manifest
+        if found.complete:
+            raise IndexStateError(
+                f"{self._store.name} holds a complete index of {len(self):,} documents; open it to add to it, or "
+                "choose another folder"
+            )
+        self._check_fingerprint(found.fingerprint, manifest.fingerprint)
+        for name in ("schema", "settings", "store_text"):
+            here, wanted = getattr(found, name), getattr(manifest, name)
+            if here != wanted:
+                raise IndexMismatchError(
+                    f"{self._store.name} is an unfinished index with {name} {here}; expected {wanted}. Go on with the "
+                    "same, or delete the folder"
+                )
+
+    def _check_fingerprint(self, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
+        parts = [key for key in {**found, **expected} if key != "name" and found.get(key) != expected.get(key)]
+        if parts:
+            differ = "; ".join(f"{part} is {found.get(part)}, expected {expected.get(part)}" for part in parts)
+            raise IndexMismatchError(
+                f"{self._store.name} was made by {found.get('name', 'another model')}, but this is "
+                f"{expected.get('name', 'another one')}: {differ}. Open it with what made it, or build it again"
+            )
+
+
+def _progress(documents: Iterable[Document], show: bool | None) -> tqdm:
+    """Return a progress bar; None shows it if this module's logger is at INFO or below."""
+    if show is None:
+        show = logger.getEffectiveLevel() <= logging.INFO
+    total = len(documents) if isinstance(documents, list) else None
+    return tqdm(total=total, desc="Index", unit="text", disable=not show)

@@ -1,0 +1,342 @@
+"""From stored candidates to a ranking: streamed in pieces of fixed shape through the interaction to a running top-k.
+
+Memory is that of a piece and of top_k, whatever N; any number of queries shares one reading of the candidates. Nothing
+is done for a single candidate in Python. `mixencoder.fast` makes a `StreamRanker` of a model and ranks an index with
+it; where candidates come from is the business of whoever hands them over.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mixencoder.errors import InputError
+from mixencoder.interaction import Inputs, Query, prepared
+from mixencoder.modeling import MixEncoderModel, QueryState
+from mixencoder.records import RecordFormat, mean_over_contexts
+from mixencoder.scoring import check_finite
+from mixencoder.workspace import Workspace
+from mixkernels import TopK
+from mixkernels.ranking import EMPTY_KEY, LARGEST_ID, pack_keys, unpack_keys
+
+Rows = tuple[Tensor, Mapping[str, Tensor]]
+"""Positions (C,) int64, and the fields (C, ...) of `RecordFormat.schema`. C is any number, also 0."""
+
+PRODUCTS = ("native", "int8")
+"""Products of the FFN: in the model's precision, or of int8 numbers, which is faster and moves scores a little."""
+
+_PIECE = 512
+"""Candidates of a full piece: enough for products to run at full speed, few enough to stay in a shared cache."""
+_GRANULE = 32
+"""Candidates of the smallest piece."""
+_WAITING = 8192
+"""Scores that wait to be merged into the running top-k."""
+
+
+class StreamRanker:
+    """Ranks stored candidates of a model. Safe to use from several threads.
+
+    Weights are read where the model has them, unless the products run in another precision: a model that is trained
+    on, cast or moved needs a new ranker.
+
+    Args:
+        model: the model, in inference mode, with a ranking head.
+        record_format: how the candidates are stored.
+        products: of `PRODUCTS`.
+
+    Raises:
+        InputError: there are no such products, or the model has no ranking head.
+    """
+
+    def __init__(self, model: MixEncoderModel, record_format: RecordFormat, *, products: str = "native") -> None:
+        if products not in PRODUCTS:
+            raise InputError(f"products is {products!r}; expected one of {', '.join(PRODUCTS)}")
+        model.check_head("ranking")
+        self.record_format = record_format
+        self._layers = prepared(model, products)
+        self._has_dual = model.config.dual_term
+        self._free: list[_Desk] = []
+        self._sizes: dict[int, tuple[int, ...]] = {}
+
+    @torch.inference_mode()
+    def rank(
+        self,
+        query_state: QueryState | Sequence[QueryState],
+        candidates: Iterable[Rows],
+        top_k: int | None = None,
+        *,
+        score: str = "full",
+        prefilter: int | None = None,
+        repeats: bool = False,
+    ) -> TopK:
+        """Rank candidates for B queries.
+
+        A score has the same bits whatever N, the order and the chunks in which candidates come, what stands beside
+        them and how many queries there are; per machine, number of threads and precision.
+
+        Args:
+            query_state: of `MixEncoder.encode_query`, or several states, whose queries are ranked for together.
+            candidates: chunks of stored rows, of any size; positions from 0 to 2^32 - 1. With prefilter they are
+                iterated several times, so an iterator will not do. What a chunk holds is not kept beyond its turn.
+            top_k: how many to return. None returns all.
+            score: "full", "interaction" or "dual", as in `MixEncoder.rank`.
+            prefilter: keep so many with the best dual score for every query, and interact with those alone.
+            repeats: whether positions may occur more than once, which the best of their rows then stands for.
+
+        Returns:
+            TopK(scores (B, n) float32, positions (B, n) int64), on the CPU, best first, ties to the lower position.
+
+        Raises:
+            InputError: an argument is out of range, the score or prefilter needs a dual term that the model lacks,
+                or a chunk lacks a field.
+            NonFiniteError: a score is NaN or infinite.
+        """
+        self._check(candidates, top_k, score, prefilter)
+        states = [query_state] if isinstance(query_state, QueryState) else query_state
+        queries = [self._layers.query(state, number) for state in states for number in range(len(state))]
+        if prefilter is None:
+            return self._stream(queries, candidates, top_k, score, repeats)
+        kept = self._stream(queries, candidates, prefilter, "dual", repeats).ids.sort(dim=1).values
+        rankings = [
+            self._stream([query], _only(candidates, positions), top_k, score, repeats)
+            for query, positions in zip(queries, kept, strict=True)
+        ]
+        return TopK(*(torch.cat(parts) for parts in zip(*rankings, strict=True)))
+
+    def _check(self, candidates: Iterable[Rows], top_k: int | None, score: str, prefilter: int | None) -> None:
+        if score not in ("full", "interaction", "dual"):
+            raise InputError(f"score is {score!r}; expected one of full, interaction, dual")
+        for name, count in (("top_k", top_k), ("prefilter", prefilter)):
+            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+                raise InputError(f"{name} is {count!r}; expected a positive integer or None")
+        if not self._has_dual and (score == "dual" or prefilter is not None):
+            what = 'score is "dual"' if score == "dual" else "prefilter ranks by the dual score"
+            raise InputError(f"{what}, but this model has no dual term (dual_term=False)")
+        if prefilter is not None and isinstance(candidates, Iterator):
+            raise InputError("candidates is an iterator, which ends after one pass; prefilter needs an iterable")
+
+    def _stream(
+        self, queries: list[Query], candidates: Iterable[Rows], top_k: int | None, score: str, repeats: bool
+    ) -> TopK:
+        try:
+            desk = self._free.pop()
+        except IndexError:
+            desk = _Desk(self)
+        best = _RunningBest(len(queries), top_k, repeats, self._layers.device)
+        try:
+            for count in desk.fill(candidates, score):
+                self._score_piece(desk, queries, count, score, best)
+        finally:
+            self._free.append(desk)
+        return best.result()
+
+    def _score_piece(self, desk: "_Desk", queries: list[Query], count: int, score: str, best: "_RunningBest") -> None:
+        """Score the desk's first `count` candidates, in shapes that keep their bits."""
+        start = 0
+        for size in self._shapes(desk, count):
+            scores = self._score_rows(desk, queries, slice(start, start + size), score)
+            used = min(size, count - start)
+            best.add(scores[:, :used], desk.positions[start : start + used])
+            start += size
+
+    def _score_rows(self, desk: "_Desk", queries: list[Query], rows: slice, score: str) -> Tensor:
+        """Scores (B, C) of a piece of one of the shapes."""
+        layers, workspace = self._layers, desk.workspace
+        hint = desk.hint(rows)
+        out = torch.empty(len(queries), len(hint), device=layers.device)
+        lengths = layers.dual_lengths(hint) if self._has_dual and score != "interaction" else None
+        inputs = None if score == "dual" else desk.inputs(rows, hint)
+        for number, query in enumerate(queries):
+            if inputs is None:
+                out[number] = layers.dual(workspace, hint, lengths, query)
+                continue
+            scores = layers.interact(workspace, inputs, hint, query)
+            out[number] = scores if lengths is None else scores + layers.dual(workspace, hint, lengths, query)
+        return out
+
+    def _shapes(self, desk: "_Desk", count: int) -> list[int]:
+        """Sizes of the pieces that `count` candidates are scored in; padded up to their sum."""
+        if count == _PIECE:
+            return [_PIECE]
+        threads = torch.get_num_threads()
+        if threads not in self._sizes:
+            self._sizes[threads] = self._sizes_that_agree()
+        sizes = self._sizes[threads]
+        left, shapes = math.ceil(count / sizes[-1]) * sizes[-1], []
+        for size in sizes:
+            shapes += [size] * (left // size)
+            left %= size
+        desk.pad(count, sum(shapes))
+        return shapes
+
+    def _sizes_that_agree(self) -> tuple[int, ...]:
+        """Sizes of pieces, falling, in which a candidate has the bits that it has in a full one: found by trying.
+
+        Libraries choose their products by shape, and may sum in another order in a smaller one.
+        """
+        desk, model = _Desk(self), self._layers.model
+        sizes = tuple(_PIECE >> shift for shift in range((_PIECE // _GRANULE).bit_length()))
+        queries = [self._layers.query(_random_query(model, length), 0) for length in (5, 16)]
+        desk.randomise()
+        full = self._score_rows(desk, queries, slice(0, _PIECE), "full")
+        for size in sizes[1:]:
+            if not torch.equal(self._score_rows(desk, queries, slice(_PIECE - size, _PIECE), "full"), full[:, -size:]):
+                return sizes[:1]
+        return sizes
+
+
+class _Desk:
+    """Where a thread works: a piece of candidates as a scorer reads them, and memory for the interaction."""
+
+    def __init__(self, ranker: StreamRanker) -> None:
+        self._layers, self._format = ranker._layers, ranker.record_format
+        layers = self._layers
+        self.workspace = Workspace(layers.dtype, layers.device)
+        self.positions = torch.zeros(_PIECE, dtype=torch.int64, device=layers.device)
+        options = {"dtype": layers.dtype, "device": layers.device}
+        self._projected = self._format.layout == "projected"
+        if self._projected:
+            # contexts' and state's queries side by side, as products want them
+            self._queries = torch.empty(_PIECE, layers.rows, layers.d, **options)
+            stacked = {"context_query": self._queries[:, : layers.contexts], "state_query": self._queries[:, -1]}
+        else:
+            stacked = {}
+        self._parts = {
+            name: stacked[name] if name in stacked else torch.empty(_PIECE, *shape, **options)
+            for name, shape in self._format.parts.items()
+        }
+
+    def fill(self, candidates: Iterable[Rows], score: str) -> Iterator[int]:
+        """Read candidates onto the desk; yields the number of rows whenever it is full, and at the end.
+
+        A chunk is read before the next one is asked for.
+        """
+        # the dual term reads the hint alone, which keeps the rest of a file unread
+        wanted = {name: part for name, part in self._parts.items() if score != "dual" or name in ("context", "hint")}
+        filled = 0
+        for positions, rows in candidates:
+            self._check_chunk(positions, rows)
+            start = 0
+            while start < len(positions):
+                count = min(len(positions) - start, _PIECE - filled)
+                self._format.read(rows, start, start + count, wanted, filled)
+                self.positions[filled : filled + count] = positions[start : start + count]
+                start, filled = start + count, filled + count
+                if filled == _PIECE:
+                    yield filled
+                    filled = 0
+        if filled:
+            yield filled
+
+    def pad(self, count: int, total: int) -> None:
+        """Repeat the first row in the places from count to total."""
+        for part in self._parts.values():
+            part[count:total] = part[:1]
+
+    def randomise(self) -> None:
+        """Fill the desk with random candidates."""
+        generator = torch.Generator().manual_seed(0)
+        for part in self._parts.values():
+            part.copy_(torch.randn(part.shape, generator=generator))
+
+    def hint(self, rows: slice) -> Tensor:
+        """Means over k of E_0, (C, d)."""
+        return self._parts["hint"][rows] if "hint" in self._parts else mean_over_contexts(self._parts["context"][rows])
+
+    def inputs(self, rows: slice, hint: Tensor) -> Inputs:
+        """What the first layer reads of the candidates."""
+        part = {name: tensor[rows] for name, tensor in self._parts.items()}
+        if not self._projected:
+            return self._layers.project(self.workspace, 0, part["context"], hint)
+        return Inputs(
+            part.get("context"),
+            self._queries[rows],
+            part.get("context_value"),
+            part.get("own_logits"),
+            part.get("gate"),
+        )
+
+    def _check_chunk(self, positions: Tensor, rows: Mapping[str, Tensor]) -> None:
+        fields = [field.name for field in self._format.schema.fields]
+        if missing := [name for name in fields if name not in rows]:
+            raise InputError(f"a chunk lacks {', '.join(missing)}; expected the fields {', '.join(fields)}")
+        if any(len(rows[name]) != len(positions) for name in fields):
+            counts = {name: len(rows[name]) for name in fields}
+            raise InputError(f"a chunk has {len(positions)} positions but rows {counts}; expected as many")
+        if len(positions):
+            low, high = (int(bound) for bound in positions.aminmax())
+            if low < 0 or high > LARGEST_ID:
+                raise InputError(f"positions reach from {low} to {high}; expected values in 0..{LARGEST_ID}")
+
+
+class _RunningBest:
+    """The best candidates so far of every query, as packed keys; scores wait until merging them is worth it."""
+
+    def __init__(self, batch: int, top_k: int | None, repeats: bool, device: torch.device) -> None:
+        self._top_k, self._repeats = top_k, repeats
+        self._waiting = max(_PIECE, min(_WAITING, _WAITING * 64 // max(batch, 1)))
+        self._scores = torch.empty(batch, self._waiting, device=device)
+        self._positions = torch.empty(self._waiting, dtype=torch.int64, device=device)
+        self._count = 0
+        self._merged: list[Tensor] = []
+
+    def add(self, scores: Tensor, positions: Tensor) -> None:
+        """Take scores (B, C) of candidates at positions (C,)."""
+        if self._count + len(positions) > self._waiting:
+            self._merge()
+        rows = slice(self._count, self._count + len(positions))
+        self._scores[:, rows], self._positions[rows] = scores, positions
+        self._count = rows.stop
+
+    def result(self) -> TopK:
+        """The best, (B, n), on the CPU."""
+        self._merge()
+        keys = self._best(torch.cat(self._merged, dim=1), None)
+        scores, positions = unpack_keys(keys.cpu())
+        return TopK(scores, positions)
+
+    def _merge(self) -> None:
+        scores = check_finite(self._scores[:, : self._count], self._scores.dtype)
+        self._merged.append(pack_keys(scores, self._positions[: self._count]))
+        self._count = 0
+        if self._top_k is not None:
+            self._merged = [self._best(torch.cat(self._merged, dim=1), self._top_k)]
+
+    def _best(self, keys: Tensor, count: int | None) -> Tensor:
+        """The `count` largest of keys (B, n), falling; of several at one position the largest."""
+        if self._repeats and keys.numel():
+            keys = keys.sort(dim=1, descending=True).values
+            positions, order = (LARGEST_ID - (keys & LARGEST_ID)).sort(dim=1, stable=True)
+            again = torch.zeros_like(keys, dtype=torch.bool)
+            again[:, 1:] = positions[:, 1:] == positions[:, :-1]
+            keys = keys.gather(1, order).masked_fill_(again, EMPTY_KEY)
+            # as many distinct positions for every query
+            distinct = int((~again[0]).sum())
+            count = distinct if count is None else min(count, distinct)
+        count = keys.shape[1] if count is None else min(count, keys.shape[1])
+        return keys.topk(count, dim=1, sorted=True).values
+
+
+def _only(candidates: Iterable[Rows], positions: Tensor) -> Iterator[Rows]:
+    """Chunks with the candidates at the given positions (P,), which rise."""
+    for chunk_positions, rows in candidates:
+        place = torch.searchsorted(positions, chunk_positions).clamp_max_(max(len(positions) - 1, 0))
+        kept = (positions[place] == chunk_positions).nonzero().flatten() if len(positions) else place[:0]
+        if len(kept):
+            yield chunk_positions[kept], {name: tensor[kept] for name, tensor in rows.items()}
+
+
+def _random_query(model: MixEncoderModel, length: int) -> QueryState:
+    """One query of some tokens."""
+    heads, d = model.config.backbone_config.num_attention_heads, model.config.hidden_size
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(model.device, model.dtype)
+
+    layers = range(len(model.interaction))
+    keys, values = (tuple(random(1, length, heads, d // heads) for _ in layers) for _ in range(2))
+    pooled = random(1, d) if model.config.dual_term else None
+    first = None if model.config.state_row else random(1, d)
+    return QueryState(keys, values, torch.tensor([length]), pooled, first)

@@ -1,0 +1,77 @@
+"""A stand-in for a model that encodes at once: rows follow from the text alone, so every test can recompute them."""
+
+import zlib
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from mixencoder.index import CandidateIndex, Encoded, Entry, Field, Schema, Snapshot
+
+SCHEMA = Schema((Field("context", (2, 3), "bfloat16"), Field("scale", (), "float32"), Field("code", (5,), "int8")))
+FINGERPRINT = {"name": "stub", "model": "m1", "tokenizer": "t1"}
+
+
+def rows_of(texts: Sequence[str]) -> tuple[dict[str, Tensor], list[int]]:
+    """Return the fields of texts and their row counts; every "|" in a text begins another row."""
+    counts = [text.count("|") + 1 for text in texts]
+    seeds = [zlib.crc32(f"{row}/{text}".encode()) for text, n in zip(texts, counts, strict=True) for row in range(n)]
+    return fields_of(torch.tensor(seeds, dtype=torch.int64)), counts
+
+
+def fields_of(seeds: Tensor) -> dict[str, Tensor]:
+    values = seeds[:, None] * torch.arange(1, 7) % 251
+    return {
+        "context": values.view(-1, 2, 3).to(torch.bfloat16),
+        "scale": (seeds % 65521).float(),
+        "code": (values[:, :5] - 125).to(torch.int8),
+    }
+
+
+def encode(texts: Sequence[str], *, batch_size: int) -> Encoded:
+    fields, counts = rows_of(texts)
+    return Encoded(fields, counts, sum(text.startswith("cut") for text in texts))
+
+
+def project(embeddings: Tensor) -> dict[str, Tensor]:
+    return fields_of(embeddings[:, 0].to(torch.int64))
+
+
+def create(path=None, **changes) -> CandidateIndex:
+    options = {"schema": SCHEMA, "fingerprint": FINGERPRINT, "encode": encode, "project": project, **changes}
+    return CandidateIndex.create(path, options.pop("schema"), options.pop("fingerprint"), **options)
+
+
+def build(path=None, documents: Iterable[str] = (), ids: Iterable[str] | None = None, **changes) -> CandidateIndex:
+    index = create(path, **changes)
+    index.build(documents, ids)
+    return index
+
+
+def reopen(path, **options) -> CandidateIndex:
+    return CandidateIndex.open(path, FINGERPRINT, encode=encode, project=project, **options)
+
+
+def check(view: Snapshot, expected: Sequence[Entry], size: int = 1000) -> None:
+    """Assert that a view holds exactly these entries in this order, in every way of reading it."""
+    ids = [entry.id for entry in expected]
+    assert len(view) == len(expected)
+    assert list(view) == ids
+    assert list(view.entries()) == list(expected)
+    assert view.positions(ids).tolist() == list(range(len(ids)))
+    places = list(range(len(ids)))[::-1]
+    assert view.ids(places) == ids[::-1]
+    assert view.texts(places) == [entry.text for entry in expected][::-1]
+    fields, counts = rows_of([entry.text for entry in expected])
+    assert view.rows == sum(counts)
+    owners = torch.arange(len(ids)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+    chunks = list(view.chunks(size))
+    assert [len(chunk.positions) for chunk in chunks[:-1]] == [size] * (len(chunks) - 1)
+    if chunks:
+        assert torch.cat([torch.from_numpy(chunk.positions) for chunk in chunks]).equal(owners)
+        for name, rows in fields.items():
+            assert torch.cat([chunk.fields[name] for chunk in chunks]).equal(rows)
+    gathered = view.gather(places)
+    fields, counts = rows_of([entry.text for entry in expected][::-1])
+    assert gathered.positions.tolist() == [place for place, n in zip(places, counts, strict=True) for _ in range(n)]
+    assert all(gathered.fields[name].equal(rows) for name, rows in fields.items())
