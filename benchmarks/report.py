@@ -11,7 +11,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 RIVALS = ("sdpa-expanded", "sdpa-pre-expanded", "einsum-concatenated", "two-pass", "two-pass-compiled", "flex-compiled")
 MEASURES = ("nDCG@10", "Success@1")
 DOCUMENTS = {
-    ROOT / "README.md": ("attention", "training", "quality"),
+    ROOT / "README.md": ("index", "attention", "training", "quality"),
+    ROOT / "docs" / "index.md": ("precision", "prefilter"),
     ROOT / "mixencoder" / "pretrained" / "README.md": ("quality",),
 }
 
@@ -74,7 +75,80 @@ def quality_table() -> str:
     return _markdown(rows)
 
 
-TABLES = {"attention": attention_table, "training": training_table, "quality": quality_table}
+def index_table() -> str:
+    """For every N the time from a query's text to its ranking through an index on disk, and rivals as multiples."""
+    (path,) = RESULTS.glob("*/index_speed.json")
+    disk = "text to ranking, index on disk, projected float16"
+    columns = {
+        "query pass": ("seconds", "tokenise and query pass"),
+        "bare products": ("seconds", "products"),
+        "text to ranking": ("seconds", disk),
+        "cross-encoder": ("ratios", f"cross-encoder / {disk}"),
+        "plain PyTorch": ("beside", "plain eager"),
+        "late interaction": ("beside", "late interaction"),
+        "dual-encoder": ("beside", "dual-encoder"),
+        "int8 products": ("seconds", f"{disk} int8 products"),
+        "cross-encoder, to int8": ("ratios", f"cross-encoder / {disk} int8 products"),
+    }
+    rows = [["N", *columns], ["---"] * (1 + len(columns))]
+    for record in json.loads(path.read_text(encoding="utf-8"))["records"]:
+        row = [f"{record['N']:,}"]
+        for kind, name in columns.values():
+            if name not in record["ratios" if kind == "ratios" else "seconds"]:
+                row.append("")
+            elif kind == "seconds":
+                row.append(f"{record['seconds'][name] * 1000:,.1f} ms")
+            else:
+                ratio = (
+                    record["ratios"][name] if kind == "ratios" else record["seconds"][name] / record["seconds"][disk]
+                )
+                row.append(f"{ratio:.3g}x")
+        rows.append(row)
+    return _markdown(rows)
+
+
+def _precision_records() -> list[dict]:
+    (path,) = RESULTS.glob("*/index_precision.json")
+    return json.loads(path.read_text(encoding="utf-8"))["records"]
+
+
+def precision_table() -> str:
+    """Every stored format: size and quality."""
+    rows = [
+        ["layout", "precision", "bytes a candidate", "nDCG@10", "best ten found again", "time a query"],
+        ["---"] * 6,
+    ]
+    for record in _precision_records():
+        if "prefilter" not in record and "score" not in record:
+            precision = record["precision"] + (", int8 products" if "products" in record else "")
+            size = f"{record['bytes_per_candidate']:,}"
+            rows.append([record["layout"], precision, size, *_quality(record)])
+    return _markdown(rows)
+
+
+def prefilter_table() -> str:
+    """Every prefilter: what is lost and saved."""
+    rows = [["prefilter", "nDCG@10", "best ten found again", "time a query"], ["---"] * 4]
+    for record in _precision_records():
+        if (record["layout"], record["precision"]) == ("projected", "float16") and "products" not in record:
+            kept = "dual score alone" if "score" in record else str(record.get("prefilter", "none"))
+            rows.append([kept, *_quality(record)])
+    return _markdown(rows)
+
+
+def _quality(record: dict) -> list[str]:
+    milliseconds = f"{record['seconds_per_query'] * 1000:.0f} ms"
+    return [f"{record['ndcg_at_10']:.4f}", f"{record['overlap_at_10']:.1%}", milliseconds]
+
+
+TABLES = {
+    "index": index_table,
+    "precision": precision_table,
+    "prefilter": prefilter_table,
+    "attention": attention_table,
+    "training": training_table,
+    "quality": quality_table,
+}
 
 
 def rendered(text: str, names: tuple[str, ...]) -> str:

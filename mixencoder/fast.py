@@ -55,7 +55,7 @@ class MixEncoder(EncodingEngine):
         model.kernel_backend = backend
         super().__init__(model, tokenizer)
         self._query_states = QueryStateCache()
-        self._index_ranker = IndexRanker(self)
+        self._index_ranker = IndexRanker(model)
 
     @classmethod
     def from_pretrained(
@@ -185,7 +185,7 @@ class MixEncoder(EncodingEngine):
         if not queries:
             raise InputError("query is empty; expected at least one text")
         rankings = self._index_ranker.rank(
-            queries,
+            self.query_states(queries, batch_size=batch_size),
             documents,
             top_k,
             ids=ids,
@@ -194,7 +194,6 @@ class MixEncoder(EncodingEngine):
             activation_fn=activation_fn,
             score=score,
             products=products,
-            batch_size=batch_size,
         )
         return rankings[0] if isinstance(query, str) else rankings
 

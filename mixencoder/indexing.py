@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mixencoder.errors import InputError
 from mixencoder.index import CandidateIndex, Encoded
+from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.query_cache import weights_version
 from mixencoder.records import RecordFormat
 from mixencoder.storage.errors import DuplicateIdError, naming
@@ -150,16 +151,16 @@ def fingerprint(engine: "MixEncoder") -> dict[str, str]:
 
 
 class IndexRanker:
-    """Ranks indexes for one engine; keeps what it prepared of the weights as long as these stay as they are."""
+    """Ranks indexes for one model; keeps what it prepared of the weights as long as these stay as they are."""
 
-    def __init__(self, engine: "MixEncoder") -> None:
-        self._engine = engine
+    def __init__(self, model: MixEncoderModel) -> None:
+        self._model = model
         self._version: int | None = None
         self._rankers: dict[tuple[str, str, str], StreamRanker] = {}
 
     def rank(
         self,
-        queries: Sequence[str],
+        states: Sequence[QueryState],
         index: CandidateIndex,
         top_k: int | None,
         *,
@@ -169,20 +170,18 @@ class IndexRanker:
         activation_fn: Callable[[Tensor], Tensor] | None,
         score: str,
         products: str,
-        batch_size: int,
     ) -> list[list[dict[str, Any]]]:
-        """Rank for every query, as `MixEncoder.rank` promises."""
+        """Rank for every query (each a state of its own, B = 1), as `MixEncoder.rank` promises."""
         view = index.snapshot()
         ranker = self._ranker(index.settings, products)
-        states = self._engine.query_states(queries, batch_size=batch_size)
         options = {"score": score, "prefilter": prefilter, "repeats": view.rows > len(view)}
         if ids is None:
             found = [ranker.rank(states, _AllRows(view), top_k, **options)]
         elif all(isinstance(name, str) for name in ids):
             found = [ranker.rank(states, _some_rows(view, ids), top_k, **options)]
         else:
-            if len(ids) != len(queries):
-                raise InputError(f"ids holds {len(ids)} lists for {len(queries)} queries; expected one for each")
+            if len(ids) != len(states):
+                raise InputError(f"ids holds {len(ids)} lists for {len(states)} queries; expected one for each")
             found = [
                 ranker.rank(state, _some_rows(view, names), top_k, **options)
                 for state, names in zip(states, ids, strict=True)
@@ -202,12 +201,12 @@ class IndexRanker:
         return rankings
 
     def _ranker(self, settings: Mapping[str, str], products: str) -> StreamRanker:
-        version = weights_version(self._engine.model)
+        version = weights_version(self._model)
         rankers = self._rankers if version == self._version else {}
         key = settings["layout"], settings["precision"], products
         if key not in rankers:
-            record_format = RecordFormat(self._engine.model, settings["layout"], settings["precision"])
-            rankers[key] = StreamRanker(self._engine.model, record_format, products=products)
+            record_format = RecordFormat(self._model, settings["layout"], settings["precision"])
+            rankers[key] = StreamRanker(self._model, record_format, products=products)
         self._rankers, self._version = rankers, version
         return rankers[key]
 

@@ -26,7 +26,7 @@ Rows = tuple[Tensor, Mapping[str, Tensor]]
 PRODUCTS = ("native", "int8")
 """Products of the FFN: in the model's precision, or of int8 numbers, which is faster and moves scores a little."""
 
-_PIECE = 512
+PIECE = 512
 """Candidates of a full piece: enough for products to run at full speed, few enough to stay in a shared cache."""
 _GRANULE = 32
 """Candidates of the smallest piece."""
@@ -123,7 +123,7 @@ class StreamRanker:
             desk = self._free.pop()
         except IndexError:
             desk = _Desk(self)
-        best = _RunningBest(len(queries), top_k, repeats, self._layers.device)
+        best = RunningBest(len(queries), top_k, repeats, self._layers.device)
         try:
             for count in desk.fill(candidates, score):
                 self._score_piece(desk, queries, count, score, best)
@@ -131,7 +131,7 @@ class StreamRanker:
             self._free.append(desk)
         return best.result()
 
-    def _score_piece(self, desk: "_Desk", queries: list[Query], count: int, score: str, best: "_RunningBest") -> None:
+    def _score_piece(self, desk: "_Desk", queries: list[Query], count: int, score: str, best: "RunningBest") -> None:
         """Score the desk's first `count` candidates, in shapes that keep their bits."""
         start = 0
         for size in self._shapes(desk, count):
@@ -157,8 +157,8 @@ class StreamRanker:
 
     def _shapes(self, desk: "_Desk", count: int) -> list[int]:
         """Sizes of the pieces that `count` candidates are scored in; padded up to their sum."""
-        if count == _PIECE:
-            return [_PIECE]
+        if count == PIECE:
+            return [PIECE]
         threads = torch.get_num_threads()
         if threads not in self._sizes:
             self._sizes[threads] = self._sizes_that_agree()
@@ -176,12 +176,12 @@ class StreamRanker:
         Libraries choose their products by shape, and may sum in another order in a smaller one.
         """
         desk, model = _Desk(self), self._layers.model
-        sizes = tuple(_PIECE >> shift for shift in range((_PIECE // _GRANULE).bit_length()))
+        sizes = tuple(PIECE >> shift for shift in range((PIECE // _GRANULE).bit_length()))
         queries = [self._layers.query(_random_query(model, length), 0) for length in (5, 16)]
         desk.randomise()
-        full = self._score_rows(desk, queries, slice(0, _PIECE), "full")
+        full = self._score_rows(desk, queries, slice(0, PIECE), "full")
         for size in sizes[1:]:
-            if not torch.equal(self._score_rows(desk, queries, slice(_PIECE - size, _PIECE), "full"), full[:, -size:]):
+            if not torch.equal(self._score_rows(desk, queries, slice(PIECE - size, PIECE), "full"), full[:, -size:]):
                 return sizes[:1]
         return sizes
 
@@ -193,17 +193,17 @@ class _Desk:
         self._layers, self._format = ranker._layers, ranker.record_format
         layers = self._layers
         self.workspace = Workspace(layers.dtype, layers.device)
-        self.positions = torch.zeros(_PIECE, dtype=torch.int64, device=layers.device)
+        self.positions = torch.zeros(PIECE, dtype=torch.int64, device=layers.device)
         options = {"dtype": layers.dtype, "device": layers.device}
         self._projected = self._format.layout == "projected"
         if self._projected:
             # contexts' and state's queries side by side, as products want them
-            self._queries = torch.empty(_PIECE, layers.rows, layers.d, **options)
+            self._queries = torch.empty(PIECE, layers.rows, layers.d, **options)
             stacked = {"context_query": self._queries[:, : layers.contexts], "state_query": self._queries[:, -1]}
         else:
             stacked = {}
         self._parts = {
-            name: stacked[name] if name in stacked else torch.empty(_PIECE, *shape, **options)
+            name: stacked[name] if name in stacked else torch.empty(PIECE, *shape, **options)
             for name, shape in self._format.parts.items()
         }
 
@@ -219,11 +219,11 @@ class _Desk:
             self._check_chunk(positions, rows)
             start = 0
             while start < len(positions):
-                count = min(len(positions) - start, _PIECE - filled)
+                count = min(len(positions) - start, PIECE - filled)
                 self._format.read(rows, start, start + count, wanted, filled)
                 self.positions[filled : filled + count] = positions[start : start + count]
                 start, filled = start + count, filled + count
-                if filled == _PIECE:
+                if filled == PIECE:
                     yield filled
                     filled = 0
         if filled:
@@ -270,12 +270,12 @@ class _Desk:
                 raise InputError(f"positions reach from {low} to {high}; expected values in 0..{LARGEST_ID}")
 
 
-class _RunningBest:
+class RunningBest:
     """The best candidates so far of every query, as packed keys; scores wait until merging them is worth it."""
 
     def __init__(self, batch: int, top_k: int | None, repeats: bool, device: torch.device) -> None:
         self._top_k, self._repeats = top_k, repeats
-        self._waiting = max(_PIECE, min(_WAITING, _WAITING * 64 // max(batch, 1)))
+        self._waiting = max(PIECE, min(_WAITING, _WAITING * 64 // max(batch, 1)))
         self._scores = torch.empty(batch, self._waiting, device=device)
         self._positions = torch.empty(self._waiting, dtype=torch.int64, device=device)
         self._count = 0

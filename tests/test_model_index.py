@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from mixencoder import MixEncoder
 from mixencoder.cli import app
-from mixencoder.errors import InputError
+from mixencoder.errors import InputError, TruncationWarning
 from mixencoder.storage.errors import DuplicateIdError, IndexMismatchError, IndexStateError, UnknownIdError
 from tests.conftest import WORDS
 
@@ -141,6 +141,15 @@ def test_long_documents_are_cut_split_or_refused(dual):
     with pytest.raises(InputError, match="document 0 has 8 tokens; expected at most 4"):
         reader.index([long], on_overflow="error")
     assert reader.index(["paris"]).add([long]).cut == 1
+
+
+def test_a_query_is_read_within_the_limits_of_the_engine_that_ranks(dual):
+    index = dual.index(TEXTS[:3])
+    short = dual.with_limits(max_query_length=4)
+    with pytest.warns(TruncationWarning, match="longer than 4 tokens"):
+        cut = short.rank("the dog sat on", index)
+    assert cut == dual.rank("the dog", index)
+    assert cut != dual.rank("the dog sat on", index)
 
 
 def test_an_index_of_another_checkpoint_or_setting_is_refused_and_named(dual, backbone_path, tmp_path):
