@@ -1,7 +1,8 @@
 """Configuration of a MixEncoder: the backbone's own configuration, nested, and what stands on top of it."""
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -122,6 +123,21 @@ class MixEncoderConfig(PreTrainedConfig):
             length = getattr(self, name)
             if length is not None and (not _is_integer(length) or length < 3):
                 raise ValueError(f"{name} is {length!r}; expected None or an integer of at least 3 tokens")
+
+
+def check_names(config_class: type[PreTrainedConfig], fields: Iterable[str]) -> None:
+    """Refuse fields that a configuration does not have, which transformers would keep and nobody read.
+
+    Raises:
+        ValueError: naming them and those that there are.
+    """
+    known = {"num_labels", "id2label", "label2id"}
+    for parent in config_class.__mro__[: config_class.__mro__.index(PreTrainedConfig)]:
+        parameters = inspect.signature(parent.__init__).parameters.values()
+        known |= {entry.name for entry in parameters if entry.kind == entry.POSITIONAL_OR_KEYWORD}
+    known -= {"self", "backbone_config"}
+    if unknown := sorted(set(fields) - known):
+        raise ValueError(f"there is no field {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
 
 
 def _as_list(name: str, values: Sequence[Any], expected: str) -> list[Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mixencoder.backbones import cast_parameters
 from mixencoder.checkpoint import default_checkpoint, load_backbone, load_model, load_tokenizer
-from mixencoder.configuration import MixEncoderConfig
+from mixencoder.configuration import MixEncoderConfig, check_names
 from mixencoder.engine import EncodingEngine, Request, as_list, resolve_device, resolve_dtype
 from mixencoder.errors import InputError
 from mixencoder.index import CandidateIndex
@@ -117,6 +117,7 @@ class MixEncoder(EncodingEngine):
             config.setdefault("heads", ("classification",))
             config["num_labels"] = num_labels
         try:
+            check_names(MixEncoderConfig, config)
             configuration = MixEncoderConfig(
                 backbone_config=backbone.config,
                 num_context_embeddings=num_context_embeddings,

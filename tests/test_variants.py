@@ -9,6 +9,7 @@ from conftest import backbone_config
 from transformers import AutoModel
 
 from mixencoder import MixEncoder
+from mixencoder.architectures import ARCHITECTURES, front_door
 from mixencoder.backbones import SUPPORTED, layout_of
 from mixencoder.configuration import HEADS
 from mixencoder.errors import InputError
@@ -107,3 +108,11 @@ def test_an_ablation_scores_otherwise_than_the_whole(encoders):
     whole = make(encoders["bert"]).predict(PAIRS)
     for ablation in ({"state_row": False}, {"context_update": False}):
         assert not np.allclose(make(encoders["bert"], **ablation).predict(PAIRS), whole, atol=1e-2)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_misspelt_field_is_refused_and_the_right_ones_named(backbone_path, architecture):
+    with pytest.raises(
+        InputError, match=r"there is no field dual_trem; expected some of .*max_query_length.*num_labels"
+    ):
+        front_door(architecture).from_backbone(backbone_path, dual_trem=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mixencoder.backbones import cast_parameters
 from mixencoder.checkpoint import load_backbone, load_model, load_tokenizer
+from mixencoder.configuration import check_names
 from mixencoder.engine import EncodingEngine, Engine, Request, resolve_device, resolve_dtype
 from mixencoder.errors import InputError
 from mixencoder.peers.modeling import PeerModel, TokenStates
@@ -79,6 +80,7 @@ class Peer(Engine):
         if num_labels is not None:
             config = {"heads": ("classification",), **config, "num_labels": num_labels}
         try:
+            check_names(cls.model_class.config_class, config)
             configuration = cls.model_class.config_class(
                 backbone_config=backbone.config, **cls._tokenizer_fields(tokenizer), **config
             )
