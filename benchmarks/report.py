@@ -12,7 +12,7 @@ RIVALS = ("sdpa-expanded", "sdpa-pre-expanded", "einsum-concatenated", "two-pass
 MEASURES = ("nDCG@10", "Success@1")
 DOCUMENTS = {
     ROOT / "README.md": ("index", "attention", "training", "quality"),
-    ROOT / "docs" / "index.md": ("precision", "prefilter"),
+    ROOT / "docs" / "index.md": ("precision", "prefilter", "million"),
     ROOT / "mixencoder" / "pretrained" / "README.md": ("quality",),
 }
 
@@ -136,6 +136,25 @@ def prefilter_table() -> str:
     return _markdown(rows)
 
 
+def million_table() -> str:
+    """What a large index takes."""
+    (path,) = RESULTS.glob("*/index_million.json")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    seconds, memory = found["seconds"], found["anonymous_bytes"]
+    gained = memory["most while ranking"] - memory["before ranking"]
+    rows = [
+        ["candidates", f"{found['documents']:,}"],
+        ["---", "---"],
+        ["to fill", f"{seconds['fill']:.0f} s"],
+        ["to open", f"{seconds['open'] * 1000:.0f} ms"],
+        ["to rank all for a query", f"{seconds['rank']:.0f} s"],
+        ["array files, beside the arrays' own bytes", f"{found['array_file_bytes'] / found['array_bytes']:.4f}"],
+        ["ids and checksums", f"{found['catalogue_bytes'] / 1e6:.0f} MB"],
+        ["anonymous memory gained while ranking", f"{gained / 1e6:.1f} MB"],
+    ]
+    return _markdown(rows)
+
+
 def _quality(record: dict) -> list[str]:
     milliseconds = f"{record['seconds_per_query'] * 1000:.0f} ms"
     return [f"{record['ndcg_at_10']:.4f}", f"{record['overlap_at_10']:.1%}", milliseconds]
@@ -145,6 +164,7 @@ TABLES = {
     "index": index_table,
     "precision": precision_table,
     "prefilter": prefilter_table,
+    "million": million_table,
     "attention": attention_table,
     "training": training_table,
     "quality": quality_table,
