@@ -72,6 +72,12 @@ def test_rows_serve_as_data(tmp_path, backbone_path, words):
     assert record["data"] == [{"name": "mine", "weight": 2.0}]
 
 
+def test_a_generator_of_rows_is_read_once_and_kept(tmp_path, backbone_path, words):
+    rows = ({"premise": "a", "hypothesis": w, "label": ["x", "y"][i % 2]} for i, w in enumerate(words))
+    engine = train(options(tmp_path, backbone_path, words, data=[DataSpec(rows)], architecture="dual-encoder"))
+    assert engine.config.label2id == {"x": 0, "y": 1}
+
+
 def test_the_record_says_how_a_model_was_trained_and_names_no_path(tmp_path, backbone_path, words):
     train(options(tmp_path, backbone_path, words, log_every=1, seed=7))
     text = (tmp_path / "out" / "training.json").read_text()

@@ -9,7 +9,7 @@ import platform
 import shutil
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -201,6 +201,9 @@ def _spec(item: str | dict[str, Any] | DataSpec, data_dir: str) -> DataSpec:
             known = ", ".join(entry.name for entry in dataclasses.fields(DataSpec))
             raise InputError(f"data entry {item} cannot be used: {error}; expected {known}") from error
     source = Path(data_dir, item.source) if isinstance(item.source, str | Path) else item.source
+    if isinstance(source, Iterator):
+        # rows are read twice: for the names of classes, and for the examples
+        source = list(source)
     weight = item.weight
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
         raise InputError(f"weight of {item.name or item.source} is {weight}; expected a positive number")
@@ -212,7 +215,9 @@ def _prepare_folder(config: TrainConfig, unfinished: Path) -> None:
     output = Path(config.output)
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise InputError(f"{output} exists and is not empty; name another output, or move it away")
-    settings = json.loads(json.dumps(dataclasses.asdict(config), default=_named))
+    # not asdict, which would copy rows that were given as data
+    fields = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
+    settings = json.loads(json.dumps(fields, default=_named))
     known = unfinished / "config.json"
     if unfinished.exists():
         if last_checkpoint(unfinished) is None:
