@@ -296,6 +296,6 @@ def test_two_processes_make_the_steps_of_one(tmp_path, backbone_path, words):
     run = subprocess.run(
         command, capture_output=True, text=True, cwd=Path(__file__).parents[1], env=environment, timeout=240
     )
-    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.returncode == 0, run.stderr
     assert_close(weights(load_engine(tmp_path / "two")), weights(alone))
     assert json.loads((tmp_path / "two" / "training.json").read_text())["processes"] == 2
