@@ -134,7 +134,8 @@ def train(config: TrainConfig) -> Engine:
     """
     _check(config)
     specs = [_spec(item, config.data_dir) for item in config.data]
-    state = PartialState()
+    # without a GPU accelerate takes the processes that torchrun started for one another only when told of the CPU
+    state = PartialState(cpu=not torch.cuda.is_available())
     unfinished = Path(f"{config.output.rstrip('/')}.unfinished")
     if state.is_main_process:
         _prepare_folder(config, unfinished)
