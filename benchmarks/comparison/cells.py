@@ -1,0 +1,133 @@
+"""One cell of the comparison: a contender trained on a task and measured, with its record."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.comparison.lists import write_long_lists
+from benchmarks.comparison.tasks import (
+    JOINT_NEGATIVES,
+    LONG,
+    LONG_CANDIDATES,
+    LONG_SOURCE,
+    READ_JOINTLY,
+    SAMPLE_SEED,
+    SETTINGS,
+    TASKS,
+    TRAINING,
+    ComparedTask,
+    Contender,
+    Report,
+    Setting,
+)
+from mixencoder.architectures import load_engine
+from mixencoder.engine import Engine
+from mixencoder.errors import InputError
+from mixencoder.evaluation import evaluate, read_tasks
+from mixencoder.evaluation.files import write_text
+from mixencoder.evaluation.provenance import describe, report
+from mixencoder.evaluation.tasks import Task
+from mixencoder.training.run import RECORD, TrainConfig, train
+
+
+class Places(NamedTuple):
+    """Where things are."""
+
+    data: Path
+    """The public data."""
+    backbone: Path
+    """Encoder that all contenders start from."""
+    work: Path
+    """Trained models and made lists."""
+
+    def model(self, setting: str, task: str, name: str, seed: int) -> Path:
+        """Return where a trained contender lies."""
+        return self.work / setting / task / f"{name}.{seed}"
+
+
+def run_cell(task: str, name: str, contender: Contender, setting: str, seed: int, places: Places) -> dict[str, Any]:
+    """Train, measure and return the record. A model that an earlier run trained is measured only.
+
+    Raises:
+        InputError: the contender's teacher is not trained yet.
+    """
+    compared, how = TASKS[task], SETTINGS[setting]
+    output = places.model(setting, task, name, seed)
+    training = _training(compared, contender, setting)
+    start = time.perf_counter()
+    if not (output / RECORD).is_file():
+        teacher = contender.teacher and places.model(setting, task, contender.teacher, seed)
+        if teacher and not (teacher / RECORD).is_file():
+            raise InputError(f"{name} learns from {contender.teacher}, expected at {teacher}; run that first")
+        config = TrainConfig(
+            output=str(output),
+            data=list(compared.train),
+            data_dir=str(places.data),
+            architecture=contender.architecture,
+            backbone=str(places.backbone),
+            config={"query_truncation_side": "left", **contender.config},
+            teacher=teacher and str(teacher),
+            seed=seed,
+            resume=True,
+            **training,
+        )
+        train(config)
+    trained = time.perf_counter()
+    engine = load_engine(output)
+    engine = engine.with_limits(
+        max_query_length=min(training["max_query_tokens"], engine.read_query.max_length),
+        max_document_length=min(training["max_document_tokens"], engine.read_document.max_length),
+    )
+    found = {}
+    for entry in compared.reports:
+        found |= _measure(engine, output, entry, how, places)
+    return {
+        "task": task,
+        "contender": name,
+        "setting": setting,
+        "seed": seed,
+        "training": json.loads((output / RECORD).read_text(encoding="utf-8")),
+        "seconds": {"train": trained - start, "measure": time.perf_counter() - trained},
+        "reports": found,
+    }
+
+
+def _training(compared: ComparedTask, contender: Contender, setting: str) -> dict[str, Any]:
+    """Return the fields of TrainConfig that say how it is trained."""
+    fields = {**TRAINING, "steps": compared.steps[setting], "batch_size": compared.batch_size}
+    fields["bf16"] = SETTINGS[setting].bf16
+    if contender.architecture in READ_JOINTLY:
+        fields["negatives"] = JOINT_NEGATIVES
+    return {**fields, **contender.training}
+
+
+def _measure(engine: Engine, model: Path, entry: Report, how: Setting, places: Places) -> dict[str, Any]:
+    """Return {task name: figures with provenance} of one report."""
+    path = places.data / entry.path
+    limit = how.queries
+    if entry.path == LONG:
+        path = places.work / LONG
+        if not path.is_file():
+            write_long_lists(places.data / LONG_SOURCE, path, LONG_CANDIDATES, SAMPLE_SEED)
+        if engine.reads_jointly:
+            limit = how.joint_long_queries
+    if entry.measure == "accuracy":
+        limit = how.pairs
+    label2id = engine.config.label2id if "classification" in engine.config.heads else None
+    options = {} if limit is None else {"limit": limit, "sample": SAMPLE_SEED}
+    tasks: list[Task] = read_tasks([path], label2id=label2id, **options)
+    scores = engine.score_terms if tasks[0].kind == "ranking" else ("full",)
+    start = time.perf_counter()
+    found = evaluate(engine, tasks, scores=scores, show_progress_bar=False)
+    seconds = time.perf_counter() - start
+    provenance = describe(engine, model, tasks, untrained=False, seed=0, options=options)
+    return {tasks[0].name: {"measure": entry.measure, "seconds": seconds, **report(found, provenance)}}
+
+
+def write_record(record: dict[str, Any], folder: Path) -> Path:
+    """Write a cell's record and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record['task']}.{record['contender']}.{record['seed']}.json"
+    write_text(path, json.dumps(record, indent=1) + "\n")
+    return path

@@ -1,0 +1,101 @@
+"""What a query costs each contender: ``python -m benchmarks.comparison.latency --backbone MINILM --device NAME``.
+
+A query of 16 tokens against 1,000 candidates of 128, float32: from the query's text to the best ten, candidates encoded
+ahead and held in memory where the architecture allows it, MixEncoder's in an index as it is by default (projected,
+float16). In turns, medians. Untrained models time as trained ones.
+Writes benchmarks/results/DEVICE/comparison_latency.json.
+"""
+
+import argparse
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.comparison.tasks import CONTENDERS
+from benchmarks.gpu_records import ROOT, commit, versions, write_json
+from benchmarks.index_speed import texts_of
+from benchmarks.timing import interleaved_medians
+from mixencoder import MixEncoder
+from mixencoder.architectures import front_door
+from mixencoder.engine import EncodingEngine, Engine
+from mixencoder.query_cache import QueryStateCache
+
+CANDIDATES, QUERY_TOKENS, DOCUMENT_TOKENS, TOP_K = 1000, 16, 128, 10
+PAIRS = 100
+"""That a model without encoded candidates is timed on; its time grows with their number, and is scaled."""
+
+
+def stored_bytes(candidates: Any) -> int:
+    """Bytes of the tensors that encoded candidates hold."""
+    if isinstance(candidates, Tensor):
+        return candidates.nbytes
+    parts = candidates if isinstance(candidates, tuple | list) else vars(candidates).values()
+    return sum(stored_bytes(part) for part in parts if isinstance(part, Tensor | tuple | list))
+
+
+def measure(backbone: Path) -> dict[str, Any]:
+    """Return {contender: seconds of a query, bytes of a candidate (None: its text alone)}."""
+    engines: dict[str, Engine] = {}
+    calls: dict[str, Callable[[], object]] = {}
+    scale, sizes = {}, {}
+    for name, contender in CONTENDERS.items():
+        if contender.teacher is None:
+            engines[name] = front_door(contender.architecture).from_backbone(backbone, **contender.config)
+    for name, engine in engines.items():
+        query = texts_of(engine, QUERY_TOKENS, 1, seed=3)
+        documents = texts_of(engine, DOCUMENT_TOKENS, CANDIDATES, seed=4)
+        if isinstance(engine, EncodingEngine):
+            scale[name] = 1.0
+            if isinstance(engine, MixEncoder):
+                # every query is encoded anew
+                engine._query_states = QueryStateCache(max_bytes=0)
+                index = engine.index(documents)
+                sizes[name] = index.info()["row_bytes"]
+                calls[name] = lambda engine=engine, query=query, index=index: engine.rank(query, index, TOP_K)
+                continue
+            candidates = engine.encode_document(documents)
+            sizes[name] = stored_bytes(candidates) / CANDIDATES
+            calls[name] = lambda engine=engine, query=query, candidates=candidates: engine.interact(
+                engine.encode_query(query), candidates
+            ).topk(TOP_K)
+        else:
+            pairs = [(query[0], document) for document in documents[:PAIRS]]
+            sizes[name] = None
+            scale[name] = CANDIDATES / PAIRS
+            calls[name] = lambda engine=engine, pairs=pairs: engine.predict(pairs)
+    medians = interleaved_medians(calls, seconds=3.0)
+    return {
+        name: {"seconds": seconds * scale[name], "bytes_per_candidate": sizes[name]}
+        for name, seconds in medians.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.comparison.latency", description=__doc__)
+    parser.add_argument("--backbone", type=Path, required=True, help="encoder that all contenders start from")
+    parser.add_argument("--device", required=True, help="name of the machine, of the folder of results")
+    options = parser.parse_args()
+    found = measure(options.backbone)
+    path = ROOT / "benchmarks" / "results" / options.device / "comparison_latency.json"
+    write_json(
+        path,
+        {
+            "shape": {"N": CANDIDATES, "m": QUERY_TOKENS, "n": DOCUMENT_TOKENS, "pairs of joint models": PAIRS},
+            "dtype": "float32",
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "commit": commit(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "contenders": found,
+        },
+    )
+    for name, entry in found.items():
+        print(f"{name}: {entry['seconds'] * 1000:.1f} ms, {entry['bytes_per_candidate']} bytes a candidate")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Longer candidate lists out of shorter ones, to see quality as the list grows."""
+
+import json
+import random
+from pathlib import Path
+
+from mixencoder.evaluation.files import write_text
+from mixencoder.training.examples import read_ranking_rows
+
+
+def write_long_lists(source: Path, target: Path, candidates: int, seed: int) -> None:
+    """Fill every list of a file up with candidates of its other lists, drawn at random; none comes twice.
+
+    Args:
+        source: file of candidate lists (query, candidates, labels).
+        target: JSON lines, written whole or not at all.
+        candidates: length of the lists afterwards.
+        seed: of the draw.
+
+    Raises:
+        ValueError: the file holds fewer distinct candidates.
+    """
+    rows = list(read_ranking_rows(source))
+    pool = sorted({text for _, texts, _ in rows for text in texts})
+    if len(pool) < candidates:
+        raise ValueError(f"{source} holds {len(pool)} distinct candidates; expected at least {candidates}")
+    generator = random.Random(seed)
+    lines = []
+    for query, texts, labels in rows:
+        # repeated texts would make ties of their own
+        own = dict(zip(reversed(texts), reversed(labels), strict=True))
+        others = [text for text in pool if text not in own]
+        drawn = generator.sample(others, candidates - len(own))
+        row = {"query": query, "candidates": [*own, *drawn], "labels": [*map(float, own.values()), *[0] * len(drawn)]}
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, "".join(lines))

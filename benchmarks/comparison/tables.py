@@ -1,0 +1,135 @@
+"""The comparison's tables, out of its records."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+from benchmarks.comparison.tasks import CONTENDERS, LONG, TASKS
+
+Record = dict[str, Any]
+
+COLUMNS = {
+    "mnli_matched.dev": "NLI",
+    "ubuntu_irc_1in10.dev": "replies 1 in 10",
+    "ubuntu_irc_1in100.dev": "replies 1 in 100",
+    "wikiqa.test": "WikiQA",
+    "trecqa.dev": "TREC-QA",
+    "scifact.test": "SciFact",
+}
+"""Name of a measured task -> heading."""
+LONG_NAME = Path(LONG).stem
+PARTS = {"full": "", "interaction": ", interaction alone", "dual": ", dual term alone"}
+
+
+class Cell(NamedTuple):
+    """A figure, mean over seeds, and its interval where one seed has one."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+    def __str__(self) -> str:
+        if self.interval is None:
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} ({self.interval[0]:.3f} to {self.interval[1]:.3f})"
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Return the records in a folder of results, by name."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+
+
+def cells(records: list[Record], part: str = "full") -> dict[str, dict[str, Cell]]:
+    """Return {contender: {measured task: its figure}} of one part of the score; class logits have the whole alone."""
+    found: dict[str, dict[str, list[Cell]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        for name, report in record["reports"].items():
+            if part in report["results"][name]:
+                measure = report["measure"]
+                low_high = report["intervals"][name][part][measure]
+                cell = Cell(report["results"][name][part][measure], low_high and tuple(low_high))
+                found[record["contender"]][name].append(cell)
+    return {
+        contender: {
+            name: seeds[0] if len(seeds) == 1 else Cell(mean(seed.value for seed in seeds), None)
+            for name, seeds in reports.items()
+        }
+        for contender, reports in found.items()
+    }
+
+
+def task_mean(figures: dict[str, Cell]) -> float | None:
+    """Mean over the four tasks, a task's reports averaged first; None if one is missing."""
+    means = []
+    for names in _names_by_task().values():
+        if any(name not in figures for name in names):
+            return None
+        means.append(mean(figures[name].value for name in names))
+    return mean(means)
+
+
+def _names_by_task() -> dict[str, list[str]]:
+    names = {}
+    for task, compared in TASKS.items():
+        stems = [Path(report.path).name.removesuffix(".jsonl.gz") for report in compared.reports if report.path != LONG]
+        names[task] = [next(name for name in COLUMNS if name.startswith(stem)) for stem in stems]
+    return names
+
+
+def comparison_rows(records: list[Record], latency: dict[str, Any], *, intervals: bool) -> list[list[str]]:
+    """Every contender's figures, their mean, and what a query and a candidate cost."""
+    head = ["", *COLUMNS.values(), "mean of tasks", "of cross-encoder", "N = 1,000", "bytes a candidate"]
+    rows = [head, ["---"] * len(head)]
+    found = cells(records)
+    best = task_mean(found["cross-encoder"])
+    for contender in filter(found.get, CONTENDERS):
+        figures, average = found[contender], task_mean(found[contender])
+        cost = latency[CONTENDERS[contender].architecture]
+        size = cost["bytes_per_candidate"]
+        rows.append(
+            [
+                contender,
+                *(_shown(figures.get(name), intervals) for name in COLUMNS),
+                "" if average is None else f"{average:.3f}",
+                "" if average is None or best is None else f"{average / best:.1%}",
+                f"{cost['seconds'] * 1000:,.0f} ms",
+                "its text" if size is None else f"{size:,.0f}",
+            ]
+        )
+    return rows
+
+
+def part_rows(records: list[Record]) -> list[list[str]]:
+    """MixEncoder's score whole and by its parts, beside the dual-encoder."""
+    names = [name for name in COLUMNS if name != "mnli_matched.dev"]
+    rows = [["", *(COLUMNS[name] for name in names)], ["---"] * (1 + len(names))]
+    for contender in CONTENDERS:
+        parts = PARTS if CONTENDERS[contender].architecture == "mixencoder" else {"full": ""}
+        if contender == "dual-encoder" or len(parts) > 1:
+            for part, suffix in parts.items():
+                if figures := cells(records, part).get(contender):
+                    rows.append([contender + suffix, *(_shown(figures.get(name), False) for name in names)])
+    return rows
+
+
+def growth_rows(records: list[Record]) -> list[list[str]]:
+    """R@1 of replies as the list grows."""
+    lists = {"10": "ubuntu_irc_1in10.dev", "100": "ubuntu_irc_1in100.dev", "1,000": LONG_NAME}
+    rows = [["", *(f"of {count}" for count in lists), "queries with 1,000"], ["---"] * (2 + len(lists))]
+    queries = {
+        record["contender"]: record["reports"][LONG_NAME]["provenance"]["queries"][LONG_NAME]
+        for record in records
+        if LONG_NAME in record["reports"]
+    }
+    found = cells(records)
+    for contender in filter(queries.get, CONTENDERS):
+        figures = found[contender]
+        rows.append([contender, *(_shown(figures[name], True) for name in lists.values()), str(queries[contender])])
+    return rows
+
+
+def _shown(cell: Cell | None, interval: bool) -> str:
+    if cell is None:
+        return ""
+    return str(cell) if interval else f"{cell.value:.3f}"

@@ -1,0 +1,130 @@
+"""What is compared: tasks with their data, contenders, and the two settings."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Report:
+    """Data that every contender is measured on."""
+
+    path: str
+    """Inside the data folder; ``lists/`` inside the work folder instead."""
+    measure: str
+    """The one that stands in tables; all default measures of its kind are kept."""
+
+
+@dataclass(frozen=True)
+class ComparedTask:
+    """One of the paper's four tasks on data at hand."""
+
+    train: tuple[str, ...]
+    """PATH=WEIGHT inside the data folder."""
+    reports: tuple[Report, ...]
+    batch_size: int
+    steps: dict[str, int]
+    """Setting -> optimiser steps."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is trained and measured."""
+
+    architecture: str
+    config: dict[str, Any] = field(default_factory=dict)
+    """Fields of its configuration."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Fields of `TrainConfig` that are its own: none in the comparison, what is varied in an ablation."""
+    teacher: str | None = None
+    """Contender of the same task and seed that it learns from beside the labels."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much is trained and measured."""
+
+    seeds: tuple[int, ...]
+    queries: int | None
+    """Drawn with a fixed seed from every report; None takes all."""
+    pairs: int | None
+    """The same of labelled pairs, of which each takes one pass and not as many as there are candidates."""
+    joint_long_queries: int | None
+    """Queries with a thousand candidates that a model which reads query and candidate together is measured on."""
+    bf16: bool
+
+
+MIXENCODER = {"num_context_embeddings": 1, "interaction_layers": [-1], "dual_term": True}
+
+LONG = "lists/ubuntu_irc_1in1000.jsonl"
+"""Made from the lists of 100 with random other replies: quality as the list grows."""
+LONG_SOURCE = "dialogue/ubuntu_irc_1in100.dev.jsonl.gz"
+LONG_CANDIDATES = 1000
+SAMPLE_SEED = 0
+
+TASKS = {
+    "nli": ComparedTask(
+        train=(
+            "nli/snli.train.jsonl.gz=1",
+            "nli/mnli_mismatched.train.jsonl.gz=2",
+            "nli/joci.train.jsonl.gz=0.5",
+        ),
+        reports=(Report("nli/mnli_matched.dev.jsonl.gz", "accuracy"),),
+        batch_size=32,
+        steps={"small": 150, "full": 6000},
+    ),
+    "replies": ComparedTask(
+        train=("dialogue/ubuntu_irc.train.jsonl.gz",),
+        reports=(
+            Report("dialogue/ubuntu_irc_1in10.dev.jsonl.gz", "R@1"),
+            Report(LONG_SOURCE, "R@1"),
+            Report(LONG, "R@1"),
+        ),
+        batch_size=16,
+        steps={"small": 80, "full": 3000},
+    ),
+    "answers": ComparedTask(
+        train=("answers/selqa.train.jsonl.gz=5", "answers/trecqa.train.jsonl.gz=1"),
+        reports=(
+            Report("answers/wikiqa.test.jsonl.gz", "nDCG@10"),
+            Report("answers/trecqa.dev.jsonl.gz", "nDCG@10"),
+        ),
+        batch_size=16,
+        steps={"small": 80, "full": 600},
+    ),
+    "passages": ComparedTask(
+        train=("rerank/scifact",),
+        reports=(Report("rerank/scifact", "nDCG@10"),),
+        batch_size=16,
+        steps={"small": 40, "full": 400},
+    ),
+}
+
+CONTENDERS = {
+    "cross-encoder": Contender("cross-encoder"),
+    "dual-encoder": Contender("dual-encoder"),
+    "poly-encoder": Contender("poly-encoder", {"num_codes": 16}),
+    # the backbone's own token vectors: a projection would start at random, which a short training does not make up for
+    "late-interaction": Contender("late-interaction", {"projection_dim": None}),
+    "deformer": Contender("deformer", {"joint_layers": 2}),
+    "mixencoder": Contender("mixencoder", MIXENCODER),
+    "mixencoder-distilled": Contender("mixencoder", MIXENCODER, teacher="cross-encoder"),
+}
+"""The six, and what a MixEncoder gains from the scores of the cross-encoder trained beside it."""
+
+SETTINGS = {
+    "small": Setting(seeds=(0,), queries=300, pairs=1500, joint_long_queries=30, bf16=False),
+    "full": Setting(seeds=(0, 1, 2), queries=None, pairs=None, joint_long_queries=None, bf16=True),
+}
+
+TRAINING: dict[str, Any] = {
+    "learning_rate": 5e-5,
+    "head_learning_rate": 5e-4,
+    "negatives": None,
+    "max_query_tokens": 64,
+    "max_document_tokens": 128,
+}
+"""The same for all, tuned for none."""
+READ_JOINTLY = ("cross-encoder", "deformer")
+JOINT_NEGATIVES = 3
+"""Of the models that read query and candidate together, for which every further one is a whole pass; the others meet
+every candidate of a batch."""
