@@ -96,6 +96,7 @@ def run_cell(task: str, name: str, contender: Contender, setting: str, seed: int
 def _training(compared: ComparedTask, contender: Contender, setting: str) -> dict[str, Any]:
     """Return the fields of TrainConfig that say how it is trained."""
     fields = {**TRAINING, "steps": compared.steps[setting], "batch_size": compared.batch_size}
+    fields["learning_rate"] = compared.learning_rate
     fields["bf16"] = SETTINGS[setting].bf16
     if contender.architecture in READ_JOINTLY:
         fields["negatives"] = JOINT_NEGATIVES
