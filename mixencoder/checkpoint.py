@@ -6,6 +6,7 @@ Nothing is executed from a checkpoint, and nothing but safetensors is opened for
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig,
 
 from mixencoder.architectures import load_engine
 from mixencoder.backbones import layout_of
-from mixencoder.configuration import MixEncoderConfig
+from mixencoder.configuration import MixEncoderConfig, checked_calibration
 from mixencoder.errors import CheckpointError
 from mixencoder.modeling import MixEncoderModel
 
@@ -120,6 +121,25 @@ def save(model: PreTrainedModel, tokenizer: Any, directory: Path) -> None:
                 os.replace(file, directory / file.name)
     except OSError as error:
         raise CheckpointError(f"{directory} cannot be written: {error}") from error
+
+
+def write_calibration(directory: Path, calibration: Mapping[str, float]) -> None:
+    """Store a calibration in the configuration of a checkpoint, whole or not at all.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it cannot be written.
+    """
+    _check_directory(directory)
+    path = directory / "config.json"
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    fields["calibration"] = checked_calibration(calibration)
+    try:
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".config-") as folder:
+            written = Path(folder, path.name)
+            written.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            os.replace(written, path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _check_directory(name_or_path: str | Path) -> None:

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -34,6 +34,8 @@ class MixEncoderConfig(PreTrainedConfig):
         query_truncation_side: "right" keeps the start of a query that is too long; "left" keeps its end, for queries
             that are dialogues.
         classifier_dropout: dropout inside the classification head.
+        calibration: {"temperature": above 0, "bias": number} of `mixencoder calibrate`: the probability that a document
+            is right is ``sigmoid(score / temperature + bias)``. None: not fitted.
         num_labels, id2label, label2id: classes of the classification head, as in every transformers configuration.
 
     Raises:
@@ -57,6 +59,7 @@ class MixEncoderConfig(PreTrainedConfig):
         max_document_length: int | None = None,
         query_truncation_side: str = "right",
         classifier_dropout: float = 0.1,
+        calibration: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -74,6 +77,7 @@ class MixEncoderConfig(PreTrainedConfig):
         self.max_document_length = max_document_length
         self.query_truncation_side = query_truncation_side
         self.classifier_dropout = classifier_dropout
+        self.calibration = checked_calibration(calibration)
         self._check()
         super().__init__(**kwargs)
         if "classification" in self.heads and self.num_labels < 1:
@@ -123,6 +127,24 @@ class MixEncoderConfig(PreTrainedConfig):
             length = getattr(self, name)
             if length is not None and (not _is_integer(length) or length < 3):
                 raise ValueError(f"{name} is {length!r}; expected None or an integer of at least 3 tokens")
+
+
+def checked_calibration(value: Mapping[str, float] | None) -> dict[str, float] | None:
+    """Return a calibration as a configuration holds it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if value is None:
+        return None
+    fields = dict(value) if isinstance(value, Mapping) else {}
+    if (
+        set(fields) != {"temperature", "bias"}
+        or not all(map(_is_number, fields.values()))
+        or fields["temperature"] <= 0
+    ):
+        raise ValueError(f"calibration is {value!r}; expected None or a temperature above 0 and a bias")
+    return fields
 
 
 def check_names(config_class: type[PreTrainedConfig], fields: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mixencoder.backbones import max_positions
 from mixencoder.checkpoint import save
-from mixencoder.errors import InputError
+from mixencoder.errors import InputError, NonFiniteError
 from mixencoder.scoring import Pairs
 from mixencoder.tokenization import TextEncoder
 
@@ -177,6 +177,7 @@ class Engine:
         show_progress_bar: bool | None = None,
         activation_fn: Callable[[Tensor], Tensor] | None = None,
         score: str = "full",
+        return_probabilities: bool = False,
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """Rank documents for a query, best first, ties to the lower corpus_id.
 
@@ -187,9 +188,10 @@ class Engine:
             ids: a name of each document, returned as "id".
             return_documents: also return each document's text.
             batch_size, show_progress_bar, activation_fn, score: as in `predict`.
+            return_probabilities: also return what `probability` makes of each score.
 
         Returns:
-            [{"corpus_id": int, "score": float, "text": str?, "id": str?}, ...] for every query.
+            [{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...] for every query.
 
         Raises:
             InputError: no query or no document, a text that is not a string or holds no token, or a bad option.
@@ -197,6 +199,8 @@ class Engine:
         """
         self.model.check_head("ranking")
         self._check_score(score)
+        if return_probabilities:
+            self._check_probabilities(score, activation_fn)
         encoded = isinstance(documents, self.encoded_types)
         if not encoded:
             documents = as_list(documents, "document")
@@ -227,7 +231,47 @@ class Engine:
         for row in scores.cpu().numpy():
             order = np.argsort(-row, kind="stable")[:top_k]
             rankings.append([entry(int(place), float(row[place])) for place in order])
+        if return_probabilities:
+            self._add_probabilities(rankings)
         return rankings[0] if isinstance(query, str) else rankings
+
+    def probability(self, scores: np.ndarray | Tensor | Sequence[float] | float) -> np.ndarray:
+        """Turn ranking scores into probabilities that a document is right, float64 of the same shape.
+
+        ``sigmoid(score / temperature + bias)``, fitted by ``mixencoder calibrate`` on candidate lists: a probability
+        holds for lists with about as many right documents among the wrong ones.
+
+        Args:
+            scores: full ones, as `predict` and `rank` give them.
+
+        Raises:
+            InputError: the checkpoint was not calibrated.
+            NonFiniteError: a score is NaN.
+        """
+        calibration = self.config.calibration
+        if calibration is None:
+            raise InputError(
+                "this checkpoint holds no calibration, so its scores say nothing about probabilities; fit one on "
+                "candidate lists: mixencoder calibrate DATA --model DIR"
+            )
+        values = scores.detach().cpu().numpy() if isinstance(scores, Tensor) else scores
+        values = np.asarray(values, dtype=np.float64)
+        if np.isnan(values).any():
+            raise NonFiniteError("a score is NaN; expected scores of predict or rank")
+        # tanh, unlike exp, does not overflow
+        return 0.5 + 0.5 * np.tanh((values / calibration["temperature"] + calibration["bias"]) / 2)
+
+    def _check_probabilities(self, score: str, activation_fn: Callable[[Tensor], Tensor] | None) -> None:
+        """Refuse what has none before anything is scored."""
+        self.probability(0.0)
+        if score != "full" or activation_fn is not None:
+            raise InputError("probabilities are those of full scores; expected no other score and no activation_fn")
+
+    def _add_probabilities(self, rankings: Sequence[Sequence[dict[str, Any]]]) -> None:
+        for ranking in rankings:
+            values = self.probability([entry["score"] for entry in ranking])
+            for entry, value in zip(ranking, values.tolist(), strict=True):
+                entry["probability"] = value
 
     def _longest(self, role: str) -> int:
         """Tokens that the model can read of a text of this role, "query" or "document"."""

@@ -149,6 +149,7 @@ class MixEncoder(EncodingEngine):
         show_progress_bar: bool | None = None,
         activation_fn: Callable[[Tensor], Tensor] | None = None,
         score: str = "full",
+        return_probabilities: bool = False,
         prefilter: int | None = None,
         products: str = "native",
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
@@ -162,13 +163,14 @@ class MixEncoder(EncodingEngine):
                 example what a first stage found; a list of ids, or one for each query.
             return_documents: also return each document's text.
             batch_size, show_progress_bar, activation_fn, score: as in `predict`.
+            return_probabilities: also return what `probability` makes of each score.
             prefilter: with an index and the dual term: keep so many by the dual score, which costs little, and let
                 only those interact with the query (docs/index.md has the measured loss).
             products: with an index: "native", or "int8" products of the FFN, which are faster and move scores a little.
 
         Returns:
-            [{"corpus_id": int, "score": float, "text": str?, "id": str?}, ...] for every query. With an index corpus_id
-            is the document's place in iteration order, and "id" is always there.
+            [{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...] for every query.
+            With an index corpus_id is the document's place in iteration order, and "id" is always there.
 
         Raises:
             InputError: no query or no document, a text that is not a string or holds no token, or a bad option.
@@ -180,8 +182,11 @@ class MixEncoder(EncodingEngine):
                 raise InputError("prefilter and products are for an index; make one of the documents with index()")
             options = {"return_documents": return_documents, "batch_size": batch_size, "score": score, "ids": ids}
             options |= {"show_progress_bar": show_progress_bar, "activation_fn": activation_fn}
+            options["return_probabilities"] = return_probabilities
             return super().rank(query, documents, top_k, **options)
         self._check_score(score)
+        if return_probabilities:
+            self._check_probabilities(score, activation_fn)
         queries = as_list(query, "query")
         if not queries:
             raise InputError("query is empty; expected at least one text")
@@ -196,6 +201,8 @@ class MixEncoder(EncodingEngine):
             score=score,
             products=products,
         )
+        if return_probabilities:
+            self._add_probabilities(rankings)
         return rankings[0] if isinstance(query, str) else rankings
 
     def index(

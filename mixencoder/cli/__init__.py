@@ -1,4 +1,4 @@
-"""The command line: ``mixencoder rank | index | train | mine | evaluate | info``, a
+"""The command line: ``mixencoder rank | index | train | mine | evaluate | calibrate | info``, a
 module each.
 
 Results go to standard output; times, progress and warnings to standard error. Every error of the project, and bad
@@ -7,7 +7,7 @@ usage, ends with exit code 2 and one message; the model's own modules are import
 
 import typer
 
-from mixencoder.cli import evaluate, index, info, mine, rank, train
+from mixencoder.cli import calibrate, evaluate, index, info, mine, rank, train
 from mixencoder.cli.shared import command
 
 app = typer.Typer(
@@ -17,6 +17,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for function in (rank.rank, train.train, mine.mine, evaluate.evaluate, info.info):
+for function in (rank.rank, train.train, mine.mine, evaluate.evaluate, calibrate.calibrate, info.info):
     app.command()(command(function))
 app.add_typer(index.app, name="index")

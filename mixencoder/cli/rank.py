@@ -64,6 +64,7 @@ def rank(
         documents = engine.open_index(index, read_only=True)
         times.append(f"opening {_count(documents)} {_milliseconds(time.perf_counter() - start)}")
         options = {"return_documents": documents.store_text, "prefilter": prefilter}
+    options["return_probabilities"] = engine.config.calibration is not None
     start = time.perf_counter()
     results = engine.rank(query, documents, top_k=top_k, **options)
     times.append(f"ranking {_milliseconds(time.perf_counter() - start)} (per query)")
@@ -89,13 +90,17 @@ def _print_ranking(query: str, results: list[dict[str, Any]]) -> None:
     table = Table(title=f"“{query}”", title_justify="left", box=None, pad_edge=False)
     table.add_column("#", justify="right")
     table.add_column("score", justify="right")
+    has_probabilities = "probability" in results[0]
+    if has_probabilities:
+        table.add_column("probability", justify="right")
     has_ids = "id" in results[0]
     if has_ids:
         table.add_column("id")
     table.add_column("candidate")
     for place, result in enumerate(results, start=1):
         names = [result["id"]] if has_ids else []
-        table.add_row(str(place), f"{result['score']:.2f}", *map(_literal, [*names, result.get("text") or ""]))
+        numbers = [f"{result['score']:.2f}"] + ([f"{result['probability']:.0%}"] if has_probabilities else [])
+        table.add_row(str(place), *numbers, *map(_literal, [*names, result.get("text") or ""]))
     Console(highlight=False).print(table)
 
 

@@ -1,11 +1,11 @@
 """What the configurations of all peers have in common; each peer's own fields stand in its module."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from mixencoder.configuration import HEADS
+from mixencoder.configuration import HEADS, checked_calibration
 
 
 class PeerConfig(PreTrainedConfig):
@@ -18,6 +18,7 @@ class PeerConfig(PreTrainedConfig):
             backbone has positions for.
         query_truncation_side: "right" keeps the start of a query that is too long; "left" keeps its end.
         classifier_dropout: dropout inside the classification head, and before a learned ranking head.
+        calibration: as in `mixencoder.configuration.MixEncoderConfig`.
         num_labels, id2label, label2id: classes of the classification head, as in every transformers configuration.
 
     Raises:
@@ -34,6 +35,7 @@ class PeerConfig(PreTrainedConfig):
         max_document_length: int | None = None,
         query_truncation_side: str = "right",
         classifier_dropout: float = 0.1,
+        calibration: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -53,6 +55,7 @@ class PeerConfig(PreTrainedConfig):
         if not 0 <= classifier_dropout < 1:
             raise ValueError(f"classifier_dropout is {classifier_dropout}; expected a number from 0 to below 1")
         self.classifier_dropout = classifier_dropout
+        self.calibration = checked_calibration(calibration)
         super().__init__(**kwargs)
         if "classification" in self.heads:
             check_integer("num_labels", self.num_labels, 1)

@@ -1,0 +1,48 @@
+"""``mixencoder calibrate``: a temperature and a bias that turn a checkpoint's scores into probabilities."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixencoder.cli.shared import BackendOption, DeviceOption, DtypeOption, say
+
+
+def calibrate(
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Files of candidate lists, or folders in BEIR layout with a first-stage run, that the model was not "
+            "trained on.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[Path, typer.Option(help="Directory of the checkpoint, which gets the calibration.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many queries of each alone.")] = None,
+    sample: Annotated[
+        int | None, typer.Option(metavar="SEED", help="With --limit: draw so many with this seed instead.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of a BEIR folder.")] = "test",
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts encoded, or pairs scored, at once.")] = 32,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    backend: BackendOption = "auto",
+) -> None:
+    """Fit probabilities to a checkpoint's scores on candidate lists, and store them in its configuration.
+
+    Scores and rankings stay as they are; rank and predict offer probabilities beside them.
+    """
+    from mixencoder.architectures import load_engine
+    from mixencoder.checkpoint import write_calibration
+    from mixencoder.evaluation import read_tasks
+    from mixencoder.evaluation.calibration import fit_calibration
+
+    engine = load_engine(model, device=device, dtype=dtype, backend=backend)
+    label2id = engine.config.label2id if "classification" in engine.config.heads else None
+    tasks = read_tasks(data, split=split, limit=limit, sample=sample, label2id=label2id)
+    fitted = fit_calibration(engine, tasks, batch_size=batch_size)
+    write_calibration(model, {"temperature": fitted.temperature, "bias": fitted.bias})
+    say(
+        f"temperature {fitted.temperature:.4g}, bias {fitted.bias:.4g} written to {model}; log loss "
+        f"{fitted.log_loss:.4f} (a constant: {fitted.base_log_loss:.4f}), calibration error {fitted.error:.4f}"
+    )
