@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from mixencoder.backbones import max_positions
 from mixencoder.checkpoint import save
 from mixencoder.errors import InputError, NonFiniteError
+from mixencoder.heads import model_with_head
 from mixencoder.scoring import Pairs
 from mixencoder.tokenization import TextEncoder
 
@@ -93,6 +94,26 @@ class Engine:
             name = f"read_{role}"
             setattr(other, name, dataclasses.replace(getattr(self, name), max_length=length))
         return other
+
+    def with_head(self, head: str, class_names: Sequence[str] = ()) -> Self:
+        """Return an engine whose model has one more, untrained head; all other weights are copies, bit for bit.
+
+        The new head comes last: the default head, ranking scores and this engine stay as they are.
+
+        Args:
+            head: "ranking" or "classification".
+            class_names: for classification, the classes' names in order of their numbers.
+
+        Raises:
+            InputError: the model has that head, there is no such head, or class_names does not fit it.
+        """
+        other = self._over(model_with_head(self.model, head, class_names))
+        other.read_query, other.read_document = self.read_query, self.read_document
+        return other
+
+    def _over(self, model: PreTrainedModel) -> Self:
+        """Return an engine of the same kind over another model."""
+        return type(self)(model, self.tokenizer)
 
     @property
     def config(self) -> PreTrainedConfig:

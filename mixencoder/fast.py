@@ -132,6 +132,9 @@ class MixEncoder(EncodingEngine):
         cast_parameters(model, dtype)
         return cls(model.to(device), load_tokenizer(name_or_path), backend=backend)
 
+    def _over(self, model: MixEncoderModel) -> "MixEncoder":
+        return type(self)(model, self.tokenizer, backend=self.backend)
+
     @property
     def backend(self) -> str:
         """The mixkernels backend asked for."""

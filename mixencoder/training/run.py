@@ -17,22 +17,20 @@ from typing import Any
 
 import torch
 
-from mixencoder.architectures import ARCHITECTURES, front_door, load_engine
+from mixencoder.architectures import ARCHITECTURES, load_engine
 from mixencoder.backbones import encoder_layers
-from mixencoder.checkpoint import default_checkpoint
 from mixencoder.engine import Engine
 from mixencoder.errors import DataError, InputError, TruncationWarning
 from mixencoder.training.batches import Collator, ExampleDataset
-from mixencoder.training.examples import Source, class_names, read_source
+from mixencoder.training.examples import Source, read_source
 from mixencoder.training.objective import DISTILLATIONS, Objective, Teacher
+from mixencoder.training.start import BUNDLED, CLASS_FIELDS, checkpoint_path, new_model, trained_model
 from mixencoder.training.trainer import ObjectiveTrainer, PartialState, TrainingArguments, last_checkpoint
 
 logger = logging.getLogger(__name__)
 
 RECORD = "training.json"
 """File beside the weights of a trained model: how it was trained."""
-BUNDLED = "bundled"
-"""Name of the checkpoint that the package holds, where a model is named."""
 _MAY_CHANGE = ("resume", "save_every", "log_every")
 """Fields that a resumed run may have other values of."""
 
@@ -64,12 +62,14 @@ class TrainConfig:
     architecture: str | None = None
     """Of `mixencoder.architectures.ARCHITECTURES`; None is that of `model`, or mixencoder."""
     model: str | None = None
-    """A trained model to go on from: a directory, a hub id, or "bundled"."""
+    """A trained model to go on from: a directory, a hub id, or "bundled". It gets a head that the data need and it
+    lacks; all other weights go on as they are."""
     backbone: str | None = None
     """An encoder to start from instead, or a trained model whose encoder to take. None: that of the bundled one."""
     config: dict[str, Any] = field(default_factory=dict)
     """With backbone: fields of the architecture's configuration. Heads and class names are read off the data where
-    they are left out."""
+    they are left out. With model: only `CLASS_FIELDS`, for a classification head that it lacks, where the data hold
+    class numbers instead of names."""
     steps: int = 1000
     """Optimiser steps."""
     batch_size: int = 32
@@ -164,8 +164,11 @@ def train(config: TrainConfig) -> Engine:
 def _check(config: TrainConfig) -> None:
     if config.model is not None and config.backbone is not None:
         raise InputError("expected either a model to go on from or a backbone to start from, not both")
-    if config.model is not None and config.config:
-        raise InputError(f"config is {config.config}, but a model to go on from has its own; leave one out")
+    if config.model is not None and not set(config.config) <= set(CLASS_FIELDS):
+        raise InputError(
+            f"config is {config.config}, but a model to go on from has its own; expected nothing but the classes of a "
+            f"head that it is to get ({', '.join(CLASS_FIELDS)})"
+        )
     if config.architecture is not None and config.architecture not in ARCHITECTURES:
         raise InputError(f"architecture is {config.architecture!r}; expected one of {', '.join(ARCHITECTURES)}")
     least = {"steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "graded_list": 2, "log_every": 1}
@@ -247,6 +250,9 @@ def _prepare(config: TrainConfig, specs: list[DataSpec], folder: Path) -> tuple[
         read_source(spec.source, weight=spec.weight, label2id=label2id, task=spec.task, name=spec.name)
         for spec in specs
     ]
+    if config.model is not None and "ranking" not in engine.config.heads and _ranked(sources):
+        logger.info("%s gets a ranking head for %s", config.model, ", ".join(_ranked(sources)))
+        engine = engine.with_head("ranking")
     _check_heads(engine, sources, "this model")
     for source in sources:
         logger.info("%s: %d examples, %s", source.name, len(source.examples), source.task)
@@ -313,30 +319,10 @@ def _prepare(config: TrainConfig, specs: list[DataSpec], folder: Path) -> tuple[
 
 
 def _start(config: TrainConfig, specs: list[DataSpec]) -> Engine:
-    """Load the model to go on from, or make one with the heads that the data asks for."""
+    sources = [spec.source for spec in specs]
     if config.model is not None:
-        engine = load_engine(_path(config.model), device="cpu")
-        if config.architecture is not None and not isinstance(engine, front_door(config.architecture)):
-            raise InputError(f"{config.model} is a {type(engine).__name__}; expected a {config.architecture}")
-        return engine
-    fields = dict(config.config)
-    if "label2id" not in fields and "id2label" not in fields:
-        found = [class_names(spec.source) for spec in specs]
-        names = sorted(set().union(*found))
-        if names:
-            fields.setdefault("heads", ["classification"] if all(found) else ["ranking", "classification"])
-        if names and "classification" in fields["heads"]:
-            fields |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    elif "id2label" in fields:
-        # YAML and JSON may hold class numbers as text
-        fields["id2label"] = {int(number): name for number, name in fields["id2label"].items()}
-        fields.setdefault("label2id", {name: number for number, name in fields["id2label"].items()})
-    backbone = _path(config.backbone or BUNDLED)
-    return front_door(config.architecture or "mixencoder").from_backbone(backbone, device="cpu", **fields)
-
-
-def _path(name: str) -> str | Path:
-    return default_checkpoint() if name == BUNDLED else name
+        return trained_model(config.model, config.architecture, config.config, sources)
+    return new_model(config.architecture or "mixencoder", config.backbone or BUNDLED, config.config, sources)
 
 
 def _limited(engine: Engine, config: TrainConfig) -> Engine:
@@ -348,9 +334,14 @@ def _limited(engine: Engine, config: TrainConfig) -> Engine:
 
 def _check_heads(engine: Engine, sources: list[Source], who: str) -> None:
     """Refuse sources that a model has no head for; whether there is one for classes was seen when they were read."""
-    lacking = [source.name for source in sources if source.task != "classification"]
+    lacking = _ranked(sources)
     if lacking and "ranking" not in engine.config.heads:
         raise DataError(f"{', '.join(lacking)}: ranking and similarity need a ranking head, which {who} lacks")
+
+
+def _ranked(sources: list[Source]) -> list[str]:
+    """Return the names of sources that a ranking head learns."""
+    return [source.name for source in sources if source.task != "classification"]
 
 
 def _load_teacher(
@@ -358,7 +349,7 @@ def _load_teacher(
 ) -> Teacher | None:
     if config.teacher is None:
         return None
-    engine = _limited(load_engine(_path(config.teacher), device=device), config)
+    engine = _limited(load_engine(checkpoint_path(config.teacher), device=device), config)
     taught = [source for source in sources if source.task != "similarity"]
     if not taught:
         raise DataError("a teacher was named, but all data are scored pairs, which teach by themselves")
