@@ -304,11 +304,15 @@ class MixEncoderModel(PreTrainedModel):
         """``h . e`` as a row sum in float32, and the dual term; all inputs (..., d), broadcast against each other."""
         dtype = torch.promote_types(h.dtype, torch.float32)
         interaction = (h.to(dtype) * e.to(dtype)).sum(dim=-1)
-        dual = None
-        if self.dual_scale is not None:
-            cosine = F.cosine_similarity(pooled_query.to(dtype), pooled_candidate.to(dtype), dim=-1)
-            dual = self.dual_scale.to(dtype) * cosine
-        return RankingScores(interaction, dual)
+        return RankingScores(interaction, self.dual_term(pooled_query, pooled_candidate))
+
+    def dual_term(self, pooled_query: Tensor | None, pooled_candidate: Tensor) -> Tensor | None:
+        """``a cos(q, c)`` of inputs (..., d), at least float32; None without the dual term. It needs no interaction."""
+        if self.dual_scale is None:
+            return None
+        dtype = torch.promote_types(pooled_candidate.dtype, torch.float32)
+        cosine = F.cosine_similarity(pooled_query.to(dtype), pooled_candidate.to(dtype), dim=-1)
+        return self.dual_scale.to(dtype) * cosine
 
     def classification_head(self, h: Tensor, e: Tensor, pooled_query: Tensor | None, pooled: Tensor) -> Tensor:
         """Logits (..., num_labels), at least float32, from inputs (..., d)."""

@@ -44,14 +44,17 @@ def score_pairs(
         numbers, counts = (part.tolist() for part in torch.unique_consecutive(chunk_queries, return_counts=True))
         queries = {number: queries.get(number) or query_state.select(number) for number in numbers}
         rows = candidates[candidate_of[start : start + CHUNK]]
-        segments = [(queries[number], count) for number, count in zip(numbers, counts, strict=True)]
-        attends = [
-            partial(_attend_segments, segments, layer, model.kernel_backend) for layer in range(len(model.interaction))
-        ]
         pooled_query, first = (
             None if vectors is None else vectors[chunk_queries.to(device)]
             for vectors in (query_state.pooled, query_state.first)
         )
+        if score == "dual" and head == "ranking":
+            outputs.append(model.dual_term(pooled_query, rows.mean(dim=-2)))
+            continue
+        segments = [(queries[number], count) for number, count in zip(numbers, counts, strict=True)]
+        attends = [
+            partial(_attend_segments, segments, layer, model.kernel_backend) for layer in range(len(model.interaction))
+        ]
         h, e = model.run_interaction(rows, attends, first)
         vectors = (h.view(CHUNK, -1), e.view(CHUNK, -1), pooled_query, rows.mean(dim=-2))
         if head == "ranking":
