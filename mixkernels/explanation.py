@@ -166,7 +166,7 @@ def cost_of(call: Call, *, return_lse: bool = False) -> Cost:
 def _in_words(call: Call) -> str:
     batch, num_keys, heads, head_dim = call.key.shape
     num_candidates, num_context = call.context_query.shape[-4:-2]
-    words = [form_of(call).replace("_", " ")]
+    words: list[str] = [form_of(call).replace("_", " ")]
     sizes = {"B": batch, "N": num_candidates, "k": num_context, "m": num_keys, "H": heads, "D": head_dim}
     if call.candidate_ids is not None:
         sizes["ids"] = call.candidate_ids.numel()

@@ -133,8 +133,8 @@ def _fake_score_top_k(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     total = state.shape[1] + (0 if running_scores is None else running_scores.shape[1])
-    shape = (state.shape[0], torch.sym_min(top_k, total))
-    return _empty_scores(state, *shape), state.new_empty(shape, dtype=torch.int64)
+    kept: Any = torch.sym_min(top_k, total)
+    return _empty_scores(state, state.shape[0], kept), state.new_empty((state.shape[0], kept), dtype=torch.int64)
 
 
 _ROWS = "Tensor context, Tensor context_residual, Tensor state, Tensor state_residual, Tensor weight, Tensor bias"

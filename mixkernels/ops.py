@@ -122,7 +122,7 @@ def candidate_attention(
     check_shapes(call)
     scale = 1.0 / math.sqrt(key.shape[-1]) if scale is None else checked_scale(scale)
     # the last dimension must be dense for every backend; all other strides are free
-    call = Call(*(t if t is None or t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous() for t in call))
+    call = Call._make(t if t is None or t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous() for t in call)
 
     name = select_backend(backend, *(tensor for tensor in call if tensor is not None))
     if name == "reference":
@@ -157,7 +157,7 @@ def _dequantised(call: Call) -> Call:
     """int8 candidates as floating ones, differentiable in their scales."""
     if call.query_scale is None:
         return call
-    scaled = {}
+    scaled: dict[str, Any] = {}
     for name in ("query", "key", "value"):
         numbers, factor = getattr(call, f"context_{name}"), getattr(call, f"{name}_scale")
         scaled[f"context_{name}"] = None if numbers is None else (numbers * factor.unsqueeze(-1)).to(call.key.dtype)
@@ -182,7 +182,7 @@ _LIBRARY.define(
 )
 
 
-def _run_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _run_forward(*args: Any) -> tuple[Tensor, ...]:
     *tensors, scale, return_lse, backend = args
     call = Call(*tensors)
     outputs = load(backend, "attention").candidate_attention(call, scale=scale, return_lse=return_lse)
@@ -278,6 +278,7 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    # pyrefly: ignore [bad-override]: once_differentiable makes the context positional
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         results, call = saved[:4], Call(*saved[4:])

@@ -97,7 +97,8 @@ def _workload(options: argparse.Namespace, device: torch.device) -> Workload:
         # a forward pass that is followed by gradients hands on its log-sum-exps
         cost = candidate_attention_cost(*arguments, batch=batch, return_lse=options.backward)
         kernel_costs = {"candidate_attention_fwd": cost}
-        backward = candidate_attention_backward_cost(*arguments, batch=batch)
+        if options.backward:
+            cost = cost.and_then(candidate_attention_backward_cost(*arguments, batch=batch))
     else:
         rows = (batch, n * (k + 1), width)
         shapes = {
@@ -113,7 +114,7 @@ def _workload(options: argparse.Namespace, device: torch.device) -> Workload:
             cost = gate_layer_norm_cost(batch * n, width, dtype)
         else:
             cost = score_candidates_cost(n, k, width, dtype, batch=batch, top_k=options.top_k)
-        kernel_costs, backward = {f"{options.operator}_fwd": cost}, None
+        kernel_costs = {f"{options.operator}_fwd": cost}
     operator = getattr(mixkernels, options.operator)
     keywords: dict[str, Any] = {"backend": options.backend}
     if options.operator == "score_candidates":
@@ -138,7 +139,6 @@ def _workload(options: argparse.Namespace, device: torch.device) -> Workload:
     if not options.backward:
         run = forward
     else:
-        cost = cost.and_then(backward)
         gradients = [torch.randn_like(out) for out in _floating(forward(*inputs[0]))]
 
         def run(*tensors: Tensor) -> object:
@@ -327,7 +327,7 @@ def _kernels(profiler: torch.profiler.profile) -> list[tuple[str, float]]:
     """Kernels and copies of a GPU profile in the order of their starts, in seconds."""
     events = [
         event
-        for event in profiler.events()
+        for event in profiler.events() or ()
         if event.device_type == torch.autograd.DeviceType.CUDA and event.name != _MARK
     ]
     events.sort(key=lambda event: event.time_range.start)
@@ -489,7 +489,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             with WorkCounter() as counter:
                 workload.run(*workload.inputs[0])
-            rows = operator_rows(profiler.events(), counter.work)
+            rows = operator_rows(profiler.events() or (), counter.work)
     cost = workload.cost
     print(f"{workload.words}, backend {workload.backend}")
     print(f"on {source}: {_rates(peaks)}\n")

@@ -231,7 +231,7 @@ def candidate_attention(
     context = key.new_empty(*lead, k, heads, head_dim, dtype=out_dtype(key))
     state = key.new_empty(*lead, heads, head_dim, dtype=out_dtype(key)) if has_state else None
     context_lse = key.new_empty(context.shape[:-1], dtype=torch.float32) if return_lse else None
-    state_lse = key.new_empty(state.shape[:-1], dtype=torch.float32) if return_lse and has_state else None
+    state_lse = key.new_empty(state.shape[:-1], dtype=torch.float32) if return_lse and state is not None else None
     outputs = (context, state, context_lse, state_lse)
     if context.numel():
         slots = k + has_state

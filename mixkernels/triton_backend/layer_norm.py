@@ -347,7 +347,8 @@ def residual_layer_norm_backward(
                 BLOCK_D=config.block_d,
                 num_warps=config.num_warps,
             )
-    return dx.to(x.dtype), *(part.sum(dim=0).to(weight.dtype) for part in partial)
+    dweight, dbias = (part.sum(dim=0).to(weight.dtype) for part in partial)
+    return dx.to(x.dtype), dweight, dbias
 
 
 def gate_layer_norm(
@@ -412,7 +413,8 @@ def gate_layer_norm_backward(
             )
     dtype = update.dtype
     dstate = None if dstate is None else dstate.to(dtype)
-    return dgate.to(dtype), dupdate.to(dtype), dstate, *(part.sum(dim=0).to(weight.dtype) for part in partial)
+    dweight, dbias = (part.sum(dim=0).to(weight.dtype) for part in partial)
+    return dgate.to(dtype), dupdate.to(dtype), dstate, dweight, dbias
 
 
 def variants() -> list[KernelVariant]:

@@ -291,7 +291,7 @@ def score_top_k(
     if keys.numel():
         _launch_forward(rows, eps, additive, scores=None, keys=keys, run=run, first_id=first_id)
     keys, total = keys.flatten(1), num_candidates
-    if running_scores is not None:
+    if running_scores is not None and running_ids is not None:
         total += running_scores.shape[1]
         keys = torch.cat([pack_keys(running_scores, running_ids), keys], dim=1)
     # no more than exist: the last run is padded with empty keys
@@ -388,8 +388,8 @@ def score_candidates_backward(
                 BLOCK_D=config.block_d,
                 num_warps=config.num_warps,
             )
-    sums = (part.sum(dim=0).to(weight.dtype) for part in partial)
-    return dcontext.to(context.dtype), dstate.to(state.dtype), *sums
+    dweight, dbias = (part.sum(dim=0).to(weight.dtype) for part in partial)
+    return dcontext.to(context.dtype), dstate.to(state.dtype), dweight, dbias
 
 
 def forward_config(width: int) -> TileConfig:
