@@ -11,17 +11,17 @@ from transformers import AutoConfig, AutoModel
 
 from mixencoder.backbones import max_positions
 from mixencoder.chunking import in_chunks
+from mixencoder.configuration import EncoderConfig
 from mixencoder.engine import Request, check_batch_size, progress_bar, unique
 from mixencoder.errors import CheckpointError, InputError, TruncationWarning
 from mixencoder.modeling import RankingScores
 from mixencoder.peers.base import Peer
-from mixencoder.peers.configuration import PeerConfig
 from mixencoder.peers.modeling import Batch, FirstTokenHeads, PeerModel
 from mixencoder.scoring import Pairs, check_finite
 from mixencoder.tokenization import pad
 
 
-class CrossEncoderConfig(PeerConfig):
+class CrossEncoderConfig(EncoderConfig):
     """Configuration of `CrossEncoderModel`.
 
     How a tokenizer joins a pair is described by what makes it from the texts' own token rows: the query's row, the
@@ -31,7 +31,7 @@ class CrossEncoderConfig(PeerConfig):
         separator: token ids between the query's row and what remains of the document's row.
         document_prefix: tokens that the document's row loses at its start.
         document_suffix: special tokens at its end, which are kept when a document is cut to fit.
-        kwargs: fields of `PeerConfig`. A query is read up to half of the backbone's positions, a document is cut to
+        kwargs: fields of `EncoderConfig`. A query is read up to half of the backbone's positions, a document is cut to
             what the query leaves.
 
     Raises:

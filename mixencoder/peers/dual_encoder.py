@@ -8,20 +8,20 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
+from mixencoder.configuration import EncoderConfig, check_choice
 from mixencoder.modeling import RankingScores
 from mixencoder.peers.base import VectorPeer
-from mixencoder.peers.configuration import PeerConfig, check_choice
 from mixencoder.peers.modeling import PairClassifier, TwoTowerModel, at_least_float32, pool
 
 
-class DualEncoderConfig(PeerConfig):
+class DualEncoderConfig(EncoderConfig):
     """Configuration of `DualEncoderModel`.
 
     Args:
         pooling: "mean" over tokens, or the "first" token.
         similarity: "cosine", times a learned scale, or "dot".
         scale_init: the scale at the start.
-        kwargs: fields of `PeerConfig`.
+        kwargs: fields of `EncoderConfig`.
 
     Raises:
         ValueError: a value is outside its range.

@@ -7,19 +7,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 
+from mixencoder.configuration import EncoderConfig, check_choice, check_integer
 from mixencoder.modeling import RankingScores
 from mixencoder.peers.base import TokenPeer
-from mixencoder.peers.configuration import PeerConfig, check_choice, check_integer
 from mixencoder.peers.modeling import PairClassifier, TokenStates, TwoTowerModel, at_least_float32, pool, token_mask
 
 
-class LateInteractionConfig(PeerConfig):
+class LateInteractionConfig(EncoderConfig):
     """Configuration of `LateInteractionModel`.
 
     Args:
         projection_dim: numbers a token that are kept; None keeps the backbone's own vectors.
         similarity: of two tokens, "cosine" or "dot".
-        kwargs: fields of `PeerConfig`.
+        kwargs: fields of `EncoderConfig`.
 
     Raises:
         ValueError: a value is outside its range.

@@ -10,8 +10,8 @@ from transformers import initialization as init
 
 from mixencoder.backbones import build_backbone
 from mixencoder.chunking import in_chunks
+from mixencoder.configuration import EncoderConfig
 from mixencoder.modeling import MixEncoderModel, RankingScores
-from mixencoder.peers.configuration import PeerConfig
 
 
 class Batch(NamedTuple):
@@ -37,7 +37,7 @@ class TokenStates(NamedTuple):
 class PairClassifier(nn.Module):
     """``MLP([u ; v ; |u-v|])``, 3d -> 3d -> labels."""
 
-    def __init__(self, width: int, config: PeerConfig) -> None:
+    def __init__(self, width: int, config: EncoderConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(3 * width, 3 * width)
         self.dropout = nn.Dropout(config.classifier_dropout)
@@ -53,7 +53,7 @@ class PairClassifier(nn.Module):
 class FirstTokenHeads(nn.Module):
     """Linear heads on a vector (..., d) that has seen query and document: a score, class logits, or both."""
 
-    def __init__(self, config: PeerConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.dropout = nn.Dropout(config.classifier_dropout)
         sizes = {"ranking": 1, "classification": config.num_labels}
@@ -72,11 +72,11 @@ class PeerModel(PreTrainedModel):
     classifying texts use the front doors of `mixencoder.peers`.
     """
 
-    config_class = PeerConfig
+    config_class = EncoderConfig
     base_model_prefix = "peer"
     _supports_sdpa = True
 
-    def __init__(self, config: PeerConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
         self.backbone = build_backbone(config.backbone_config)
 

@@ -7,19 +7,19 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
+from mixencoder.configuration import EncoderConfig, check_choice, check_integer
 from mixencoder.modeling import RankingScores
 from mixencoder.peers.base import VectorPeer
-from mixencoder.peers.configuration import PeerConfig, check_choice, check_integer
 from mixencoder.peers.modeling import PairClassifier, TwoTowerModel, at_least_float32, pool
 
 
-class PolyEncoderConfig(PeerConfig):
+class PolyEncoderConfig(EncoderConfig):
     """Configuration of `PolyEncoderModel`.
 
     Args:
         num_codes: learned codes, and so vectors of a query; published: 16 and 64.
         pooling: how a candidate becomes one vector: "mean" over tokens, or the "first" token.
-        kwargs: fields of `PeerConfig`.
+        kwargs: fields of `EncoderConfig`.
 
     Raises:
         ValueError: a value is outside its range.
