@@ -79,6 +79,18 @@ class EncoderConfig(PreTrainedConfig):
         """Width d of the backbone, and of what stands on top of it."""
         return self.backbone_config.hidden_size
 
+    @property
+    def num_classes(self) -> int:
+        """The number of labels, 0 for none; transformers' ``num_labels`` may be None."""
+        return self.num_labels or 0
+
+    @property
+    def class_numbers(self) -> dict[str, int] | None:
+        """The classification head's labels and their numbers; None without such a head."""
+        if "classification" not in self.heads:
+            return None
+        return {name: int(number) for name, number in (self.label2id or {}).items()}
+
 
 class MixEncoderConfig(EncoderConfig):
     """Configuration of `MixEncoderModel` (docs/design.md, section 1). The defaults are the published setting.

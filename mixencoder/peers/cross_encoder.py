@@ -141,6 +141,7 @@ class CrossEncoder(Peer):
         [{'corpus_id': ..., 'score': ...}]
     """
 
+    model: CrossEncoderModel
     model_class = CrossEncoderModel
     reads_jointly = True
 
@@ -178,7 +179,7 @@ class CrossEncoder(Peer):
                 TruncationWarning,
                 stacklevel=4,
             )
-        size = () if request.head == "ranking" else (self.config.num_labels,)
+        size = () if request.head == "ranking" else (self.config.num_classes,)
         out = torch.empty(len(lengths), *size, device=self.device)
         with progress_bar(len(lengths), "Pairs", "pair", request.show_progress_bar) as bar:
             # longest first: what does not fit into memory fails at once
@@ -186,7 +187,7 @@ class CrossEncoder(Peer):
                 query = pad([queries[number] for number in pairs.query[rows].tolist()], 0)
                 document = pad([documents[number] for number in pairs.candidate[rows].tolist()], 0)
                 tensors = (tensor.to(self.device) for tensor in (*query, *document))
-                out[rows.to(self.device)] = self.model.score(*tensors, request.head).float()
+                out[rows.to(self.device)] = self.model.score(*tensors, head=request.head).float()
                 bar.update(len(rows))
         return check_finite(out, self.dtype)
 

@@ -99,11 +99,11 @@ class DeFormerModel(TwoTowerModel):
 
     def _run(self, states: Tensor, mask: Tensor | None, *, upper: bool) -> Tensor:
         """Run states (R, n, d) with mask (R, n) through the upper or the lower layers."""
-        mask = create_bidirectional_mask(config=self.backbone.config, inputs_embeds=states, attention_mask=mask)
+        allowed = create_bidirectional_mask(config=self.backbone.config, inputs_embeds=states, attention_mask=mask)
         layers = encoder_layers(self.backbone)
         split = len(layers) - self.config.joint_layers
         for layer in layers[split:] if upper else layers[:split]:
-            states = layer(states, mask)
+            states = layer(states, allowed)
         return states
 
 

@@ -71,6 +71,7 @@ class DualEncoderModel(TwoTowerModel):
     def interact(self, query_state: Tensor, candidates: Tensor, head: str | None = None) -> RankingScores | Tensor:
         """Score candidates (N, d), or (B, N, d), for queries (B, d); results as in `TwoTowerModel.interact`."""
         if self.check_head(head) == "classification":
+            assert self.classifier is not None, "check_head has found this head"
             return self.classifier(query_state.unsqueeze(1), candidates)
         query, candidate = at_least_float32(query_state), at_least_float32(candidates)
         if self.scale is not None:

@@ -95,6 +95,7 @@ class LateInteractionModel(TwoTowerModel):
         matched = vectors.gather(2, chosen.unsqueeze(-1).expand(-1, -1, -1, vectors.shape[-1]))
         mask = query_state.mask.unsqueeze(1).expand_as(chosen)
         v = pool(matched.flatten(0, 1), mask.flatten(0, 1), "mean").unflatten(0, chosen.shape[:2])
+        assert self.classifier is not None, "check_head has found this head"
         return self.classifier(pool(query, query_state.mask, "mean").unsqueeze(1), v)
 
 

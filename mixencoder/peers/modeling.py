@@ -5,13 +5,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from mixencoder.backbones import build_backbone
 from mixencoder.chunking import in_chunks
 from mixencoder.configuration import EncoderConfig
-from mixencoder.modeling import MixEncoderModel, RankingScores
+from mixencoder.modeling import HeadedModel, RankingScores
 
 
 class Batch(NamedTuple):
@@ -41,7 +40,7 @@ class PairClassifier(nn.Module):
         super().__init__()
         self.dense = nn.Linear(3 * width, 3 * width)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.out_proj = nn.Linear(3 * width, config.num_labels)
+        self.out_proj = nn.Linear(3 * width, config.num_classes)
 
     def forward(self, u: Tensor, v: Tensor) -> Tensor:
         """Logits (..., num_labels), at least float32, from vectors (..., d) that broadcast against each other."""
@@ -56,7 +55,7 @@ class FirstTokenHeads(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.dropout = nn.Dropout(config.classifier_dropout)
-        sizes = {"ranking": 1, "classification": config.num_labels}
+        sizes = {"ranking": 1, "classification": config.num_classes}
         self.heads = nn.ModuleDict({head: nn.Linear(config.hidden_size, sizes[head]) for head in config.heads})
 
     def forward(self, first: Tensor, head: str) -> Tensor:
@@ -65,7 +64,7 @@ class FirstTokenHeads(nn.Module):
         return out.squeeze(-1) if head == "ranking" else out
 
 
-class PeerModel(PreTrainedModel):
+class PeerModel(HeadedModel):
     """A backbone and what a peer puts on top of it.
 
     ``forward`` is what a trainer calls, with the arguments and results of `MixEncoderModel.forward`. For ranking and
@@ -79,8 +78,6 @@ class PeerModel(PreTrainedModel):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
         self.backbone = build_backbone(config.backbone_config)
-
-    check_head = MixEncoderModel.check_head
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise what is not loaded: normal weights as in BERT."""

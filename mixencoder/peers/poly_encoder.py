@@ -78,6 +78,7 @@ class PolyEncoderModel(TwoTowerModel):
             # (sum of w_i y_i) . c is the sum of w_i (y_i . c), and the products are there already
             return RankingScores((weights * logits).sum(dim=-1), None)
         attended = torch.matmul(weights.to(query_state.dtype), query_state)
+        assert self.classifier is not None, "check_head has found this head"
         return self.classifier(attended, candidates)
 
 
