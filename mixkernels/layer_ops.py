@@ -8,7 +8,7 @@ Without gradients a call is one PyTorch operator (`mixkernels.layer_library`). G
 differentiable expressions, Triton has an autograd.Function.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -116,6 +116,42 @@ def gate_layer_norm(
             return _GateLayerNorm.apply(gate, update, state, weight, bias, float(eps))
         return _DIFFERENTIABLE[name].gate_layer_norm(gate, update, state, weight, bias, eps=eps)
     return GATE_LAYER_NORM(gate, update, state, weight, bias, float(eps), name)
+
+
+@overload
+def score_candidates(
+    context: Tensor,
+    context_residual: Tensor,
+    state: Tensor,
+    state_residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = ...,
+    additive: Tensor | None = ...,
+    top_k: None = ...,
+    running: None = ...,
+    first_id: int = ...,
+    backend: str | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def score_candidates(
+    context: Tensor,
+    context_residual: Tensor,
+    state: Tensor,
+    state_residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = ...,
+    additive: Tensor | None = ...,
+    top_k: int,
+    running: TopK | None = ...,
+    first_id: int = ...,
+    backend: str | None = ...,
+) -> TopK: ...
 
 
 def score_candidates(
