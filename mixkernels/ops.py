@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from mixkernels.checks import Call, check_dtypes, check_shapes, check_tensors, checked_scale
+from mixkernels.checks import Call, checked_call, checked_scale
 from mixkernels.dispatch import load, select_backend
-from mixkernels.errors import ShapeError
 
 
 class CandidateAttention(NamedTuple):
@@ -99,10 +98,7 @@ def candidate_attention(
         DeviceError: the inputs lie on different devices.
         BackendError: no backend can run this call; the message lists every backend with every reason.
     """
-    scales = (None, None, None) if context_scales is None else tuple(context_scales)
-    if len(scales) != 3:
-        raise ShapeError(f"context_scales holds {len(scales)} tensors; expected 3: query, key and value")
-    call = Call(
+    call = checked_call(
         context_query,
         context_key,
         context_value,
@@ -113,13 +109,8 @@ def candidate_attention(
         candidate_ids,
         candidate_offsets,
         own_logits,
-        *scales,
+        context_scales=context_scales,
     )
-    check_tensors(call)
-    if torch.is_autocast_enabled(key.device.type):
-        call = _under_autocast(call, torch.get_autocast_dtype(key.device.type))
-    check_dtypes(call)
-    check_shapes(call)
     scale = 1.0 / math.sqrt(key.shape[-1]) if scale is None else checked_scale(scale)
     # the last dimension must be dense for every backend; all other strides are free
     call = Call._make(t if t is None or t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous() for t in call)
@@ -138,18 +129,6 @@ def candidate_attention(
         state if has_state else None,
         context_lse.float() if return_lse else None,
         state_lse.float() if return_lse and has_state else None,
-    )
-
-
-def _under_autocast(call: Call, dtype: torch.dtype) -> Call:
-    floating = {"context_query", "context_key", "context_value", "state_query", "key", "value"}
-    return Call(
-        *(
-            tensor.to(dtype)
-            if name in floating and tensor is not None and tensor.dtype not in (torch.float64, torch.int8)
-            else tensor
-            for name, tensor in call._asdict().items()
-        )
     )
 
 

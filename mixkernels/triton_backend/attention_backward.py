@@ -18,7 +18,6 @@ from mixkernels.checks import Call
 from mixkernels.triton_backend.arguments import (
     constants_of,
     dense,
-    device_of,
     num_tiles,
     strides_of,
 )
@@ -27,7 +26,7 @@ from mixkernels.triton_backend.attention_backward_kernels import (
     candidate_attention_bwd_shared_kernel,
 )
 from mixkernels.triton_backend.launch import Kind, LaunchConfig, launch_config
-from mixkernels.triton_backend.tiles import INTERPRET
+from mixkernels.triton_backend.runtime import INTERPRET, device_of
 from mixkernels.triton_backend.variant import KernelVariant, attention_variants
 
 _PROGRAMS = 512

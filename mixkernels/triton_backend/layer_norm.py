@@ -17,8 +17,6 @@ from mixkernels.triton_backend.rows import (
     SHIPPED_WIDTHS,
     TRITON_TYPES,
     TileConfig,
-    device_of,
-    empty_output,
     load_tile,
     row_layout,
     row_offset,
@@ -28,6 +26,7 @@ from mixkernels.triton_backend.rows import (
     tile_config,
     variant,
 )
+from mixkernels.triton_backend.runtime import device_of, empty_output
 from mixkernels.triton_backend.variant import KernelVariant
 
 _SIZES = ["rows", "n1", "n2"]

@@ -5,7 +5,6 @@ dimensions, so slices of stacked rows, expanded pools and transposes are read wh
 """
 
 import math
-import os
 import re
 from typing import NamedTuple
 
@@ -15,9 +14,6 @@ import triton.language as tl
 from torch import Tensor
 
 from mixkernels.triton_backend.variant import KernelVariant
-
-INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
-"""Fixed when triton is imported, as triton fixes it."""
 
 SHIPPED_WIDTHS = (384, 768, 1024)
 """Hidden sizes of common encoders: the variants that are compiled ahead of time."""
@@ -111,19 +107,6 @@ def row_layout(*tensors: Tensor) -> RowLayout:
     sizes = [1] * missing + sizes
     strides = [[0] * len(tensors)] * missing + strides
     return RowLayout(tuple(sizes), list(zip(*strides, strict=True)), dense)
-
-
-def empty_output(like: Tensor, *shape: int) -> Tensor:
-    """Memory for a kernel's output in the dtype of `like`; `finished` makes it that dtype.
-
-    The interpreter truncates to bfloat16 where a GPU rounds, so there PyTorch rounds.
-    """
-    return like.new_empty(shape, dtype=torch.float32 if INTERPRET else like.dtype)
-
-
-def device_of(tensor: Tensor) -> torch.cuda.device:
-    """Context in which kernels run on the tensor's GPU."""
-    return torch.cuda.device(tensor.device if tensor.device.type == "cuda" else -1)
 
 
 @triton.jit

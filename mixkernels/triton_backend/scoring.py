@@ -20,8 +20,6 @@ from mixkernels.triton_backend.rows import (
     SHIPPED_WIDTHS,
     TRITON_TYPES,
     TileConfig,
-    device_of,
-    empty_output,
     load_tile,
     runs,
     standardise,
@@ -29,6 +27,7 @@ from mixkernels.triton_backend.rows import (
     tile_config,
     variant,
 )
+from mixkernels.triton_backend.runtime import device_of, empty_output
 from mixkernels.triton_backend.variant import KernelVariant
 
 _EMPTY_KEY = tl.constexpr(EMPTY_KEY)
