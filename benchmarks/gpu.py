@@ -43,6 +43,8 @@ CORRECTNESS_TESTS = (
     "tests/test_attention_gradients.py",
     "tests/test_torch_operators.py",
     "tests/test_layer_ops.py",
+    "tests/test_layer_gradients.py",
+    "tests/test_ranking.py",
     "tests/test_ops.py",
 )
 GROUPS: dict[str, Callable[[Bench], object]] = {

@@ -23,13 +23,11 @@ def read_candidates(source: str, *, column: str | None = None) -> Candidates:
     Raises:
         DataError: as `iterate_candidates`, or the file holds no candidate.
     """
-    texts, ids = [], []
-    for text, name in iterate_candidates(source, column=column):
-        texts.append(text)
-        ids.append(name)
-    if not texts:
+    rows = list(iterate_candidates(source, column=column))
+    if not rows:
         raise DataError(f"{source} holds no candidate")
-    return Candidates(texts, None if ids[0] is None else ids)
+    ids = [name for _, name in rows if name is not None]
+    return Candidates([text for text, _ in rows], ids or None)
 
 
 def iterate_candidates(source: str, *, column: str | None = None) -> Iterator[tuple[str, str | None]]:

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +18,9 @@ from mixencoder.architectures import load_engine
 from mixencoder.backbones import layout_of
 from mixencoder.configuration import MixEncoderConfig, checked_calibration
 from mixencoder.errors import CheckpointError
-from mixencoder.modeling import MixEncoderModel
+from mixencoder.modeling import HeadedModel
+
+_Model = TypeVar("_Model", bound=HeadedModel)
 
 
 def default_checkpoint() -> Path:
@@ -36,12 +38,8 @@ def default_checkpoint() -> Path:
 
 
 def load_model(
-    name_or_path: str | Path,
-    dtype: torch.dtype,
-    model_class: type[PreTrainedModel] = MixEncoderModel,
-    *,
-    front_door: str = "MixEncoder",
-) -> PreTrainedModel:
+    name_or_path: str | Path, dtype: torch.dtype, model_class: type[_Model], *, front_door: str = "MixEncoder"
+) -> _Model:
     """Load a model's configuration and weights; front_door is the name of the class that messages send users to.
 
     Raises:
@@ -145,7 +143,7 @@ def write_calibration(directory: Path, calibration: Mapping[str, float]) -> None
 def _check_directory(name_or_path: str | Path) -> None:
     path = Path(name_or_path)
     if not path.is_dir():
-        looks_local = isinstance(name_or_path, Path) or str(name_or_path).count("/") != 1 or str(path).startswith(".")
+        looks_local = isinstance(name_or_path, Path) or name_or_path.count("/") != 1 or str(path).startswith(".")
         if looks_local or path.exists():
             raise CheckpointError(f"{name_or_path} is not a directory; expected a checkpoint's directory or a hub id")
         return

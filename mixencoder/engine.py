@@ -11,18 +11,19 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from mixencoder.backbones import max_positions
 from mixencoder.checkpoint import save
+from mixencoder.configuration import EncoderConfig
 from mixencoder.errors import InputError, NonFiniteError
 from mixencoder.heads import model_with_head
+from mixencoder.modeling import HeadedModel
 from mixencoder.scoring import Pairs
 from mixencoder.tokenization import TextEncoder
 
@@ -56,7 +57,7 @@ class Engine:
     encoded_types: tuple[type, ...] = ()
     reads_jointly: bool = False
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
+    def __init__(self, model: HeadedModel, tokenizer: Any) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         config = model.config
@@ -111,12 +112,12 @@ class Engine:
         other.read_query, other.read_document = self.read_query, self.read_document
         return other
 
-    def _over(self, model: PreTrainedModel) -> Self:
+    def _over(self, model: HeadedModel) -> Self:
         """Return an engine of the same kind over another model."""
         return type(self)(model, self.tokenizer)
 
     @property
-    def config(self) -> PreTrainedConfig:
+    def config(self) -> EncoderConfig:
         """Configuration of the model."""
         return self.model.config
 
@@ -129,6 +130,48 @@ class Engine:
     def dtype(self) -> torch.dtype:
         """Precision of weights and encoded texts; scores are float32 whatever it is."""
         return self.model.dtype
+
+    @overload
+    def predict(
+        self,
+        pairs: Sequence[tuple[str, str]] | tuple[str, str],
+        *,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        head: str | None = ...,
+        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        convert_to_numpy: Literal[True] = ...,
+        convert_to_tensor: Literal[False] = ...,
+        score: str = ...,
+    ) -> np.ndarray: ...
+
+    @overload
+    def predict(
+        self,
+        pairs: Sequence[tuple[str, str]] | tuple[str, str],
+        *,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        head: str | None = ...,
+        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        convert_to_numpy: bool = ...,
+        convert_to_tensor: Literal[True],
+        score: str = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def predict(
+        self,
+        pairs: Sequence[tuple[str, str]] | tuple[str, str],
+        *,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        head: str | None = ...,
+        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        convert_to_numpy: bool = ...,
+        convert_to_tensor: bool = ...,
+        score: str = ...,
+    ) -> np.ndarray | list[Tensor] | Tensor: ...
 
     @torch.inference_mode()
     def predict(
@@ -164,18 +207,16 @@ class Engine:
         """
         head = self.model.check_head(head)
         self._check_score(score)
-        if len(pairs) == 2 and all(isinstance(text, str) for text in pairs):
-            single, pairs = True, [pairs]
-        else:
-            single, pairs = False, list(pairs)
-        for index, pair in enumerate(pairs):
+        single = len(pairs) == 2 and all(isinstance(text, str) for text in pairs)
+        listed: list[Any] = [pairs] if single else list(pairs)
+        for index, pair in enumerate(listed):
             if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
                 raise InputError(f"pair {index} is {pair!r}; expected (query, document)")
-        if not pairs:
-            out = torch.empty((0,) if head == "ranking" else (0, self.config.num_labels))
+        if not listed:
+            out = torch.empty((0,) if head == "ranking" else (0, self.config.num_classes))
         else:
-            queries, query_of = unique(self.read_query([pair[0] for pair in pairs]))
-            documents, document_of = unique(self.read_document([pair[1] for pair in pairs]))
+            queries, query_of = unique(self.read_query([pair[0] for pair in listed]))
+            documents, document_of = unique(self.read_document([pair[1] for pair in listed]))
             request = Request(head, score, batch_size, show_progress_bar)
             out = self._score_pairs(queries, documents, Pairs(query_of, document_of), request)
         if activation_fn is not None:
@@ -185,6 +226,38 @@ class Engine:
         if convert_to_tensor:
             return out
         return out.cpu().numpy() if convert_to_numpy else (out if single else list(out))
+
+    @overload
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str] | Any,
+        top_k: int | None = ...,
+        *,
+        ids: Sequence[str] | None = ...,
+        return_documents: bool = ...,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        score: str = ...,
+        return_probabilities: bool = ...,
+    ) -> list[dict[str, Any]]: ...
+
+    @overload
+    def rank(
+        self,
+        query: Sequence[str],
+        documents: Sequence[str] | Any,
+        top_k: int | None = ...,
+        *,
+        ids: Sequence[str] | None = ...,
+        return_documents: bool = ...,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        score: str = ...,
+        return_probabilities: bool = ...,
+    ) -> list[list[dict[str, Any]]]: ...
 
     def rank(
         self,
@@ -456,7 +529,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     try:
         device = torch.device(device)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {str(device)!r} cannot be used here: {reason}; expected for example cpu") from error
     return device

@@ -8,7 +8,7 @@ are scored in chunks of one shape (`mixencoder.scoring`).
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class MixEncoder(EncodingEngine):
         [{'corpus_id': 0, 'score': ...}]
     """
 
+    model: MixEncoderModel
     score_terms = SCORES
     encoded_types = (Tensor,)
 
@@ -81,7 +82,7 @@ class MixEncoder(EncodingEngine):
         """
         device, dtype = resolve_device(device), resolve_dtype(dtype)
         path = default_checkpoint() if name_or_path is None else name_or_path
-        model = load_model(path, dtype).to(device)
+        model = load_model(path, dtype, MixEncoderModel).to(device)
         return cls(model, load_tokenizer(path), backend=backend)
 
     @classmethod
@@ -140,6 +141,42 @@ class MixEncoder(EncodingEngine):
         """The mixkernels backend asked for."""
         return self.model.kernel_backend
 
+    @overload
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str] | Tensor | CandidateIndex,
+        top_k: int | None = ...,
+        *,
+        ids: Sequence[str] | Sequence[Sequence[str]] | None = ...,
+        return_documents: bool = ...,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        score: str = ...,
+        return_probabilities: bool = ...,
+        prefilter: int | None = ...,
+        products: str = ...,
+    ) -> list[dict[str, Any]]: ...
+
+    @overload
+    def rank(
+        self,
+        query: Sequence[str],
+        documents: Sequence[str] | Tensor | CandidateIndex,
+        top_k: int | None = ...,
+        *,
+        ids: Sequence[str] | Sequence[Sequence[str]] | None = ...,
+        return_documents: bool = ...,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        score: str = ...,
+        return_probabilities: bool = ...,
+        prefilter: int | None = ...,
+        products: str = ...,
+    ) -> list[list[dict[str, Any]]]: ...
+
     def rank(
         self,
         query: str | Sequence[str],
@@ -183,10 +220,9 @@ class MixEncoder(EncodingEngine):
         if not isinstance(documents, CandidateIndex):
             if prefilter is not None or products != "native":
                 raise InputError("prefilter and products are for an index; make one of the documents with index()")
-            options = {"return_documents": return_documents, "batch_size": batch_size, "score": score, "ids": ids}
-            options |= {"show_progress_bar": show_progress_bar, "activation_fn": activation_fn}
-            options["return_probabilities"] = return_probabilities
-            return super().rank(query, documents, top_k, **options)
+            options: dict[str, Any] = {"ids": ids, "return_documents": return_documents, "batch_size": batch_size}
+            options |= {"show_progress_bar": show_progress_bar, "activation_fn": activation_fn, "score": score}
+            return super().rank(query, documents, top_k, return_probabilities=return_probabilities, **options)
         self._check_score(score)
         if return_probabilities:
             self._check_probabilities(score, activation_fn)
@@ -359,10 +395,13 @@ class MixEncoder(EncodingEngine):
                 out[number, : len(tokens)] = tokens
             return out
 
+        def stacked(field: str) -> Tensor:
+            return torch.stack([getattr(state, field)[row] for state, row in order])
+
         layers = range(len(self.model.interaction))
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        pooled = torch.stack([state.pooled[row] for state, row in order]) if self.config.dual_term else None
-        first = None if self.config.state_row else torch.stack([state.first[row] for state, row in order])
+        pooled = stacked("pooled") if self.config.dual_term else None
+        first = None if self.config.state_row else stacked("first")
         return QueryState(
             tuple(gather("keys", layer) for layer in layers),
             tuple(gather("values", layer) for layer in layers),

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -408,7 +408,9 @@ class CandidateIndex:
         """Let go of the files; snapshots taken before stay usable."""
         with self._mutex:
             self._closed = True
-            self._store = self._generation = self._listing = self._snapshot = None
+            self._generation = self._listing = self._snapshot = None
+            # pyrefly: ignore [bad-assignment]: nothing asks for the store of a closed index
+            self._store = None
 
     def __enter__(self) -> Self:
         return self
@@ -432,10 +434,11 @@ class CandidateIndex:
             if generation is not self._generation or version != self._version:
                 self._listing = Listing(generation.catalogue, generation.catalogue.row_map())
                 self._generation, self._version, self._snapshot = generation, version, None
+            assert self._listing is not None, "it is read together with the generation"
             return generation, self._listing
 
     @contextmanager
-    def _writing(self, *, building: bool = False) -> Iterator[Generation]:
+    def _writing(self, *, building: bool = False) -> Generator[Generation]:
         """Hold the right to write to the generation that counts."""
         self._state()
         if self.read_only:

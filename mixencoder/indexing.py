@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -178,7 +178,7 @@ class IndexRanker:
         if ids is None:
             found = [ranker.rank(states, _AllRows(view), top_k, **options)]
         elif all(isinstance(name, str) for name in ids):
-            found = [ranker.rank(states, _some_rows(view, ids), top_k, **options)]
+            found = [ranker.rank(states, _some_rows(view, cast("Sequence[str]", ids)), top_k, **options)]
         else:
             if len(ids) != len(states):
                 raise InputError(f"ids holds {len(ids)} lists for {len(states)} queries; expected one for each")

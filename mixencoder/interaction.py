@@ -86,7 +86,7 @@ class Layers:
         self.heads = model.config.backbone_config.num_attention_heads
         self.head_dim = self.d // self.heads
         feed_forward = FloatFeedForward if products == "native" else QuantisedFeedForward
-        self.layers = [_Layer(layer, self.dtype, feed_forward) for layer in model.interaction]
+        self.layers = [_Layer(layer, self.dtype, feed_forward) for layer in model.interaction_layers]
         if self.has_state:
             # (d, d) each: what multiplies the hint (with the bias), the update, the state
             weights = [weight.t() for weight in model.gate.weight.to(self.dtype).split(self.d, dim=1)]
@@ -256,6 +256,7 @@ class OperatorLayers(Layers):
         normed, update = self._before_norm(workspace, 0, inputs, None, query)
         norm, contexts, states = self.layers[0].output_norm, slice(0, self.k), -1
         parts = (part[:, rows] for rows in (contexts, states) for part in (update, normed))
+        # pyrefly: ignore [no-matching-overload]: parts are four
         return score_candidates(*parts, norm.weight, norm.bias, eps=norm.eps, backend=self.model.kernel_backend)
 
     def _keys_and_values(self, state: QueryState) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -81,7 +81,13 @@ def check_finite(scores: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _attend_segments(
-    segments: Sequence[tuple[QueryState, int]], layer: int, backend: str, *rows: Tensor | None
+    segments: Sequence[tuple[QueryState, int]],
+    layer: int,
+    backend: str,
+    context_query: Tensor,
+    context_key: Tensor,
+    context_value: Tensor,
+    state_query: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend a chunk's rows, which belong to one query after the other; without state rows there is no state.
 
@@ -89,7 +95,10 @@ def _attend_segments(
     """
     contexts, states, start = [], [], 0
     for query, count in segments:
-        result = candidate_attention(*rows, query.keys[layer], query.values[layer], backend=backend)
+        key, value = query.keys[layer], query.values[layer]
+        result = candidate_attention(
+            context_query, context_key, context_value, state_query, key, value, backend=backend
+        )
         contexts.append(result.context[:, start : start + count])
         if result.state is not None:
             states.append(result.state[:, start : start + count])

@@ -100,6 +100,15 @@ def count_kernel_run(config: pytest.Config) -> None:
     config.stash[KERNEL_RUNS] = config.stash.get(KERNEL_RUNS, 0) + 1
 
 
+@pytest.fixture(params=["reference", "torch", "triton"])
+def backend(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> str:
+    """Return every backend in turn; without a GPU Triton's kernels are interpreted."""
+    if request.param == "triton":
+        pytest.importorskip("triton", reason="triton is not installed")
+        count_kernel_run(pytestconfig)
+    return request.param
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Fail a whole run in which no Triton kernel ran: the kernels' source would have gone untested."""
     config = session.config

@@ -183,7 +183,7 @@ def _columns(source: str, column: str | None) -> tuple[Iterable[str], Iterable[s
     if first is None:
         raise InputError(f"{source} holds no candidate")
     texts, ids = itertools.tee(itertools.chain([first], rows))
-    return (text for text, _ in texts), None if first[1] is None else (name for _, name in ids)
+    return (text for text, _ in texts), None if first[1] is None else (name for _, name in ids if name is not None)
 
 
 def _shown(name: str, value: Any) -> str:

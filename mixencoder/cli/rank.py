@@ -46,31 +46,35 @@ def rank(
         raise InputError("the query is empty; expected some text")
     if (candidates is None) == (index is None):
         raise InputError("expected either --candidates FILE or --index DIR")
+    found = None
     if candidates is not None:
         if prefilter is not None:
             raise InputError("--prefilter is for an index; make one with mixencoder index build")
-        texts, ids = read_candidates(candidates, column=column)
+        found = read_candidates(candidates, column=column)
     from mixencoder.fast import MixEncoder
 
     start = time.perf_counter()
     engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
     times = [f"loading the model {_milliseconds(time.perf_counter() - start)}"]
     start = time.perf_counter()
-    if index is None:
-        documents = engine.encode_document(texts, batch_size=batch_size, show_progress_bar=sys.stderr.isatty())
-        times.append(f"encoding {_count(texts)} {_milliseconds(time.perf_counter() - start)} (once, ahead of time)")
-        options = {"ids": ids}
+    options: dict[str, Any] = {}
+    if found is not None:
+        documents = engine.encode_document(found.texts, batch_size=batch_size, show_progress_bar=sys.stderr.isatty())
+        spent = _milliseconds(time.perf_counter() - start)
+        times.append(f"encoding {_count(found.texts)} {spent} (once, ahead of time)")
+        options["ids"] = found.ids
     else:
+        assert index is not None, "either candidates or an index is given"
         documents = engine.open_index(index, read_only=True)
         times.append(f"opening {_count(documents)} {_milliseconds(time.perf_counter() - start)}")
-        options = {"return_documents": documents.store_text, "prefilter": prefilter}
+        options |= {"return_documents": documents.store_text, "prefilter": prefilter}
     options["return_probabilities"] = engine.config.calibration is not None
     start = time.perf_counter()
     results = engine.rank(query, documents, top_k=top_k, **options)
     times.append(f"ranking {_milliseconds(time.perf_counter() - start)} (per query)")
-    if index is None:
+    if found is not None:
         for result in results:
-            result["text"] = texts[result["corpus_id"]]
+            result["text"] = found.texts[result["corpus_id"]]
     if as_json:
         typer.echo(json.dumps(results, ensure_ascii=False, indent=2))
     else:

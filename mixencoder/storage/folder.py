@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,7 @@ class Generation:
     def writer(self) -> Catalogue:
         """Return the connection for writing; only under the lock."""
         if self.writing is None:
+            assert self.folder is not None, "a generation in memory is made with its connection"
             self.writing = Catalogue.on_disk(self.folder / _CATALOGUE, "rw")
         return self.writing
 
@@ -122,6 +123,7 @@ class FolderStore:
 
     def publish(self, generation: Generation) -> None:
         """Make a generation the current one, whole or not at all, and delete all others."""
+        assert generation.folder is not None, "a generation of a folder has one"
         pointer, draft = self.path / _POINTER, self.path / f"{_POINTER}.new"
         content = json.dumps({"kind": KIND, "format": FORMAT, "generation": generation.number}) + "\n"
         try:
@@ -138,7 +140,7 @@ class FolderStore:
         self._sweep(generation.number)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> Generator[None]:
         """Hold the right to write.
 
         Raises:

@@ -119,7 +119,7 @@ class Listing:
     def _entries(self, heads: list[int]) -> list[Entry]:
         found = self._catalogue.entries(heads)
         return [
-            Entry(record.id, record.text, record.metadata and json.loads(record.metadata))
+            Entry(record.id, record.text, json.loads(record.metadata) if record.metadata else None)
             for record in (found[head] for head in heads)
         ]
 

@@ -65,7 +65,8 @@ class Shape(NamedTuple):
     """"tuple" (query, right document, wrong ones), "lists" (query, right documents, wrong ones), "candidates" (query,
     documents, a label each) or "labelled" (a pair and its label)."""
     inputs: tuple[str, ...]
-    label: str | None
+    label: str
+    """Column of the labels; empty where the kind has none."""
 
 
 def recognise(row: Row, where: str) -> Shape:
@@ -88,7 +89,7 @@ def recognise(row: Row, where: str) -> Shape:
             f"{where}: fields are {', '.join(row) or 'none'}; expected {expected}, or two texts in any columns, then "
             f"columns of wrong documents or a label in {', '.join(LABEL_COLUMNS)}"
         )
-    return Shape(kind, inputs, label)
+    return Shape(kind, inputs, label or "")
 
 
 def read_source(

@@ -245,7 +245,7 @@ def _prepare_folder(config: TrainConfig, unfinished: Path) -> None:
 def _prepare(config: TrainConfig, specs: list[DataSpec], folder: Path) -> tuple[Engine, ObjectiveTrainer]:
     torch.manual_seed(config.seed)
     engine = _start(config, specs)
-    label2id = engine.config.label2id if "classification" in engine.config.heads else None
+    label2id = engine.config.class_numbers
     sources = [
         read_source(spec.source, weight=spec.weight, label2id=label2id, task=spec.task, name=spec.name)
         for spec in specs
@@ -355,7 +355,7 @@ def _load_teacher(
         raise DataError("a teacher was named, but all data are scored pairs, which teach by themselves")
     _check_heads(engine, taught, f"the teacher {config.teacher}")
     if any(source.task == "classification" for source in sources):
-        found = engine.config.label2id if "classification" in engine.config.heads else None
+        found = engine.config.class_numbers
         if found != label2id:
             raise DataError(f"the teacher {config.teacher} knows the classes {found}; expected {label2id}")
     return Teacher(engine)

@@ -58,12 +58,15 @@ class ObjectiveTrainer(Trainer):
             process=self.args.process_index,
             processes=self.args.world_size,
         )
+        assert self.train_dataset is not None, "training has a dataset"
         return DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return AdamW with two rates; biases, norms and single vectors are not decayed."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, parameter in (model or self.model).named_parameters():
+        trained = self.model if model is None else model
+        assert trained is not None, "training has a model"
+        for name, parameter in trained.named_parameters():
             if parameter.requires_grad:
                 in_backbone = name.removeprefix("module.").startswith("backbone.")
                 rate = self.args.learning_rate if in_backbone else self._head_learning_rate
@@ -75,7 +78,11 @@ class ObjectiveTrainer(Trainer):
         return self.optimizer
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return the loss of a batch, and the scores if asked for.
 
@@ -96,6 +103,7 @@ class ObjectiveTrainer(Trainer):
         super()._save_checkpoint(*args, **kwargs)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            assert self.args.output_dir is not None, "TrainingArguments fills it in"
             folder = Path(self.args.output_dir)
             written = folder / f"checkpoint-{self.state.global_step}"
             _flush(written)

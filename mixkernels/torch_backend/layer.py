@@ -116,7 +116,7 @@ def score_top_k(
     if scores.dtype == torch.float64:
         return _top_k_by_sorting(scores, ids.expand(scores.shape), running_scores, running_ids, top_k)
     keys = pack_keys(scores, ids)
-    if running_scores is not None:
+    if running_scores is not None and running_ids is not None:
         keys = torch.cat([pack_keys(running_scores, running_ids), keys], dim=-1)
     return best_of(keys, top_k)
 
@@ -125,7 +125,7 @@ def _top_k_by_sorting(
     scores: Tensor, ids: Tensor, running_scores: Tensor | None, running_ids: Tensor | None, top_k: int
 ) -> tuple[Tensor, Tensor]:
     """The best where a score has 64 bits of its own and cannot be packed with an id."""
-    if running_scores is not None:
+    if running_scores is not None and running_ids is not None:
         scores, ids = torch.cat([running_scores, scores], dim=-1), torch.cat([running_ids, ids], dim=-1)
     ids, by_id = ids.sort(dim=-1)
     scores, by_score = scores.gather(-1, by_id).sort(dim=-1, descending=True, stable=True)

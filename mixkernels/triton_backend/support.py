@@ -8,6 +8,8 @@ from torch import Tensor
 
 HEAD_DIMS = (16, 32, 64, 128)
 MAX_CONTEXT = 16
+MAX_WIDTH = 4096
+"""Widest row of the rest of the layer: a row is one tile."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -35,12 +37,18 @@ def not_supported_reasons(tensors: tuple[Tensor, ...], operator: str) -> list[st
         reasons.append("tensors are on cpu (set TRITON_INTERPRET=1 to run kernels in the interpreter)")
     elif device not in ("cpu", "cuda"):
         reasons.append(f"tensors are on {device}; expected cuda")
-    return reasons + (_attention_reasons(tensors) if operator == "candidate_attention" else _dtype_reasons(tensors))
+    return reasons + (_attention_reasons(tensors) if operator == "candidate_attention" else _row_reasons(tensors))
 
 
 def _dtype_reasons(tensors: tuple[Tensor, ...]) -> list[str]:
     wrong = [tensor.dtype for tensor in tensors if tensor.is_floating_point() and tensor.dtype not in DTYPES]
     return [f"dtype {wrong[0]} is not one of {', '.join(map(str, DTYPES))}"] if wrong else []
+
+
+def _row_reasons(tensors: tuple[Tensor, ...]) -> list[str]:
+    width = tensors[0].shape[-1]
+    too_wide = [f"hidden size {width} is more than {MAX_WIDTH}"] if width > MAX_WIDTH else []
+    return _dtype_reasons(tensors) + too_wide
 
 
 def _attention_reasons(tensors: tuple[Tensor, ...]) -> list[str]:
