@@ -39,7 +39,8 @@ class MixEncoder(EncodingEngine):
     Attributes:
         model: the `MixEncoderModel`.
         tokenizer: its tokenizer.
-        read_query, read_document: from texts to token ids, as this engine cuts them.
+        read_query: from texts to token ids, as this engine cuts them.
+        read_document: the same of documents.
 
     Example:
         >>> model = MixEncoder.from_pretrained()
@@ -169,7 +170,7 @@ class MixEncoder(EncodingEngine):
             products: with an index: "native", or "int8" products of the FFN, which are faster and move scores a little.
 
         Returns:
-            [{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...] for every query.
+            ``[{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...]`` of every query.
             With an index corpus_id is the document's place in iteration order, and "id" is always there.
 
         Raises:
