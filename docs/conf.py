@@ -4,6 +4,8 @@ Pages are plain Markdown that reads as well in a repository browser. What only t
 navigation and the reference out of the docstrings, is reStructuredText.
 """
 
+from typing import Any
+
 import mixencoder
 
 project = "MixEncoder"
@@ -30,3 +32,17 @@ python_maximum_signature_line_length = 100
 html_theme = "furo"
 html_title = f"MixEncoder {release}"
 html_copy_source = False
+
+# pages of the site that lie outside of its folder -> the page that includes them
+INCLUDED = {"../CHANGELOG.md": "changelog.rst", "../mixencoder/pretrained/README.md": "model-card.rst"}
+
+
+def link_included(app: Any, docname: str, source: list[str]) -> None:
+    """Lead links to what lies outside of the folder to the page that includes it."""
+    for path, page in INCLUDED.items():
+        source[0] = source[0].replace(f"]({path})", f"]({page})")
+
+
+def setup(app: Any) -> None:
+    """Connect what this file adds to Sphinx."""
+    app.connect("source-read", link_included)
