@@ -9,7 +9,7 @@ from typing import Any
 import mixencoder
 
 project = "MixEncoder"
-copyright = "the MixEncoder authors; Apache-2.0"  # noqa: A001  (the name that Sphinx reads)
+copyright = "the MixEncoder authors; Apache-2.0"
 release = version = mixencoder.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]

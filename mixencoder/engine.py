@@ -192,7 +192,7 @@ class Engine:
             return_probabilities: also return what `probability` makes of each score.
 
         Returns:
-            ``[{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...]`` of every query.
+            ``[{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...]`` a query.
 
         Raises:
             InputError: no query or no document, a text that is not a string or holds no token, or a bad option.

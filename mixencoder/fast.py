@@ -170,7 +170,7 @@ class MixEncoder(EncodingEngine):
             products: with an index: "native", or "int8" products of the FFN, which are faster and move scores a little.
 
         Returns:
-            ``[{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...]`` of every query.
+            ``[{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...]`` a query.
             With an index corpus_id is the document's place in iteration order, and "id" is always there.
 
         Raises:
