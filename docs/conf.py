@@ -22,6 +22,7 @@ myst_heading_anchors = 3
 # a name between single backticks in a docstring links to what it names, where that is documented
 default_role = "py:obj"
 # a line may describe several arguments at once
+napoleon_numpy_docstring = False
 napoleon_use_param = False
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
@@ -43,6 +44,19 @@ def link_included(app: Any, docname: str, source: list[str]) -> None:
         source[0] = source[0].replace(f"]({path})", f"]({page})")
 
 
+def clean_attribute(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Leave out Python's own words on fields of named tuples, and take an attribute's first line for words alone.
+
+    Napoleon would take what stands before a colon of that line for a type; a comment before it is passed over.
+    """
+    if lines and lines[0].startswith("Alias for field number"):
+        lines.clear()
+    elif what in ("attribute", "data", "property"):
+        lines[:0] = [".. words", ""]
+
+
 def setup(app: Any) -> None:
     """Connect what this file adds to Sphinx."""
     app.connect("source-read", link_included)
+    # Napoleon's own has priority 500
+    app.connect("autodoc-process-docstring", clean_attribute, priority=400)
