@@ -12,7 +12,7 @@ RIVALS = ("sdpa-expanded", "sdpa-pre-expanded", "einsum-concatenated", "two-pass
 MEASURES = ("nDCG@10", "Success@1")
 DOCUMENTS = {
     ROOT / "README.md": ("index", "attention", "training", "quality"),
-    ROOT / "docs" / "index.md": ("precision", "prefilter", "million"),
+    ROOT / "docs" / "candidate-index.md": ("precision", "prefilter", "million"),
     ROOT / "mixencoder" / "pretrained" / "README.md": ("quality",),
 }
 

@@ -47,7 +47,8 @@ class Engine:
     Attributes:
         model: the torch module.
         tokenizer: its tokenizer.
-        read_query, read_document: from texts to token ids, as this engine cuts them.
+        read_query: from texts to token ids, as this engine cuts them.
+        read_document: the same of documents.
         score_terms: what `predict` and `rank` accept as ``score``: the whole, and single terms where there are any.
         encoded_types: what `rank` accepts as documents beside texts.
         reads_jointly: whether every pair takes a pass of its own through backbone layers.
@@ -285,7 +286,7 @@ class Engine:
             return_probabilities: also return what `probability` makes of each score.
 
         Returns:
-            [{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...] for every query.
+            ``[{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...]`` a query.
 
         Raises:
             InputError: no query or no document, a text that is not a string or holds no token, or a bad option.

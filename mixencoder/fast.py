@@ -39,7 +39,8 @@ class MixEncoder(EncodingEngine):
     Attributes:
         model: the `MixEncoderModel`.
         tokenizer: its tokenizer.
-        read_query, read_document: from texts to token ids, as this engine cuts them.
+        read_query: from texts to token ids, as this engine cuts them.
+        read_document: the same of documents.
 
     Example:
         >>> model = MixEncoder.from_pretrained()
@@ -205,11 +206,11 @@ class MixEncoder(EncodingEngine):
             batch_size, show_progress_bar, activation_fn, score: as in `predict`.
             return_probabilities: also return what `probability` makes of each score.
             prefilter: with an index and the dual term: keep so many by the dual score, which costs little, and let
-                only those interact with the query (docs/index.md has the measured loss).
+                only those interact with the query (docs/candidate-index.md has the measured loss).
             products: with an index: "native", or "int8" products of the FFN, which are faster and move scores a little.
 
         Returns:
-            [{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...] for every query.
+            ``[{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...]`` a query.
             With an index corpus_id is the document's place in iteration order, and "id" is always there.
 
         Raises:
@@ -267,7 +268,7 @@ class MixEncoder(EncodingEngine):
             documents: texts, of any number: an iterator is read as it goes.
             ids: a name of each; None takes a hash of the text, so that the same text twice is one document.
             path: a new or empty folder, or an unfinished index; None stays in memory.
-            precision: "float32", "float16", "bfloat16" or "int8": how numbers are stored (docs/index.md).
+            precision: "float32", "float16", "bfloat16" or "int8": how numbers are stored (docs/candidate-index.md).
             layout: "projected" stores all that the first interaction layer can know before a query; "compact" the
                 context embeddings alone, which takes less room and more time.
             on_overflow: "truncate" cuts documents that are longer than the model reads, "chunk" splits them and ranks

@@ -1,7 +1,8 @@
 """CandidateIndex: candidates encoded once, kept on disk or in memory, updated in transactions, read by many.
 
 Knows no model: only rows of named arrays, ids, a fingerprint of what encoded them, and the functions that turn texts
-and embeddings into rows. `mixencoder.fast.MixEncoder` makes and opens indexes; docs/index.md says what is promised.
+and embeddings into rows. `mixencoder.fast.MixEncoder` makes and opens indexes; docs/candidate-index.md says what is
+promised.
 """
 
 import dataclasses

@@ -47,6 +47,12 @@ def test_rank_prints_a_table_and_the_times_apart(checkpoint, lines):
     assert "ms" not in result.stdout
 
 
+def test_square_brackets_of_a_query_are_printed_as_they_are(checkpoint, lines):
+    result = run("rank", "a[0] [/b]", "--candidates", lines, "--model", checkpoint)
+    assert result.exit_code == 0, result.output
+    assert "“a[0] [/b]”" in result.stdout
+
+
 def test_json_alone_stands_on_stdout(checkpoint, lines):
     result = run("rank", "undo a commit", "--candidates", lines, "--json", "--top-k", "2", "--model", checkpoint)
     ranking = json.loads(result.stdout)

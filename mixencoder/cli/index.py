@@ -24,7 +24,7 @@ from mixencoder.cli.shared import (
 from mixencoder.errors import InputError
 
 app = typer.Typer(
-    help="Keep candidates on disk, encoded once (docs/index.md).", no_args_is_help=True, add_completion=False
+    help="Keep candidates on disk, encoded once (docs/candidate-index.md).", no_args_is_help=True, add_completion=False
 )
 
 PathArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the index.")]

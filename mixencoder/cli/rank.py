@@ -5,11 +5,9 @@ import sys
 import time
 from collections.abc import Sized
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from mixencoder.cli.shared import (
     BackendOption,
@@ -18,6 +16,7 @@ from mixencoder.cli.shared import (
     DeviceOption,
     DtypeOption,
     ModelOption,
+    print_ranking,
     say,
 )
 from mixencoder.errors import InputError
@@ -78,7 +77,7 @@ def rank(
     if as_json:
         typer.echo(json.dumps(results, ensure_ascii=False, indent=2))
     else:
-        _print_ranking(query, results)
+        print_ranking(query, results)
     say(", ".join(times))
 
 
@@ -88,28 +87,3 @@ def _count(candidates: Sized) -> str:
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:,.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.1f} ms"
-
-
-def _print_ranking(query: str, results: list[dict[str, Any]]) -> None:
-    table = Table(title=f"“{query}”", title_justify="left", box=None, pad_edge=False)
-    table.add_column("#", justify="right")
-    table.add_column("score", justify="right")
-    has_probabilities = "probability" in results[0]
-    if has_probabilities:
-        table.add_column("probability", justify="right")
-    has_ids = "id" in results[0]
-    if has_ids:
-        table.add_column("id")
-    table.add_column("candidate")
-    for place, result in enumerate(results, start=1):
-        names = [result["id"]] if has_ids else []
-        numbers = [f"{result['score']:.2f}"] + ([f"{result['probability']:.0%}"] if has_probabilities else [])
-        table.add_row(str(place), *numbers, *map(_literal, [*names, result.get("text") or ""]))
-    Console(highlight=False).print(table)
-
-
-def _literal(text: str) -> Any:
-    """Keep square brackets of a text from being read as markup."""
-    from rich.text import Text
-
-    return Text(text)

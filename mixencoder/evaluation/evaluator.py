@@ -52,7 +52,7 @@ def evaluate(
         batch_size, show_progress_bar: as in `mixencoder.engine.Engine.predict`.
 
     Returns:
-        {task name: Evaluation}.
+        ``{task name: Evaluation}``.
 
     Raises:
         MissingExtraError: ir-measures, scikit-learn or SciPy is not installed.

@@ -39,7 +39,8 @@ class Verification:
     """What `verify` found.
 
     Attributes:
-        documents, rows: live ones, when it looked.
+        documents: live ones, when it looked.
+        rows: live ones, when it looked.
         checked_bytes: of array data compared with checksums.
         damages: empty where all is well.
     """

@@ -21,7 +21,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         positions: (R,) int64 numpy; for every row the place of the document that it belongs to.
-        fields: name -> (R, *shape).
+        fields: name -> ``(R, *shape)``.
     """
 
     positions: np.ndarray
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
         id: its name.
         text: None where none is kept.
         metadata: the object given with it, or None.
-        fields: name -> (rows of the document, *shape), where asked for.
+        fields: name -> ``(rows of the document, *shape)``, where asked for.
     """
 
     id: str

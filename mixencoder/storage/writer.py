@@ -26,7 +26,7 @@ class Encoded(NamedTuple):
     """What an encode function returns.
 
     Attributes:
-        fields: name -> (R, *shape), the rows of all texts in order.
+        fields: name -> ``(R, *shape)``, the rows of all texts in order.
         row_counts: rows of each text, at least 1, adding up to R.
         cut: texts that were truncated.
     """
