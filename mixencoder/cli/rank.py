@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sized
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
