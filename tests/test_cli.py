@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from mixencoder import MixEncoder
@@ -16,14 +15,6 @@ from mixencoder.cli import app
 from mixencoder.errors import DataError
 
 LINES = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france"]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(backbone_path, tmp_path_factory) -> str:
-    torch.manual_seed(1)
-    path = tmp_path_factory.mktemp("checkpoint") / "model"
-    MixEncoder.from_backbone(backbone_path, dual_term=True).save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture

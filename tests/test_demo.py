@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from mixencoder import MixEncoder
@@ -21,14 +20,6 @@ EVERYDAY = {
     "my wifi does not work": "Restart the router",
     "why is the sky blue": "Air scatters",
 }
-
-
-@pytest.fixture(scope="module")
-def checkpoint(backbone_path, tmp_path_factory) -> str:
-    torch.manual_seed(1)
-    path = tmp_path_factory.mktemp("checkpoint") / "model"
-    MixEncoder.from_backbone(backbone_path, dual_term=True).save_pretrained(path)
-    return str(path)
 
 
 def run(*arguments: str, stdin: str | bytes | None = None):

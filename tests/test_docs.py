@@ -129,8 +129,8 @@ def commands(page: Path) -> Iterator[list[str]]:
     ours = r"(?:(?:mixencoder|pytest|pip|torchrun) |python -m (?:mix|bench))"
     # a line that ends in a backslash goes on
     indented = re.findall(rf"^    (?:    )?({ours}(?:.*\\\n)*.*)$", rest, flags=re.M)
-    inline = re.findall(rf"`({ours}[^`]*)`", rest)
-    for line in [*lines.replace("\\\n", " ").splitlines(), *indented, *(code.replace("\n", " ") for code in inline)]:
+    inline = [code for code in map(" ".join, map(str.split, re.findall(r"`([^`]+)`", rest))) if re.match(ours, code)]
+    for line in [*lines.replace("\\\n", " ").splitlines(), *indented, *inline]:
         yield from simple_commands(line.replace("\\\n", " "))
 
 
