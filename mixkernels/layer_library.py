@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mixkernels.dispatch import load
+from mixkernels.tensors import dense_rows
 
 
 def _define(name: str, signature: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
@@ -27,34 +28,29 @@ def _contiguous_like(tensor: Tensor) -> Tensor:
     return tensor.new_empty(tensor.shape)
 
 
-def _dense(tensor: Tensor) -> Tensor:
-    """Every backend reads dense rows, whatever the strides between them."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
 def _run_residual_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, backend: str
 ) -> Tensor:
     return load(backend, "layer").residual_layer_norm(
-        _dense(x), _dense(residual), weight.contiguous(), bias.contiguous(), eps=eps
+        dense_rows(x), dense_rows(residual), weight.contiguous(), bias.contiguous(), eps=eps
     )
 
 
 def _run_gate_layer_norm(
     gate: Tensor, update: Tensor, state: Tensor | None, weight: Tensor, bias: Tensor, eps: float, backend: str
 ) -> Tensor:
-    state = None if state is None else _dense(state)
+    state = None if state is None else dense_rows(state)
     return load(backend, "layer").gate_layer_norm(
-        _dense(gate), _dense(update), state, weight.contiguous(), bias.contiguous(), eps=eps
+        dense_rows(gate), dense_rows(update), state, weight.contiguous(), bias.contiguous(), eps=eps
     )
 
 
 def _run_gate_layer_norm_backward(
     grad: Tensor, gate: Tensor, update: Tensor, state: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, ...]:
-    state = None if state is None else _dense(state)
+    state = None if state is None else dense_rows(state)
     dgate, dupdate, dstate, dweight, dbias = load("triton", "layer").gate_layer_norm_backward(
-        _dense(grad), _dense(gate), _dense(update), state, weight.contiguous(), eps=eps
+        dense_rows(grad), dense_rows(gate), dense_rows(update), state, weight.contiguous(), eps=eps
     )
     # an operator's outputs are tensors
     return dgate, dupdate, update.new_empty(0) if dstate is None else dstate, dweight, dbias
@@ -68,7 +64,7 @@ def _fake_gate_layer_norm_backward(
 
 
 def _dense_rows(*rows: Tensor) -> tuple[Tensor, ...]:
-    return (*(_dense(tensor) for tensor in rows[:4]), *(parameter.contiguous() for parameter in rows[4:]))
+    return (*(dense_rows(tensor) for tensor in rows[:4]), *(parameter.contiguous() for parameter in rows[4:]))
 
 
 def _run_score_candidates(
@@ -149,7 +145,7 @@ RESIDUAL_LAYER_NORM_BACKWARD = _define(
     "residual_layer_norm_backward",
     "(Tensor grad, Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)",
     lambda grad, x, residual, weight, eps: load("triton", "layer").residual_layer_norm_backward(
-        _dense(grad), _dense(x), _dense(residual), weight.contiguous(), eps=eps
+        dense_rows(grad), dense_rows(x), dense_rows(residual), weight.contiguous(), eps=eps
     ),
     lambda grad, x, residual, weight, eps: (_contiguous_like(x), _contiguous_like(weight), _contiguous_like(weight)),
 )

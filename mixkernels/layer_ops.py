@@ -27,6 +27,7 @@ from mixkernels.layer_library import (
     SCORE_TOP_K,
 )
 from mixkernels.reference import layer as reference_layer
+from mixkernels.tensors import needs_grad
 from mixkernels.torch_backend import layer as torch_layer
 
 # by name rather than through `load`: torch.compile does not trace an import
@@ -68,7 +69,7 @@ def residual_layer_norm(
     tensors = checked_rows("x", {"x": x, "residual": residual}, weight, bias)
     x, residual = tensors["x"], expanded("residual", tensors["residual"], "x", tensors["x"])
     name = select_backend(backend, x, residual, weight, bias, operator="residual_layer_norm")
-    if _needs_grad(x, residual, weight, bias):
+    if needs_grad(x, residual, weight, bias):
         if name == "triton":
             return _ResidualLayerNorm.apply(x, residual, weight, bias, float(eps))
         return _DIFFERENTIABLE[name].residual_layer_norm(x, residual, weight, bias, eps=eps)
@@ -111,7 +112,7 @@ def gate_layer_norm(
         state = expanded("state", state, "update", update)
     inputs = (update, gate, weight, bias) if state is None else (update, gate, weight, bias, state)
     name = select_backend(backend, *inputs, operator="gate_layer_norm")
-    if _needs_grad(*inputs):
+    if needs_grad(*inputs):
         if name == "triton":
             return _GateLayerNorm.apply(gate, update, state, weight, bias, float(eps))
         return _DIFFERENTIABLE[name].gate_layer_norm(gate, update, state, weight, bias, eps=eps)
@@ -236,9 +237,9 @@ def score_candidates(
     if single:
         rows = (*(tensor.unsqueeze(0) for tensor in rows[:4]), weight, bias)
         additive = None if additive is None else additive.unsqueeze(0)
-    needs_grad = _needs_grad(*inputs)
+    recorded = needs_grad(*inputs)
     if top_k is None:
-        if not needs_grad:
+        if not recorded:
             scores = SCORE_CANDIDATES(*rows, additive, float(eps), name)
         elif name == "triton":
             scores = _ScoreCandidates.apply(*rows, float(eps))
@@ -246,7 +247,7 @@ def score_candidates(
         else:
             scores = _DIFFERENTIABLE[name].score_candidates(*rows, eps=eps, additive=additive)
         return scores.squeeze(0) if single else scores
-    if needs_grad:
+    if recorded:
         raise BackendError(
             "top_k is for inference, but an input requires a gradient; call under torch.no_grad(), or leave top_k out "
             "to differentiate the scores"
@@ -256,10 +257,6 @@ def score_candidates(
         running_scores, running_ids = (tensor.unsqueeze(0) for tensor in running) if single else running
     scores, ids = SCORE_TOP_K(*rows, additive, running_scores, running_ids, float(eps), top_k, first_id, name)
     return TopK(scores.squeeze(0), ids.squeeze(0)) if single else TopK(scores, ids)
-
-
-def _needs_grad(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 class _ResidualLayerNorm(torch.autograd.Function):

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from mixkernels.checks import Call, checked_call, checked_scale
 from mixkernels.dispatch import load, select_backend
+from mixkernels.tensors import dense_rows, needs_grad
 
 
 class CandidateAttention(NamedTuple):
@@ -112,13 +113,12 @@ def candidate_attention(
         context_scales=context_scales,
     )
     scale = 1.0 / math.sqrt(key.shape[-1]) if scale is None else checked_scale(scale)
-    # the last dimension must be dense for every backend; all other strides are free
-    call = Call._make(t if t is None or t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous() for t in call)
+    call = Call._make(None if tensor is None else dense_rows(tensor) for tensor in call)
 
     name = select_backend(backend, *(tensor for tensor in call if tensor is not None))
     if name == "reference":
         context, state, context_lse, state_lse = load(name, "attention").candidate_attention(call, scale=scale)
-    elif torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in call):
+    elif needs_grad(*call):
         call = _dequantised(call)
         context, state, context_lse, state_lse = _Differentiable.apply(scale, name, return_lse, *call)
     else:

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mixkernels.tensors import dense_rows
 from mixkernels.triton_backend.variant import KernelVariant
 
 SHIPPED_WIDTHS = (384, 768, 1024)
@@ -87,8 +88,7 @@ class RowLayout(NamedTuple):
 
 def row_layout(*tensors: Tensor) -> RowLayout:
     """Describe tensors (..., d) of one shape as rows; copies what has more than three unmergeable dimensions."""
-    # the kernels read dense rows
-    dense = [t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous() for t in tensors]
+    dense = [dense_rows(tensor) for tensor in tensors]
     sizes: list[int] = []
     strides: list[list[int]] = []
     for dim, size in enumerate(dense[0].shape[:-1]):

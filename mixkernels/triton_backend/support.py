@@ -6,6 +6,8 @@ import os
 import torch
 from torch import Tensor
 
+from mixkernels.tensors import needs_grad
+
 HEAD_DIMS = (16, 32, 64, 128)
 MAX_CONTEXT = 16
 MAX_WIDTH = 4096
@@ -58,7 +60,7 @@ def _attention_reasons(tensors: tuple[Tensor, ...]) -> list[str]:
         reasons.append(f"head dimension {head_dim} is not one of {', '.join(map(str, HEAD_DIMS))}")
     if num_context > MAX_CONTEXT:
         reasons.append(f"{num_context} context embeddings a candidate are more than {MAX_CONTEXT}")
-    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    wanted = needs_grad(*tensors)
     if wanted and head_dim == 128 and tensors[0].dtype == torch.float32 and num_context == MAX_CONTEXT:
         # 17 rows a candidate need tiles of 32 rows, which spill: see launch.rule
         reasons.append("float32 gradients at head dimension 128 take at most 15 context embeddings (use bfloat16)")
