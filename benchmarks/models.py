@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from benchmarks.costs import MINILM
 from mixencoder import MixEncoder
+from mixencoder.checkpoint import default_checkpoint, load_tokenizer
 from mixencoder.peers import CrossEncoder, DeFormer, DualEncoder, LateInteraction, PolyEncoder
 from mixencoder.query_cache import QueryStateCache
 
@@ -43,7 +44,7 @@ def backbone_config(**changes: Any) -> BertConfig:
 
 @cache
 def _tokenizer() -> Any:
-    return MixEncoder.from_pretrained().tokenizer
+    return load_tokenizer(default_checkpoint())
 
 
 @contextmanager

@@ -111,7 +111,8 @@ def _fused(model: MixEncoderModel, key: Tensor, value: Tensor, context: Tensor) 
     def call() -> Tensor:
         return torch.cat([layers.interact(workspace, inputs, hint, query) for inputs, hint in pieces])
 
-    stored = sum(part.nbytes for part in pieces[0][0] if part is not None) // PIECE
+    inputs, hint = pieces[0]
+    stored = sum(part.nbytes for part in inputs if part is not None) // len(hint)
     cost = interaction_cost(MINILM, CANDIDATES, 1, len(key), torch.float32, stored_bytes=stored)
     return Contender(call, cost, facts={"stored": "what depends on the candidate alone"})
 
