@@ -1,32 +1,75 @@
-"""Skips benchmarks unless they are asked for, and gives every record its provenance."""
+"""Skips benchmarks unless they are asked for, runs cases side by side, and gives every record its provenance."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.gpu import machine_at_hand
+from benchmarks.gpu_groups import Bench
+from benchmarks.machine import built_from, machine_facts
+from benchmarks.replay import GpuStage, Stage, skipped_entry
 from mixencoder import __version__
+from mixkernels.roofline import device_peaks
+
+SKIPPED = pytest.StashKey[list[dict[str, Any]]]()
+"""What a session left out, with the reasons."""
+_LONG = 'takes minutes: run pytest --benchmark-only -m "long or not long"'
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Show medians, which records hold, unless other columns are asked for."""
+    config.stash[SKIPPED] = []
+    if getattr(config.option, "benchmark_columns", None) is None:
+        config.option.benchmark_columns = ["median", "min", "max", "rounds"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("benchmark_only", False):
-        return
+    wanted = config.getoption("benchmark_only", False)
+    long_wanted = "long" in config.getoption("markexpr")
     for item in items:
-        if item.path.name.startswith("bench_"):
+        if not item.path.name.startswith("bench_"):
+            continue
+        if not wanted:
             item.add_marker(pytest.mark.skip(reason="a benchmark: run pytest --benchmark-only"))
+        elif item.get_closest_marker("long") and not long_wanted:
+            item.add_marker(pytest.mark.skip(reason=_LONG))
+            parameters = item.callspec.params
+            config.stash[SKIPPED].append(skipped_entry(parameters["case"], parameters["contender"], _LONG))
+        elif item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: none is visible"))
+
+
+@pytest.fixture(scope="session")
+def stage(pytestconfig: pytest.Config) -> Stage:
+    return Stage(pytestconfig.stash[SKIPPED])
+
+
+@pytest.fixture(scope="session")
+def gpu_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GpuStage]:
+    folder: Path = tmp_path_factory.mktemp("gpu")
+    return GpuStage(Bench(machine_at_hand(sys.argv[1:], None), "triton", folder, quick=True))
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    import triton
-
     machine_info.pop("node", None)
     machine_info["mixencoder"] = __version__
-    machine_info["torch"] = torch.__version__
-    machine_info["triton"] = triton.__version__
-    machine_info["threads"] = torch.get_num_threads()
-    machine_info["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
+    machine_info["facts"] = machine_facts()
+    machine_info["versions"] = built_from()["versions"]
+    machine_info["peaks"] = {
+        str(dtype).removeprefix("torch."): device_peaks("cpu", dtype)[0]._asdict()
+        for dtype in (torch.float32, torch.bfloat16)
+    }
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict) -> None:
+    output_json["skipped"] = config.stash[SKIPPED]
     for record in output_json["benchmarks"]:
         record["stats"].pop("data", None)
+        # a case and its contender's name, as objects: the record says both
+        record.pop("params", None)
     for noise in ("flags", "hz_actual", "hz_actual_friendly"):
         output_json["machine_info"]["cpu"].pop(noise, None)

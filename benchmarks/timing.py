@@ -6,35 +6,51 @@ from statistics import median
 
 from torch.profiler import ProfilerActivity, profile
 
+_SLOW = 1.0
+"""Seconds of a call from which on it is timed twice alone."""
+
 
 def interleaved_medians(
     calls: Mapping[str, Callable[[], object]], *, seconds: float = 0.3, least: int = 5, most: int = 40
 ) -> dict[str, float]:
-    """Median seconds of each call. Rounds take turns, so that a machine that slows down slows all of them.
+    """Median seconds of each call, over the samples of `interleaved_samples`."""
+    samples = interleaved_samples(calls, seconds=seconds, least=least, most=most)
+    return {name: median(values) for name, values in samples.items()}
+
+
+def interleaved_samples(
+    calls: Mapping[str, Callable[[], object]], *, seconds: float = 0.3, least: int = 5, most: int = 40
+) -> dict[str, list[float]]:
+    """Seconds of each call, several times. Rounds take turns, so that a machine that slows down slows all of them.
 
     In its turn each call runs twice and the second run is timed: the first one pays for caches and an allocator that
-    the call before, perhaps one of hundreds of megabytes, left behind.
+    the call before, perhaps one of hundreds of megabytes, left behind. A call of over a second does not notice.
 
     Args:
         calls: what to time.
         seconds: time to spend on each call, about.
         least, most: bounds of the number of rounds of each call; one that takes over a second gets two at most.
     """
-    rounds, times = {}, {name: [] for name in calls}
+    rounds, slow, times = {}, set(), {name: [] for name in calls}
     for name, call in calls.items():
         call()
-        start = time.perf_counter()
-        call()
-        once = time.perf_counter() - start
-        rounds[name] = min(2, most) if once > 1.0 else min(max(int(seconds / once), least), most)
+        once = _seconds(call)
+        rounds[name] = min(2, most) if once > _SLOW else min(max(int(seconds / once), least), most)
+        if once > _SLOW:
+            slow.add(name)
     for turn in range(max(rounds.values())):
         for name, call in calls.items():
             if turn < rounds[name]:
-                call()
-                start = time.perf_counter()
-                call()
-                times[name].append(time.perf_counter() - start)
-    return {name: median(values) for name, values in times.items()}
+                if name not in slow:
+                    call()
+                times[name].append(_seconds(call))
+    return times
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def peak_bytes(call: Callable[[], object]) -> int:

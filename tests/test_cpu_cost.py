@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.bench_candidate_attention import ours
 from benchmarks.formulations import Inputs
+from benchmarks.gpu_formulations import ours
 
 CANDIDATES = 1000
 

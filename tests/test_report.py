@@ -1,35 +1,239 @@
-"""The numbers of README and model card are the committed results' numbers."""
+"""Tables and pictures of the documents are those of the committed results."""
 
-import json
+import importlib.util
+import re
 
 import pytest
 
-from benchmarks.report import DOCUMENTS, RESULTS, rendered
+from benchmarks.contest import RECORD_KEYS
+from benchmarks.report import __main__ as command
+from benchmarks.report import pictures, tables
+from benchmarks.report.documents import documents, rendered
+from benchmarks.report.pictures import PICTURES, Panel, Picture, Series, is_current, picture_path
+from benchmarks.results_files import GROUPS, RESULTS, Results, read_results
+
+SUITE = [path for group in GROUPS for path in sorted(RESULTS.glob(f"*/{group}.json"))]
+with_matplotlib = pytest.mark.skipif(
+    importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed (extra plots)"
+)
 
 
-@pytest.mark.parametrize("path", list(DOCUMENTS), ids=lambda path: path.parent.name + "/" + path.name)
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.parent.name + "/" + path.name)
 def test_a_document_holds_what_the_results_say(path):
     text = path.read_text(encoding="utf-8")
-    assert rendered(text, DOCUMENTS[path]) == text
+    assert rendered(text, path.parent) == text
 
 
-@pytest.mark.parametrize("name", ["candidate_attention", "training_step"])
-def test_every_benchmark_record_is_a_claim_with_its_rival_and_its_limit(name):
-    (path,) = RESULTS.glob(f"*/{name}.json")
-    result = json.loads(path.read_text(encoding="utf-8"))
-    assert {"torch", "threads", "cpu_capability"} <= set(result["machine_info"])
-    assert "node" not in result["machine_info"]
-    assert result["commit_info"]["id"]
-    keys = {
-        "shape",
-        "dtype",
-        "device",
-        "backend",
-        "bytes",
-        "flops",
-        "fraction_of_limit",
-        "peak_bytes",
-        "rival",
-        "ratio",
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_shows_what_the_results_say(name):
+    assert is_current(name), f"{picture_path(name).name} is out of date: python -m benchmarks.report"
+
+
+@pytest.mark.parametrize("path", SUITE, ids=lambda path: path.parent.name + "/" + path.name)
+def test_every_committed_record_is_whole(path):
+    results = read_results(path)
+    assert results.records
+    assert all(tuple(record) == RECORD_KEYS for record in results.records)
+    assert all(record["group"] == path.stem for record in results.records)
+    assert {"kind", "capability", "native_bfloat16", "threads"} <= set(results.machine)
+    assert {"command", "date", "timing"} <= set(results.provenance)
+
+
+# -- documents ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_table(monkeypatch):
+    monkeypatch.setattr("benchmarks.report.documents.TABLES", {"some": lambda: "| 1 |"})
+
+
+def test_what_stands_between_marks_is_made_anew_and_the_rest_is_kept(one_table, tmp_path):
+    text = "a\n<!-- some table: begin -->\nold\n<!-- some table: end -->\nb\n"
+    new = rendered(text, tmp_path)
+    assert new == "a\n<!-- some table: begin -->\n| 1 |\n<!-- some table: end -->\nb\n"
+    assert rendered(new, tmp_path) == new
+
+
+def test_a_mark_without_an_end_or_a_meaning_is_an_error(one_table, tmp_path):
+    with pytest.raises(ValueError, match="has no <!-- some table: end --> behind it"):
+        rendered("<!-- some table: begin -->\n", tmp_path)
+    with pytest.raises(ValueError, match="there is no table 'other'; expected one of some"):
+        rendered("<!-- other table: begin -->\n<!-- other table: end -->\n", tmp_path)
+
+
+def test_check_writes_nothing_and_names_what_differs(one_table, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "page.md"
+    path.write_text("<!-- some table: begin -->\n<!-- some table: end -->\n")
+    monkeypatch.setattr(command, "documents", lambda: [path])
+    monkeypatch.setattr(command, "PICTURES", {})
+    before = path.read_text()
+    assert command.main(["--check"]) == 1
+    assert "differs: page.md" in capsys.readouterr().out
+    assert path.read_text() == before
+    assert command.main([]) == 0
+    assert "| 1 |" in path.read_text()
+    assert command.main(["--check"]) == 0
+
+
+# -- tables and pictures of made-up results ----------------------------------------------------------------------------
+
+
+def record(backend, seconds, **changes):
+    entry = dict.fromkeys(RECORD_KEYS) | {
+        "group": "end_to_end",
+        "operator": "rank",
+        "variant": "",
+        "shape": {"N": 10, "m": 16, "n": 128, "L": 6, "d": 384},
+        "dtype": "float32",
+        "backend": backend,
+        "own": backend == "mixencoder",
+        "seconds": seconds,
+        "fraction_of_limit": 0.5,
+        "peak_bytes": 2_000_000,
+        "bytes": 10,
+        "flops": 20,
+        "rival": "slow",
+        "ratios": {"slow": 4.0},
+        "facts": {"stored_bytes": 100_000},
+        "versions": {"torch": "2"},
+        "commit": "0123456789abcdef",
     }
-    assert all(keys <= set(record["extra_info"]) for record in result["benchmarks"])
+    return entry | changes
+
+
+MACHINE = {"name": "a processor", "capability": "AVX2", "threads": 2}
+
+
+@pytest.fixture
+def results(monkeypatch, tmp_path):
+    """Give groups records of a made-up machine."""
+    for module in (tables, pictures):
+        monkeypatch.setattr(module, "FOLDER", tmp_path)
+    monkeypatch.setattr(pictures, "COMPARISON", tmp_path / "none")
+
+    def give(group, records, peaks=None):
+        monkeypatch.setattr("benchmarks.results_files.RESULTS", tmp_path.parent)
+        from benchmarks.results_files import write_results
+
+        write_results(tmp_path.name, group, Results(MACHINE, peaks or {}, records, [], {}))
+
+    return give
+
+
+def test_without_a_record_a_table_says_how_to_make_it_and_there_is_no_picture(results):
+    assert "--only end_to_end" in tables.end_to_end_table()
+    assert "--only layers" in tables.layers_table()
+    assert [name for name, make in PICTURES.items() if make() is not None] == []
+
+
+def test_ranking_is_shown_with_losses_and_what_did_not_run_is_empty(results):
+    fast = record("fast", 0.001)
+    large = {**fast["shape"], "N": 1000}
+    few = [record("mixencoder", 0.01), record("slow", 0.04), fast]
+    many = [record("mixencoder", 0.1, shape=large), record("slow", 400.0, shape=large)]
+    results("end_to_end", [*few, *many])
+    assert tables.end_to_end_table().splitlines() == [
+        "| N | mixencoder | of the limit | slow | fast |",
+        "| --- | --- | --- | --- | --- |",
+        "| 10 | 10 ms | 50% | 4x | 0.1x |",
+        "| 1,000 | 100 ms | 50% | 4,000x |  |",
+        "",
+        "a processor, AVX2, 2 threads; PyTorch 2, commit 0123456789",
+    ]
+    cost = pictures.cost_picture()
+    lines = {one.label: one for one in cost.panels[0].series}
+    assert (lines["mixencoder"].x, lines["mixencoder"].y) == ((10.0, 1000.0), (10.0, 100.0))
+    assert lines["limit of mixencoder"].y == (5.0, 50.0)
+    kept, taken = pictures.memory_picture().panels
+    assert [(one.label, one.y) for one in kept.series] == [("mixencoder = slow", (1.0, 100.0)), ("fast", (1.0,))]
+    assert {one.y for one in taken.series} == {(2.0, 2.0), (2.0,)}
+
+
+def operator(backend, seconds, variant="", **changes):
+    changes = {"group": "operators", "operator": "candidate_attention", "variant": variant, **changes}
+    shape = {"N": 1000, "k": 1, "m": 64, "H": 12, "D": 64}
+    return record(backend, seconds, own=backend == "torch", rival="einsum", **{"shape": shape, **changes})
+
+
+def test_attention_joins_the_ratios_of_its_variants(results):
+    results(
+        "operators",
+        [
+            operator("torch", 0.004, ratios={"einsum": 1.5}),
+            operator("einsum", 0.006, ratios={"einsum": 1.0}),
+            operator("torch", 0.005, "compiled", ratios={"einsum": 9.0, "flex": 5.0}),
+        ],
+        {"float32": {"flops": 1e9, "bytes": 1e9, "exps": 1e9}},
+    )
+    head, _, row = tables.attention_table().splitlines()
+    assert head.endswith("| einsum | flex |")
+    assert row == "| 1000 | 1 | 64 | float32 | 4.00 ms | 50% | 1.50x | 5.00x |"
+    (panel,) = pictures.roofline_picture().panels
+    ours, rival, roof = panel.series
+    assert (ours.x, ours.y, rival.label) == ((2.0,), (5e-06,), "forward, best rival")
+    # bytes bound it to the left of the ridge, products to the right
+    assert dict(zip(roof.x, roof.y, strict=True))[1.0] == 1.0
+    assert roof.y[-1] == 1.0
+
+
+def test_a_loss_in_the_other_groups_is_a_multiple_below_one(results):
+    results("layers", [record("fused", 0.01, group="layers", operator="layer", own=True, ratios={"slow": 0.25})])
+    assert (
+        "| layer | N = 10, m = 16, n = 128, L = 6, d = 384 | fused | 10 ms | 50% | slow 0.25x |"
+        in tables.layers_table()
+    )
+
+
+# -- drawing -----------------------------------------------------------------------------------------------------------
+
+MADE_UP = Picture(
+    "some lines",
+    (
+        Panel("lines", "x", "y", (Series("a", (1.0, 10.0), (1.0, 2.0), "ours"), Series("b", (1.0,), (3.0,), "rival"))),
+        Panel("points", "x", "y", (Series("c", (1.0,), (1.0,), "ours", joined=False, notes=("c",)),)),
+    ),
+)
+
+
+@with_matplotlib
+def test_the_same_data_are_the_same_bytes_and_other_data_have_another_digest(tmp_path):
+    from benchmarks.report.drawing import draw
+
+    draw(MADE_UP, tmp_path / "a.svg")
+    draw(MADE_UP, tmp_path / "b.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert text == (tmp_path / "b.svg").read_text()
+    assert MADE_UP.digest in text
+    moved = Picture("some lines", MADE_UP.panels[:1])
+    assert moved.digest not in text
+    # letters stay letters
+    assert ">lines<" in text
+
+
+@with_matplotlib
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_committed_picture_is_drawn_again_as_it_is(name, tmp_path):
+    import matplotlib
+
+    from benchmarks.report.drawing import draw
+
+    picture, path = PICTURES[name](), picture_path(name)
+    if picture is None:
+        pytest.skip("not recorded yet")
+    text = path.read_text(encoding="utf-8")
+    (version,) = re.findall(r"Matplotlib v([\d.]+),", text)
+    if version != matplotlib.__version__:
+        pytest.skip(f"drawn by matplotlib {version}; {matplotlib.__version__} is installed")
+    draw(picture, tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_text(encoding="utf-8") == text
+
+
+@with_matplotlib
+def test_a_picture_that_is_out_of_date_is_found_and_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "documents", list)
+    for module in (command, pictures):
+        monkeypatch.setattr(module, "PICTURES", {"made up": lambda: MADE_UP})
+        monkeypatch.setattr(module, "picture_path", lambda name: tmp_path / "made-up.svg")
+    assert command.main(["--check"]) == 1
+    assert command.main([]) == 0
+    assert command.main(["--check"]) == 0

@@ -1,0 +1,210 @@
+"""The gate: fails when a ratio to a rival, or a fraction of the limit, fell against the committed record.
+
+``python -m benchmarks.compare --quick`` measures a few cases now, on a CPU, in about a minute: CI runs it.
+``python -m benchmarks.compare FOUND.json`` compares what ``pytest --benchmark-only --benchmark-json=FOUND.json`` wrote.
+Milliseconds are never compared. Exit code 1 says that something fell or is no longer measured.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.contest import Budget, Case, Record, run_case
+from benchmarks.machine import machine_facts, nearest
+from benchmarks.replay import skipped_entry
+from benchmarks.results_files import case_name, committed_records, machines, split
+
+KEPT = 0.75
+"""Share of the committed figure that must be left on a quiet machine. Runs of one commit differ by up to a fifth."""
+
+KEPT_IN_CI = 0.5
+"""The same for ratios on every push, beside other work on the same cores. Contenders take turns, so that a busy machine
+slows both; what it slows unevenly moves a ratio by a third at the most, in either direction. A path that is lost, such
+as expanding shared keys or leaving the fused layer, costs more than half."""
+
+ATTEMPTS = 4
+"""How often a quick case is measured before it counts as fallen; the best attempt counts."""
+
+QUICK_BUDGET = Budget(seconds=0.1, least=3, most=10)
+LAST_BUDGET = Budget(seconds=0.5, least=5, most=20)
+"""Of the last attempt."""
+
+Figures = dict[tuple[str, str, str], float]
+"""(case, contender, what) -> figure; what is "ratio to RIVAL" or "fraction of the limit"."""
+
+
+class Fall(NamedTuple):
+    """A figure that is lower than the committed one allows."""
+
+    case: str
+    backend: str
+    what: str
+    committed: float
+    found: float
+
+    def __str__(self) -> str:
+        return f"{self.case}: {self.backend}, {self.what}: {self.committed:.3g} committed, {self.found:.3g} found"
+
+
+class Verdict(NamedTuple):
+    """What a comparison says."""
+
+    compared: int
+    falls: list[Fall]
+    missing: list[str]
+    """Committed figures that were not measured, without a reason."""
+    not_run: list[str]
+    """Committed figures that were not measured, with the reason."""
+    unrecorded: list[str]
+    """Measured cases that have no committed record."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing fell and nothing is missing."""
+        return not self.falls and not self.missing
+
+    def lines(self) -> list[str]:
+        """What to print."""
+        return [
+            *(f"fell: {fall}" for fall in self.falls),
+            *(f"missing: {name}; record anew if this is meant: python -m benchmarks.record" for name in self.missing),
+            *(f"not run: {name}" for name in self.not_run),
+            *(f"no committed record: {name}" for name in self.unrecorded),
+            f"{self.compared} figures compared, {len(self.falls)} fell, {len(self.missing)} missing",
+        ]
+
+
+def figures(records: Iterable[Record], *, fractions: bool) -> Figures:
+    """What is compared of records: this library's ratios to every rival and, if wanted, its fractions of the limit."""
+    found: Figures = {}
+    for record in records:
+        if not record["own"]:
+            continue
+        key = case_name(record), record["backend"]
+        found |= {(*key, f"ratio to {rival}"): ratio for rival, ratio in record["ratios"].items()}
+        if fractions:
+            found[*key, "fraction of the limit"] = record["fraction_of_limit"]
+    return found
+
+
+def best(attempts: Iterable[Figures]) -> Figures:
+    """Every figure's best attempt."""
+    found: Figures = {}
+    for attempt in attempts:
+        for key, value in attempt.items():
+            found[key] = max(value, found.get(key, value))
+    return found
+
+
+def compare(committed: Figures, found: Figures, *, kept: float, skipped: Iterable[Mapping[str, Any]] = ()) -> Verdict:
+    """Compare figures with committed ones.
+
+    Args:
+        committed, found: of `figures`.
+        kept: share of a committed figure that must be left.
+        skipped: entries of contenders that did not run, with their reasons.
+    """
+    reasons = {(case_name(entry), entry["backend"]): entry["reason"] for entry in skipped}
+    falls, missing, not_run = [], [], []
+    for (case, backend, what), before in committed.items():
+        if (case, backend, what) in found:
+            after = found[case, backend, what]
+            if not after >= kept * before:
+                falls.append(Fall(case, backend, what, before, after))
+            continue
+        contenders = (backend, what.removeprefix("ratio to "))
+        reason = next((reasons[case, name] for name in contenders if (case, name) in reasons), None)
+        name = f"{case}: {backend}, {what}"
+        if reason is None:
+            missing.append(name)
+        else:
+            not_run.append(f"{name}: {reason}")
+    known = {case for case, _, _ in committed}
+    unrecorded = sorted({case for case, _, _ in found} - known)
+    return Verdict(len(committed.keys() & found.keys()), falls, missing, not_run, unrecorded)
+
+
+def quick_cases() -> list[Case]:
+    """The cases that CI measures."""
+    from benchmarks.cases import end_to_end, index, layers, operators
+
+    modules = (operators, layers, end_to_end, index)
+    return [case for module in modules for case in module.CASES if case.quick]
+
+
+def run_quick(
+    cases: Sequence[Case], committed: Figures, measure: Callable[[Case, Budget], Iterable[Record]]
+) -> Verdict:
+    """Measure cases, each again while something fell, and judge the best attempt.
+
+    Args:
+        cases: what to measure; those without a committed record are named and not measured.
+        committed: of `figures`.
+        measure: runs a case.
+    """
+    found: Figures = {}
+    known = {case for case, _, _ in committed}
+    wanted = {key: value for key, value in committed.items() if key[0] in {case.name for case in cases}}
+    skipped = [
+        skipped_entry(case, name, reason)
+        for case in cases
+        for name in case.contenders
+        if (reason := case.unavailable(name)) is not None
+    ]
+    for case in (case for case in cases if case.name in known):
+        own = {key: value for key, value in wanted.items() if key[0] == case.name}
+        for attempt in range(ATTEMPTS):
+            budget = LAST_BUDGET if attempt == ATTEMPTS - 1 else QUICK_BUDGET
+            found = best([found, figures(measure(case, budget), fractions=False)])
+            if not compare(own, {key: found[key] for key in own.keys() & found.keys()}, kept=KEPT_IN_CI).falls:
+                break
+    verdict = compare(wanted, found, kept=KEPT_IN_CI, skipped=skipped)
+    return verdict._replace(unrecorded=[case.name for case in cases if case.name not in known])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns 1 if something fell or is missing."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--quick", action="store_true", help="measure a few cases now, compare ratios alone")
+    what.add_argument("found", type=Path, nargs="?", help="file that pytest --benchmark-json wrote")
+    parser.add_argument("--device", help="folder of results to compare with; without it the nearest machine's")
+    parser.add_argument(
+        "--kept", type=float, default=KEPT, help="share of a figure that must be left (not with --quick)"
+    )
+    options = parser.parse_args(arguments)
+    if options.quick:
+        machine, document = machine_facts(), None
+    else:
+        document = json.loads(options.found.read_text(encoding="utf-8"))
+        machine = document["machine_info"]["facts"]
+    device, why = (options.device, f"with {options.device}") if options.device else nearest(machine, machines())
+    print(why)
+    if device is None:
+        print("nothing compared")
+        return 0
+    records = committed_records(device)
+    if options.quick:
+        verdict = run_quick(
+            quick_cases(),
+            figures(records, fractions=False),
+            lambda case, budget: run_case(case, budget).records.values(),
+        )
+    else:
+        groups = split(document, str(options.found))
+        found = [record for group in groups.values() for record in group.records]
+        # a run of one group says nothing of the others
+        records = [record for record in records if record["group"] in groups]
+        skipped = [entry for group in groups.values() for entry in group.skipped]
+        verdict = compare(
+            figures(records, fractions=True), figures(found, fractions=True), kept=options.kept, skipped=skipped
+        )
+    print("\n".join(verdict.lines()))
+    return 0 if verdict.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Record everything anew: ``python -m benchmarks.record --device cpu-zen3-2-threads``, on a quiet machine.
+
+Runs the suite, a process a group, and the measurements that stand alone, and writes benchmarks/results/DEVICE/. Two of
+these need data: without ``--beir-folder`` and ``--backbone`` their files stay as they are, which is said at the end.
+``python -m benchmarks.report`` then renders all documents.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.gpu_records import ROOT
+from benchmarks.results_files import GROUPS, split, write_results
+
+ALONE = ("index_speed", "index_million", "index_precision", "comparison_latency")
+"""Measurements that stand alone, by the name of their file."""
+NEEDED = {"index_precision": "--beir-folder", "comparison_latency": "--backbone"}
+
+
+def suite_command(group: str, *, long: bool) -> list[str]:
+    """Arguments of pytest that run a group of the suite."""
+    selection = ["-m", "long or not long"] if long else []
+    return ["pytest", f"benchmarks/bench_{group}.py", "--benchmark-only", "-q", *selection]
+
+
+def alone_command(name: str, options: argparse.Namespace) -> list[str] | None:
+    """Arguments of python that make a measurement which stands alone; None where its data are not given."""
+    device = ["--device", options.device]
+    if name == "index_speed":
+        return ["-m", "benchmarks.index_speed", *device, "--counts", "10", "100", "1000", "10000", "100000"]
+    if name == "index_million":
+        return ["-m", "benchmarks.index_million", *device]
+    if name == "index_precision":
+        return options.beir_folder and ["-m", "benchmarks.index_precision", str(options.beir_folder), *device]
+    return options.backbone and ["-m", "benchmarks.comparison.latency", "--backbone", str(options.backbone), *device]
+
+
+def record_group(group: str, device: str, *, long: bool) -> str | None:
+    """Run a group of the suite and write its file; return what went wrong, or None."""
+    arguments = suite_command(group, long=long)
+    shown = " ".join(f'"{part}"' if " " in part else part for part in arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "benchmark.json"
+        command = [sys.executable, "-m", *arguments, f"--benchmark-json={written}"]
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        if status != 0:
+            return f"pytest ended with {status}"
+        document = json.loads(written.read_text(encoding="utf-8"))
+    found = split(document, f"python -m benchmarks.record --device {device} --only {group} ({shown})")
+    write_results(device, group, found[group])
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns 1 if a measurement failed, whose file then stays as it was."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.record", description=__doc__)
+    parser.add_argument("--device", required=True, help="name of the machine, of the folder of results")
+    parser.add_argument(
+        "--only", action="append", choices=[*GROUPS, *ALONE], help="a group or measurement; may be repeated"
+    )
+    parser.add_argument("--no-long", action="store_true", help="leave out what takes minutes or a compiler")
+    parser.add_argument("--beir-folder", type=Path, help="SciFact, for index_precision")
+    parser.add_argument("--backbone", type=Path, help="an encoder, for comparison_latency")
+    options = parser.parse_args(arguments)
+    wanted, notes, failed = options.only or [*GROUPS, *ALONE], [], False
+    for name in wanted:
+        start = time.monotonic()
+        if name in GROUPS:
+            problem = record_group(name, options.device, long=not options.no_long)
+        elif command := alone_command(name, options):
+            status = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
+            problem = None if status == 0 else f"{' '.join(command)} ended with {status}"
+        else:
+            notes.append(f"{name}: left as it was; it needs {NEEDED[name]}")
+            continue
+        failed |= problem is not None
+        notes.append(f"{name}: {problem or 'recorded'} ({time.monotonic() - start:.0f} s)")
+    print("\n".join(notes))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

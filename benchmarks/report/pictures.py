@@ -1,0 +1,238 @@
+"""What the pictures show, out of committed results; `benchmarks.report.drawing` draws it.
+
+A picture is data until it is drawn, so that a test can tell, without drawing, whether a file is up to date: it holds
+the digest of its data.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.comparison.tables import cells, read_records, task_mean
+from benchmarks.comparison.tasks import CONTENDERS
+from benchmarks.contest import Record
+from benchmarks.gpu_records import ROOT
+from benchmarks.report.tables import ATTENTION, COMPARISON, FOLDER, suite_records
+from benchmarks.results_files import read_results
+
+OURS, RIVAL, LIMIT = "ours", "rival", "limit"
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points that belong together."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    role: str
+    """`OURS`, `RIVAL` or `LIMIT`."""
+    mark: str = "o"
+    """A marker of matplotlib's; "" for none."""
+    joined: bool = True
+    notes: tuple[str, ...] = ()
+    """Beside the points."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    y_log: bool = True
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What one file shows."""
+
+    alt: str
+    """In words, for those who do not see it."""
+    panels: tuple[Panel, ...]
+    columns: int = 1
+
+    @property
+    def digest(self) -> str:
+        """Of all that is drawn."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def picture_path(name: str) -> Path:
+    """Where a picture lies."""
+    return ROOT / "docs" / "images" / f"{name.replace(' ', '-')}.svg"
+
+
+def is_current(name: str) -> bool:
+    """Whether the file shows what the results say; without results there must be none."""
+    picture, path = PICTURES[name](), picture_path(name)
+    if picture is None:
+        return not path.exists()
+    return path.exists() and picture.digest in path.read_text(encoding="utf-8")
+
+
+def _rounded(values: Iterable[float]) -> tuple[float, ...]:
+    """Six digits, the same on every machine."""
+    return tuple(float(f"{value:.6g}") for value in values)
+
+
+def _series(label: str, points: Iterable[tuple[float, float]], role: str, **options: Any) -> Series:
+    x, y = zip(*points, strict=True)
+    return Series(label, _rounded(x), _rounded(y), role, **options)
+
+
+def _merged(series: Iterable[Series]) -> tuple[Series, ...]:
+    """Series whose points are the same as one that bears all their names."""
+    found: dict[tuple[tuple[float, ...], ...], Series] = {}
+    for one in series:
+        first = found.get((one.x, one.y))
+        found[one.x, one.y] = one if first is None else replace(first, label=f"{first.label} = {one.label}")
+    return tuple(found.values())
+
+
+def _by_contender(records: Sequence[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record["backend"], []).append(record)
+    return found
+
+
+def _role(record: Record) -> str:
+    return OURS if record["own"] else RIVAL
+
+
+# -- ranking against N -------------------------------------------------------------------------------------------------
+
+
+def cost_picture() -> Picture | None:
+    """Time of a query against N, every architecture, with the limit of ours."""
+    found = _by_contender(suite_records("end_to_end", "rank"))
+    if not found:
+        return None
+    series = [
+        _series(name, [(r["shape"]["N"], r["seconds"] * 1000) for r in records], _role(records[0]))
+        for name, records in found.items()
+    ]
+    own = next(records for records in found.values() if records[0]["own"])
+    least = [(r["shape"]["N"], r["fraction_of_limit"] * r["seconds"] * 1000) for r in own]
+    series.append(_series("limit of mixencoder", least, LIMIT, mark=""))
+    shape = own[0]["shape"]
+    title = f"a query of {shape['m']} tokens, candidates of {shape['n']}, {shape['L']} layers, d = {shape['d']}"
+    panel = Panel(title, "candidates N", "milliseconds from text to ranking", tuple(series))
+    return Picture(
+        "Time of a query against the number of candidates, on log axes, with the limit of this machine.", (panel,)
+    )
+
+
+def memory_picture() -> Picture | None:
+    """Bytes kept of all candidates, and bytes that a query allocates, against N."""
+    found = _by_contender(suite_records("end_to_end", "rank"))
+    if not found:
+        return None
+    kept = [
+        _series(
+            name,
+            [(r["shape"]["N"], r["shape"]["N"] * r["facts"]["stored_bytes"] / 1e6) for r in records],
+            _role(records[0]),
+        )
+        for name, records in found.items()
+    ]
+    taken = [
+        _series(name, [(r["shape"]["N"], r["peak_bytes"] / 1e6) for r in records], _role(records[0]))
+        for name, records in found.items()
+    ]
+    return Picture(
+        "Memory kept of all candidates, and memory that a query takes at most, against the number of candidates.",
+        (
+            Panel("kept of all candidates", "candidates N", "megabytes", _merged(kept)),
+            Panel("taken by a query, at most", "candidates N", "megabytes", tuple(taken)),
+        ),
+    )
+
+
+# -- operators against the limit ---------------------------------------------------------------------------------------
+
+_MODES = {"": ("forward", "o"), " backward": ("backward", "s"), " training step": ("training step", "^")}
+_OPERATORS = (ATTENTION, "residual_layer_norm", "gate_layer_norm", "score_candidates")
+
+
+def roofline_picture() -> Picture | None:
+    """Every operator beneath the roof of this machine, float32: FLOP/s against FLOPs a byte."""
+    path = FOLDER / "operators.json"
+    peaks = read_results(path).peaks.get("float32") if path.is_file() else None
+    panels = [panel for name in _OPERATORS if peaks and (panel := _roofline(name, peaks))]
+    if not panels:
+        return None
+    alt = "FLOP/s against FLOPs a byte of every operator, beneath the roof of memory and of matrix units."
+    return Picture(alt, tuple(panels), columns=2)
+
+
+def _roofline(operator: str, peaks: Mapping[str, float]) -> Panel | None:
+    series = []
+    for suffix, (mode, mark) in _MODES.items():
+        records = [
+            record
+            for record in suite_records("operators", operator + suffix)
+            if record["dtype"] == "float32" and not record["variant"]
+        ]
+        ours = [record for record in records if record["own"]]
+        rivals = [record for record in records if record["backend"] == record["rival"]]
+        for label, points, role in ((mode, ours, OURS), (f"{mode}, best rival", rivals, RIVAL)):
+            if points:
+                places = [(r["flops"] / r["bytes"], r["flops"] / r["seconds"] / 1e9) for r in points]
+                notes = tuple(map(_sizes, points)) if role == OURS and len(points) > 1 else ()
+                series.append(_series(label, places, role, mark=mark, joined=False, notes=notes))
+    if not series:
+        return None
+    left, right = (pick([x for one in series for x in one.x]) for pick in (min, max))
+    ridge = peaks["flops"] / peaks["bytes"]
+    roof = sorted({left / 3, ridge, max(right * 3, ridge * 3)})
+    points = [(x, min(x * peaks["bytes"], peaks["flops"]) / 1e9) for x in roof]
+    series.append(_series("roof", points, LIMIT, mark=""))
+    return Panel(operator, "FLOPs a byte", "GFLOP/s", tuple(series))
+
+
+def _sizes(record: Record) -> str:
+    return " ".join(f"{name}={size:,}" for name, size in record["shape"].items() if name in ("N", "k", "m"))
+
+
+# -- quality against time ----------------------------------------------------------------------------------------------
+
+
+def quality_picture() -> Picture | None:
+    """Mean quality of the architectures trained alike, against the time of a query."""
+    path = FOLDER / "comparison_latency.json"
+    if not COMPARISON.is_dir() or not path.is_file():
+        return None
+    found = cells(read_records(COMPARISON))
+    document = json.loads(path.read_text(encoding="utf-8"))
+    latency, shape = document["contenders"], document["shape"]
+    series = [
+        _series(
+            name,
+            [(latency[contender.architecture]["seconds"] * 1000, quality)],
+            OURS if contender.architecture == "mixencoder" else RIVAL,
+            notes=(name,),
+        )
+        for name, contender in CONTENDERS.items()
+        if name in found and (quality := task_mean(found[name])) is not None
+    ]
+    if not series:
+        return None
+    x_label = f"milliseconds a query, {shape['N']:,} candidates, {document['threads']} CPU threads"
+    panel = Panel("six architectures, trained alike", x_label, "mean over four tasks", tuple(series), y_log=False)
+    return Picture("Mean quality over four tasks against the time of a query, for six architectures.", (panel,))
+
+
+PICTURES: Mapping[str, Callable[[], Picture | None]] = {
+    "cost": cost_picture,
+    "memory": memory_picture,
+    "roofline": roofline_picture,
+    "quality": quality_picture,
+}
+"""By the name between a document's marks."""

@@ -1,0 +1,328 @@
+"""The tables of README and docs, out of committed results. Losses stand beside wins."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.comparison.tables import comparison_rows, growth_rows, part_rows
+from benchmarks.comparison.tables import read_records as read_comparison
+from benchmarks.contest import Record
+from benchmarks.results_files import RESULTS, read_results
+
+DEVICE = "cpu-zen3-2-threads"
+"""The machine that the documents speak of."""
+FOLDER = RESULTS / DEVICE
+ATTENTION = "candidate_attention"
+STEP = "candidate_attention training step"
+MEASURES = ("nDCG@10", "Success@1")
+
+Rows = list[list[str]]
+
+
+def missing(group: str) -> str:
+    """What stands where a group has no record yet."""
+    return f"Not recorded yet: `python -m benchmarks.record --device {DEVICE} --only {group}` does it."
+
+
+def suite_records(group: str, *operators: str) -> list[Record]:
+    """Records of a group, of some operators if named; none if there is no file."""
+    path = FOLDER / f"{group}.json"
+    records = read_results(path).records if path.is_file() else []
+    return [record for record in records if not operators or record["operator"] in operators]
+
+
+def by_case(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records of each operator, shape and precision, in the order of the file; variants of a case are one."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(json.dumps([record["operator"], record["shape"], record["dtype"]]), []).append(record)
+    return found
+
+
+def _own(records: Sequence[Record]) -> Record:
+    return next(record for record in records if record["own"])
+
+
+def _ratios(records: Sequence[Record]) -> dict[str, float]:
+    """Every rival's time over ours, those of variants behind; a rival of several runs counts by the first."""
+    found: dict[str, float] = {}
+    for record in records:
+        if record["own"] and record["backend"] == _own(records)["backend"]:
+            for name, ratio in record["ratios"].items():
+                found.setdefault(name, ratio)
+    return found
+
+
+def _machine(group: str) -> str:
+    """What a table was measured on and with, as its last line."""
+    results = read_results(FOLDER / f"{group}.json")
+    built = sorted({(record["versions"]["torch"], record["commit"][:10]) for record in results.records})
+    machine = results.machine
+    cpu = f"{machine['name']}, {machine['capability']}, {machine['threads']} threads"
+    return f"{cpu}; " + "; ".join(f"PyTorch {torch}, commit {commit}" for torch, commit in built)
+
+
+def _sizes(shape: Mapping[str, int], *names: str) -> str:
+    return ", ".join(f"{name} = {shape[name]:,}" for name in names or shape)
+
+
+def milliseconds(seconds: float) -> str:
+    """Three digits."""
+    value = seconds * 1000
+    return f"{value:,.0f} ms" if value >= 99.95 else f"{value:.3g} ms"
+
+
+def multiple(ratio: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{ratio:,.0f}x" if ratio >= 999.5 else f"{ratio:.3g}x"
+
+
+def attention_table() -> str:
+    """For every shape the torch backend's time, and every rival's time as a multiple of it."""
+    cases = by_case(suite_records("operators", ATTENTION))
+    if not cases:
+        return missing("operators")
+    rivals = list(dict.fromkeys(name for records in cases.values() for name in _ratios(records)))
+    rows = [["N", "k", "m", "precision", "torch backend", "of the limit", *rivals], ["---"] * (6 + len(rivals))]
+    for records in cases.values():
+        own, ratios = _own(records), _ratios(records)
+        rows.append(
+            [
+                *(str(own["shape"][name]) for name in ("N", "k", "m")),
+                own["dtype"],
+                f"{own['seconds'] * 1000:.2f} ms",
+                f"{own['fraction_of_limit']:.0%}",
+                *(f"{ratios[name]:.2f}x" if name in ratios else "" for name in rivals),
+            ]
+        )
+    return markdown(rows)
+
+
+def training_table() -> str:
+    """Every contender's training step: time, memory of its own, and its time as a multiple of the torch backend's."""
+    cases = by_case(suite_records("operators", STEP))
+    if not cases:
+        return missing("operators")
+    rows = [["step by", "queries x candidates", "time", "beside ours", "tensors of its own"], ["---"] * 5]
+    for records in cases.values():
+        own = _own(records)
+        for record in (one for one in records if not one["variant"]):
+            rows.append(
+                [
+                    "mixkernels, torch backend" if record is own else record["backend"],
+                    f"{record['shape']['B']} x {record['shape']['N']}",
+                    f"{record['seconds'] * 1000:.0f} ms",
+                    f"{record['seconds'] / own['seconds']:.2f}x",
+                    f"{record['peak_bytes'] / 1e6:.0f} MB",
+                ]
+            )
+    return markdown(rows)
+
+
+def operators_table() -> str:
+    """The remaining operators and modes: time, share of the limit, every rival as a multiple."""
+    records = [record for record in suite_records("operators") if record["operator"] not in (ATTENTION, STEP)]
+    return _ratio_table("operators", records)
+
+
+def layers_table() -> str:
+    """One interaction layer against the same layer over standard attention."""
+    return _ratio_table("layers", suite_records("layers"))
+
+
+def index_operations_table() -> str:
+    """Build, open, update, rank, and what a file of vectors kept by hand takes for it."""
+    return _ratio_table("index", suite_records("index"))
+
+
+def _ratio_table(group: str, records: Sequence[Record]) -> str:
+    cases = by_case(records)
+    if not cases:
+        return missing(group)
+    rows = [["what", "shape", "by", "time", "of the limit", "rivals, as multiples"], ["---"] * 6]
+    for found in cases.values():
+        for record in (one for one in found if one["own"] and not one["variant"]):
+            ratios = record["ratios"] if record is not _own(found) else _ratios(found)
+            rows.append(
+                [
+                    record["operator"],
+                    _sizes(record["shape"]),
+                    record["backend"],
+                    milliseconds(record["seconds"]),
+                    f"{record['fraction_of_limit']:.0%}",
+                    ", ".join(f"{name} {multiple(ratio)}" for name, ratio in ratios.items()),
+                ]
+            )
+    return f"{markdown(rows)}\n\n{_machine(group)}"
+
+
+def end_to_end_table() -> str:
+    """For every N the time from text to ranking, and everybody else's as a multiple of it."""
+    cases = by_case(suite_records("end_to_end"))
+    if not cases:
+        return missing("end_to_end")
+    records = [record for found in cases.values() for record in found]
+    others = list(dict.fromkeys(record["backend"] for record in records))
+    others.remove(_own(records)["backend"])
+    rows = [["N", _own(records)["backend"], "of the limit", *others], ["---"] * (3 + len(others))]
+    for found in cases.values():
+        own, times = _own(found), {record["backend"]: record["seconds"] for record in found}
+        rows.append(
+            [
+                f"{own['shape']['N']:,}",
+                milliseconds(own["seconds"]),
+                f"{own['fraction_of_limit']:.0%}",
+                *(multiple(times[name] / own["seconds"]) if name in times else "" for name in others),
+            ]
+        )
+    return f"{markdown(rows)}\n\n{_machine('end_to_end')}"
+
+
+def quality_table() -> str:
+    """Every task's measures: the untrained dual-encoder, and the default's score whole and by parts."""
+    path = FOLDER / "quality_default.json"
+    default = json.loads(path.read_text(encoding="utf-8"))["results"]
+    untrained = json.loads(path.with_name("quality_untrained.json").read_text(encoding="utf-8"))["results"]
+    columns = {
+        "all-MiniLM-L6-v2, untrained": [values["dual"] for values in untrained.values()],
+        "full score": [values["full"] for values in default.values()],
+        "interaction alone": [values["interaction"] for values in default.values()],
+        "dual term alone": [values["dual"] for values in default.values()],
+    }
+    rows = [["task", "measure", *columns], ["---"] * (2 + len(columns))]
+    for measure in MEASURES:
+        rows += [
+            [task, measure, *(f"{column[number][measure]:.3f}" for column in columns.values())]
+            for number, task in enumerate(default)
+        ]
+        means = [sum(values[measure] for values in column) / len(column) for column in columns.values()]
+        rows.append(["mean", measure, *(f"{mean:.3f}" for mean in means)])
+    return markdown(rows)
+
+
+def index_table() -> str:
+    """For every N the time from a query's text to its ranking through an index on disk, and rivals as multiples."""
+    path = FOLDER / "index_speed.json"
+    disk = "text to ranking, index on disk, projected float16"
+    columns = {
+        "query pass": ("seconds", "tokenise and query pass"),
+        "bare products": ("seconds", "products"),
+        "text to ranking": ("seconds", disk),
+        "cross-encoder": ("ratios", f"cross-encoder / {disk}"),
+        "plain PyTorch": ("beside", "plain eager"),
+        "late interaction": ("beside", "late interaction"),
+        "dual-encoder": ("beside", "dual-encoder"),
+        "int8 products": ("seconds", f"{disk} int8 products"),
+        "cross-encoder, to int8": ("ratios", f"cross-encoder / {disk} int8 products"),
+    }
+    rows = [["N", *columns], ["---"] * (1 + len(columns))]
+    for record in json.loads(path.read_text(encoding="utf-8"))["records"]:
+        row = [f"{record['N']:,}"]
+        for kind, name in columns.values():
+            if name not in record["ratios" if kind == "ratios" else "seconds"]:
+                row.append("")
+            elif kind == "seconds":
+                row.append(f"{record['seconds'][name] * 1000:,.1f} ms")
+            else:
+                ratio = (
+                    record["ratios"][name] if kind == "ratios" else record["seconds"][name] / record["seconds"][disk]
+                )
+                row.append(f"{ratio:.3g}x")
+        rows.append(row)
+    return markdown(rows)
+
+
+def _precision_records() -> list[dict]:
+    path = FOLDER / "index_precision.json"
+    return json.loads(path.read_text(encoding="utf-8"))["records"]
+
+
+def precision_table() -> str:
+    """Every stored format: size and quality."""
+    rows = [
+        ["layout", "precision", "bytes a candidate", "nDCG@10", "best ten found again", "time a query"],
+        ["---"] * 6,
+    ]
+    for record in _precision_records():
+        if "prefilter" not in record and "score" not in record:
+            precision = record["precision"] + (", int8 products" if "products" in record else "")
+            size = f"{record['bytes_per_candidate']:,}"
+            rows.append([record["layout"], precision, size, *_quality(record)])
+    return markdown(rows)
+
+
+def prefilter_table() -> str:
+    """Every prefilter: what is lost and saved."""
+    rows = [["prefilter", "nDCG@10", "best ten found again", "time a query"], ["---"] * 4]
+    for record in _precision_records():
+        if (record["layout"], record["precision"]) == ("projected", "float16") and "products" not in record:
+            kept = "dual score alone" if "score" in record else str(record.get("prefilter", "none"))
+            rows.append([kept, *_quality(record)])
+    return markdown(rows)
+
+
+def million_table() -> str:
+    """What a large index takes."""
+    path = FOLDER / "index_million.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    seconds, memory = found["seconds"], found["anonymous_bytes"]
+    gained = memory["most while ranking"] - memory["before ranking"]
+    rows = [
+        ["candidates", f"{found['documents']:,}"],
+        ["---", "---"],
+        ["to fill", f"{seconds['fill']:.0f} s"],
+        ["to open", f"{seconds['open'] * 1000:.0f} ms"],
+        ["to rank all for a query", f"{seconds['rank']:.0f} s"],
+        ["array files, beside the arrays' own bytes", f"{found['array_file_bytes'] / found['array_bytes']:.4f}"],
+        ["ids and checksums", f"{found['catalogue_bytes'] / 1e6:.0f} MB"],
+        ["anonymous memory gained while ranking", f"{gained / 1e6:.1f} MB"],
+    ]
+    return markdown(rows)
+
+
+def _quality(record: dict) -> list[str]:
+    milliseconds = f"{record['seconds_per_query'] * 1000:.0f} ms"
+    return [f"{record['ndcg_at_10']:.4f}", f"{record['overlap_at_10']:.1%}", milliseconds]
+
+
+COMPARISON = FOLDER / "comparison_small"
+
+
+def _comparison(rows: Callable[[list[dict[str, Any]]], Rows]) -> str:
+    if not COMPARISON.is_dir():
+        return "Not recorded yet: `python -m benchmarks.comparison all` does it."
+    return markdown(rows(read_comparison(COMPARISON)))
+
+
+def comparison_table() -> str:
+    """Quality of all architectures trained alike, and what a query and a candidate cost."""
+    path = FOLDER / "comparison_latency.json"
+    return _comparison(
+        lambda records: comparison_rows(
+            records, json.loads(path.read_text(encoding="utf-8"))["contenders"], intervals=False
+        )
+    )
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "index": index_table,
+    "precision": precision_table,
+    "prefilter": prefilter_table,
+    "million": million_table,
+    "attention": attention_table,
+    "training": training_table,
+    "operators": operators_table,
+    "layers": layers_table,
+    "end to end": end_to_end_table,
+    "index operations": index_operations_table,
+    "quality": quality_table,
+    "comparison": comparison_table,
+    "comparison parts": lambda: _comparison(part_rows),
+    "comparison growth": lambda: _comparison(growth_rows),
+}
+"""By the name between a document's marks."""
+
+
+def markdown(rows: Rows) -> str:
+    """A table of cells."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,0 +1,81 @@
+"""Files of results: what the suite found, by group, as benchmarks/results/DEVICE/GROUP.json keeps it.
+
+Written by `benchmarks.record`, read by `benchmarks.report` and `benchmarks.compare`.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.contest import RECORD_KEYS, Record
+from benchmarks.gpu_records import ROOT, write_json
+
+RESULTS = ROOT / "benchmarks" / "results"
+GROUPS = ("operators", "layers", "end_to_end", "index")
+
+
+class Results(NamedTuple):
+    """One group on one machine."""
+
+    machine: dict[str, Any]
+    peaks: dict[str, dict[str, float]]
+    """What the machine can do at best, measured in the same run, by precision."""
+    records: list[Record]
+    skipped: list[dict[str, Any]]
+    provenance: dict[str, Any]
+
+
+def case_name(record: Mapping[str, Any]) -> str:
+    """Name of a record's case, as `benchmarks.contest.Case.name`."""
+    sizes = " ".join(f"{name}={size}" for name, size in record["shape"].items())
+    return " ".join(filter(None, [record["operator"], sizes, record["dtype"], record.get("variant", "")]))
+
+
+def read_results(path: Path) -> Results:
+    """Read a file of a group."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    return Results(*(document[name] for name in Results._fields))
+
+
+def machines() -> dict[str, dict[str, Any]]:
+    """Facts of the machines that have results of the suite, by name of their folder."""
+    found = {}
+    for path in sorted(path for group in GROUPS for path in RESULTS.glob(f"*/{group}.json")):
+        found.setdefault(path.parent.name, read_results(path).machine)
+    return found
+
+
+def committed_records(device: str) -> list[Record]:
+    """All records of the suite on a device."""
+    paths = [RESULTS / device / f"{group}.json" for group in GROUPS]
+    return [record for path in paths if path.is_file() for record in read_results(path).records]
+
+
+def split(document: Mapping[str, Any], command: str) -> dict[str, Results]:
+    """Results by group of what pytest-benchmark wrote, without its own statistics and options.
+
+    Args:
+        document: of ``pytest --benchmark-json``.
+        command: that made it.
+    """
+    info = document["machine_info"]
+    provenance = {"command": command, "date": document["datetime"], "timing": "medians of interleaved rounds"}
+    found = {}
+    for group in GROUPS:
+        records = [
+            {key: one["extra_info"][key] for key in RECORD_KEYS}
+            for one in document["benchmarks"]
+            if one["extra_info"].get("group") == group
+        ]
+        skipped = [entry for entry in document["skipped"] if entry["group"] == group]
+        if records:
+            found[group] = Results(info["facts"], info["peaks"], records, skipped, provenance)
+    return found
+
+
+def write_results(device: str, group: str, results: Results) -> Path:
+    """Write a group's file whole and return its path."""
+    path = RESULTS / device / f"{group}.json"
+    write_json(path, results._asdict())
+    return path

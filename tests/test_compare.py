@@ -1,0 +1,229 @@
+"""The gate's logic, on made-up records: a fall is caught, a rise and noise are not, what is missing is named."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import compare as gate
+from benchmarks.compare import ATTEMPTS, KEPT, KEPT_IN_CI, best, compare, figures, run_quick
+from benchmarks.contest import RECORD_KEYS, Case
+from benchmarks.machine import machine_facts
+
+CASE = "attention N=10 float32"
+
+
+def record(ratio=4.0, fraction=0.4, backend="torch", rival="sdpa", **changes):
+    entry = {
+        "group": "operators",
+        "operator": "attention",
+        "variant": "",
+        "shape": {"N": 10},
+        "dtype": "float32",
+        "backend": backend,
+        "own": backend == "torch",
+        "fraction_of_limit": fraction,
+        "ratios": {rival: ratio},
+    }
+    return entry | changes
+
+
+def judged(committed, found, *, fractions=True, kept=KEPT, skipped=()):
+    return compare(
+        figures(committed, fractions=fractions), figures(found, fractions=fractions), kept=kept, skipped=skipped
+    )
+
+
+@pytest.mark.parametrize(("ratio", "fraction"), [(4.0, 0.4), (40.0, 0.9), (3.01, 0.31)])
+def test_the_same_a_rise_and_noise_pass(ratio, fraction):
+    verdict = judged([record()], [record(ratio, fraction)])
+    assert verdict.passed
+    assert verdict.compared == 2
+
+
+@pytest.mark.parametrize(
+    ("ratio", "fraction", "what"), [(2.9, 0.4, "ratio to sdpa"), (4.0, 0.29, "fraction of the limit")]
+)
+def test_a_fall_is_caught_and_says_what_fell(ratio, fraction, what):
+    verdict = judged([record()], [record(ratio, fraction)])
+    assert not verdict.passed
+    (fall,) = verdict.falls
+    assert (fall.case, fall.backend, fall.what) == (CASE, "torch", what)
+    assert f"fell: {CASE}: torch, {what}" in "\n".join(verdict.lines())
+
+
+def test_not_a_number_is_a_fall():
+    assert judged([record()], [record(float("nan"))]).falls
+
+
+def test_a_loss_that_stays_a_loss_passes_and_one_that_grows_does_not():
+    assert judged([record(0.5)], [record(0.5)]).passed
+    assert not judged([record(0.5)], [record(0.3)]).passed
+
+
+def test_rivals_records_and_milliseconds_are_not_compared():
+    slower = record(0.01, 0.0001, backend="sdpa")
+    assert judged([record(), record(1.0, 0.1, backend="sdpa")], [record(seconds=99.0), slower]).passed
+
+
+def test_what_is_missing_is_named_and_fails_unless_there_is_a_reason():
+    verdict = judged([record(), record(shape={"N": 99})], [record()])
+    assert not verdict.passed
+    assert verdict.missing == [
+        "attention N=99 float32: torch, ratio to sdpa",
+        "attention N=99 float32: torch, fraction of the limit",
+    ]
+    assert "record anew" in "\n".join(verdict.lines())
+    committed = record(ratios={"sdpa": 4.0, "flex": 2.0})
+    skipped = [record(backend="flex") | {"reason": "needs a compiler"}]
+    verdict = judged([committed], [record()], skipped=skipped)
+    assert verdict.passed
+    assert verdict.not_run == [f"{CASE}: torch, ratio to flex: needs a compiler"]
+
+
+def test_what_has_no_committed_record_is_named_and_passes():
+    verdict = judged([], [record()])
+    assert verdict.passed
+    assert verdict.unrecorded == [CASE]
+
+
+def test_variants_of_a_case_are_cases_of_their_own():
+    compiled = record(2.0, variant="compiled")
+    assert judged([record(), compiled], [record(), compiled]).compared == 4
+    assert not judged([record(), compiled], [record(), record(1.0, variant="compiled")]).passed
+
+
+def test_the_best_attempt_counts_figure_by_figure():
+    first, second = ("a", "torch", "x"), ("a", "torch", "y")
+    assert best([{first: 1.0, second: 3.0}, {first: 2.0, second: 1.0}]) == {first: 2.0, second: 3.0}
+
+
+# -- what CI runs ------------------------------------------------------------------------------------------------------
+
+
+def quick_case(operator="attention", **options):
+    return Case(
+        "operators", operator, {"N": 10}, torch.float32, ("torch",), ("sdpa", "flex"), list, quick=True, **options
+    )
+
+
+class Measured:
+    """Measures cases as it was told to, and counts."""
+
+    def __init__(self, *ratios):
+        self.ratios, self.budgets = list(ratios), []
+
+    def __call__(self, case, budget):
+        self.budgets.append(budget)
+        return [record(self.ratios.pop(0), 0.0001, operator=case.operator)]
+
+
+COMMITTED = figures([record()], fractions=False)
+
+
+def test_what_passes_is_measured_once():
+    measure = Measured(4.0 * KEPT_IN_CI)
+    verdict = run_quick([quick_case()], COMMITTED, measure)
+    assert verdict.passed
+    assert verdict.compared == 1
+    assert len(measure.budgets) == 1
+
+
+def test_a_bad_moment_is_measured_again():
+    measure = Measured(0.1, 1.9, 3.9)
+    assert run_quick([quick_case()], COMMITTED, measure).passed
+    assert len(measure.budgets) == 3
+
+
+def test_what_stays_down_fails_after_a_longer_last_attempt():
+    measure = Measured(*[1.9] * ATTEMPTS)
+    verdict = run_quick([quick_case()], COMMITTED, measure)
+    assert [fall.found for fall in verdict.falls] == [1.9]
+    assert len(measure.budgets) == ATTEMPTS
+    assert measure.budgets[-1].seconds > measure.budgets[0].seconds
+
+
+def test_quick_cases_without_a_record_are_named_and_not_measured():
+    measure = Measured(4.0)
+    verdict = run_quick([quick_case(), quick_case("new")], COMMITTED, measure)
+    assert verdict.passed
+    assert verdict.unrecorded == ["new N=10 float32"]
+
+
+def test_records_of_other_cases_are_none_of_the_quick_run_s_business():
+    committed = COMMITTED | figures([record(shape={"N": 99})], fractions=False)
+    assert run_quick([quick_case()], committed, Measured(4.0)).passed
+
+
+def test_a_rival_that_is_not_installed_is_named_and_passes():
+    committed = figures([record(ratios={"sdpa": 4.0, "flex": 9.0})], fractions=False)
+    case = quick_case(unavailable=lambda name: "not installed" if name == "flex" else None)
+    verdict = run_quick([case], committed, Measured(4.0))
+    assert verdict.passed
+    assert verdict.not_run == [f"{CASE}: torch, ratio to flex: not installed"]
+    # without a reason it is missed
+    assert not run_quick([quick_case()], committed, Measured(4.0)).passed
+
+
+def test_every_group_but_the_disk_is_part_of_the_quick_run():
+    assert {case.group for case in gate.quick_cases()} == {"operators", "layers", "end_to_end"}
+
+
+# -- command line ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def committed(monkeypatch):
+    """One machine, like this one, with one committed record."""
+    monkeypatch.setattr(gate, "machines", lambda: {"here": machine_facts()})
+    monkeypatch.setattr(gate, "committed_records", lambda device: [whole(4.0)])
+
+
+def whole(ratio):
+    return dict.fromkeys(RECORD_KEYS) | record(ratio)
+
+
+def written(tmp_path, ratio, facts=None):
+    path = tmp_path / "found.json"
+    document = {
+        "machine_info": {"facts": facts or machine_facts(), "peaks": {}},
+        "datetime": "now",
+        "skipped": [],
+        "benchmarks": [{"extra_info": whole(ratio)}],
+    }
+    path.write_text(json.dumps(document))
+    return str(path)
+
+
+def test_the_command_fails_when_something_fell(committed, tmp_path, capsys):
+    assert gate.main([written(tmp_path, 4.0)]) == 0
+    assert "nearest to here" in capsys.readouterr().out
+    assert gate.main([written(tmp_path, 2.9)]) == 1
+    assert "4 committed, 2.9 found" in capsys.readouterr().out
+    assert gate.main([written(tmp_path, 2.9), "--kept", "0.5"]) == 0
+
+
+def test_another_kind_of_machine_is_not_compared_and_says_why(committed, tmp_path, capsys):
+    path = written(tmp_path, 0.1, machine_facts() | {"threads": 999})
+    assert gate.main([path]) == 0
+    out = capsys.readouterr().out
+    assert "threads is 999 here" in out
+    assert "nothing compared" in out
+    assert gate.main([path, "--device", "here"]) == 1
+
+
+def test_the_quick_command_measures_and_judges(committed, monkeypatch, capsys):
+    class Found:
+        records = {"torch": record(1.0)}  # noqa: RUF012
+
+    monkeypatch.setattr(gate, "quick_cases", lambda: [quick_case()])
+    monkeypatch.setattr(gate, "run_case", lambda case, budget: Found)
+    assert gate.main(["--quick"]) == 1
+    assert "fell" in capsys.readouterr().out
+    Found.records = {"torch": record(2.1)}
+    assert gate.main(["--quick"]) == 0
+
+
+def test_the_command_wants_one_of_both():
+    with pytest.raises(SystemExit):
+        gate.main([])
