@@ -23,7 +23,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), ROOT / "mixencoder" / "
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.S | re.M)
 PACKAGES = ("mixencoder", "mixencoder.peers", "mixencoder.evaluation", "mixkernels")
 MODULE_RUNNERS = {"python", "python3", "ncu", "torchrun"}
-OTHER_PROGRAMS = {"cp", "git", "mkdir", "ncu", "proton-viewer", "pytest", "sphinx-build", "venv"}
+OTHER_PROGRAMS = {"cp", "git", "mkdir", "ncu", "proton-viewer", "pyrefly", "pytest", "ruff", "sphinx-build", "venv"}
 OTHER_PROGRAMS |= {"triton.profiler.proton"}
 
 
