@@ -290,7 +290,7 @@ def _prepare(config: TrainConfig, specs: list[DataSpec], folder: Path) -> tuple[
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        warmup_steps=math.ceil(config.steps / 10),
+        warmup_steps=config.steps // 10,
         lr_scheduler_type="linear",
         bf16=config.bf16,
         use_cpu=not torch.cuda.is_available(),
