@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mixencoder.architectures import ARCHITECTURES, load_engine
+from mixencoder.architectures import ARCHITECTURES, front_door, load_engine
 from mixencoder.training.run import TrainConfig, train
 from tests.synthetic import (
     both_low_pairs,
@@ -53,6 +53,15 @@ def test_it_learns_to_classify(tmp_path, encoder, words, architecture):
     assert model.config.heads == ["classification"]
     assert model.config.id2label == {0: "low", 1: "mixed"}
     assert class_accuracy(model, words) >= LEARNED
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_model_that_did_not_learn_does_not_pass(encoder, words, architecture):
+    """A loss without a gradient leaves a model as it starts: then the tests above fail."""
+    torch.manual_seed(0)
+    model = front_door(architecture).from_backbone(encoder).with_head("classification", ["low", "mixed"])
+    assert ranking_accuracy(model, words) <= LEARNED / 2
+    assert class_accuracy(model, words) <= (0.5 + LEARNED) / 2
 
 
 @pytest.mark.parametrize("architecture", ["mixencoder", "dual-encoder"])
