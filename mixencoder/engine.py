@@ -71,7 +71,7 @@ class Engine:
     def save_pretrained(self, directory: str | Path) -> None:
         """Write configuration, weights (safetensors) and tokenizer into a directory, which `from_pretrained` reads.
 
-        A crash leaves every file either as it was or as it becomes, never half-written.
+        A crash leaves the checkpoint that was there or the new one, never a mix; other files there stay.
 
         Raises:
             CheckpointError: the directory cannot be written.

@@ -18,9 +18,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mixencoder.durable import sync_folder
 from mixencoder.storage.catalogue import Catalogue, Manifest
 from mixencoder.storage.errors import IndexDamagedError, IndexLockedError, IndexStateError, IndexStorageError
-from mixencoder.storage.shards import Arrays, ShardFiles, refusal, sync_folder
+from mixencoder.storage.shards import Arrays, ShardFiles, refusal
 
 KIND = "mixencoder-candidate-index"
 FORMAT = 1

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import platform
 import shutil
 import time
@@ -19,9 +18,12 @@ import torch
 
 from mixencoder.architectures import ARCHITECTURES, load_engine
 from mixencoder.backbones import encoder_layers
+from mixencoder.checkpoint import save
+from mixencoder.durable import is_vacant, standing
 from mixencoder.engine import Engine
 from mixencoder.errors import DataError, InputError, TruncationWarning
 from mixencoder.training.batches import Collator, ExampleDataset
+from mixencoder.training.checks import check_contrast, check_heads, check_texts, ranked
 from mixencoder.training.examples import Source, read_source
 from mixencoder.training.objective import DISTILLATIONS, Objective, Teacher
 from mixencoder.training.start import BUNDLED, CLASS_FIELDS, checkpoint_path, new_model, trained_model
@@ -140,6 +142,9 @@ def train(config: TrainConfig) -> Engine:
     if state.is_main_process:
         _prepare_folder(config, unfinished)
     state.wait_for_everyone()
+    if not is_vacant(Path(config.output)):
+        # the interrupted run had come to its end
+        return load_engine(config.output, device="cpu")
     checkpoint = last_checkpoint(unfinished)
     try:
         engine, trainer = _prepare(config, specs, unfinished)
@@ -150,9 +155,8 @@ def train(config: TrainConfig) -> Engine:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         engine.model.requires_grad_(True).eval()
         if state.is_main_process:
-            seconds = time.perf_counter() - start
-            engine.save_pretrained(config.output)
-            _write_record(config, trainer, specs, seconds)
+            record = _record(config, trainer, specs, time.perf_counter() - start)
+            save(engine.model, engine.tokenizer, Path(config.output), beside={RECORD: record})
             shutil.rmtree(unfinished)
         state.wait_for_everyone()
     finally:
@@ -215,31 +219,31 @@ def _spec(item: str | dict[str, Any] | DataSpec, data_dir: str) -> DataSpec:
 
 
 def _prepare_folder(config: TrainConfig, unfinished: Path) -> None:
-    """Make the folder of checkpoints; refuse to overwrite anything."""
-    output = Path(config.output)
-    if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
-        raise InputError(f"{output} exists and is not empty; name another output, or move it away")
+    """Make the folder of checkpoints, or see that a run can go on from the one that is there; overwrite nothing."""
+    output, known = Path(config.output), unfinished / "config.json"
     # not asdict, which would copy rows that were given as data
     fields = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
     settings = json.loads(json.dumps(fields, default=_named))
-    known = unfinished / "config.json"
-    if unfinished.exists():
-        if last_checkpoint(unfinished) is None:
-            # nothing in it can be used: a run died before its first checkpoint was whole
-            shutil.rmtree(unfinished)
-        elif not config.resume:
-            raise InputError(
-                f"{unfinished} holds an interrupted run; go on with it (resume), or remove it to start again"
-            )
-        else:
-            before = json.loads(known.read_text(encoding="utf-8"))
-            changed = [name for name in settings if name not in _MAY_CHANGE and settings[name] != before.get(name)]
-            if changed:
-                found = ", ".join(f"{name} {settings[name]!r} instead of {before.get(name)!r}" for name in changed)
-                raise InputError(f"{unfinished} was begun with other settings: {found}; resume with the same ones")
-            return
-    unfinished.mkdir(parents=True)
-    known.write_text(json.dumps(settings), encoding="utf-8")
+    is_done = (standing(output) / RECORD).is_file() and unfinished.exists()
+    if not is_vacant(output) and not (config.resume and is_done):
+        raise InputError(f"{output} exists and is not empty; name another output, or move it away")
+    if unfinished.exists() and not is_done and last_checkpoint(unfinished) is None:
+        # nothing in it can be used: a run died before its first checkpoint was whole
+        shutil.rmtree(unfinished)
+    if not unfinished.exists():
+        unfinished.mkdir(parents=True)
+        known.write_text(json.dumps(settings), encoding="utf-8")
+        return
+    if not config.resume:
+        raise InputError(f"{unfinished} holds an interrupted run; go on with it (resume), or remove it to start again")
+    # of a run that died while it cleaned up, they may be gone
+    before = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else settings
+    changed = [name for name in settings if name not in _MAY_CHANGE and settings[name] != before.get(name)]
+    if changed:
+        found = ", ".join(f"{name} {settings[name]!r} instead of {before.get(name)!r}" for name in changed)
+        raise InputError(f"{unfinished} was begun with other settings: {found}; resume with the same ones")
+    if is_done:
+        shutil.rmtree(unfinished)
 
 
 def _prepare(config: TrainConfig, specs: list[DataSpec], folder: Path) -> tuple[Engine, ObjectiveTrainer]:
@@ -250,10 +254,11 @@ def _prepare(config: TrainConfig, specs: list[DataSpec], folder: Path) -> tuple[
         read_source(spec.source, weight=spec.weight, label2id=label2id, task=spec.task, name=spec.name)
         for spec in specs
     ]
-    if config.model is not None and "ranking" not in engine.config.heads and _ranked(sources):
-        logger.info("%s gets a ranking head for %s", config.model, ", ".join(_ranked(sources)))
+    if config.model is not None and "ranking" not in engine.config.heads and ranked(sources):
+        logger.info("%s gets a ranking head for %s", config.model, ", ".join(ranked(sources)))
         engine = engine.with_head("ranking")
-    _check_heads(engine, sources, "this model")
+    check_heads(engine, sources, "this model")
+    check_texts(sources, engine.tokenizer)
     for source in sources:
         logger.info("%s: %d examples, %s", source.name, len(source.examples), source.task)
     model = engine.model
@@ -265,6 +270,7 @@ def _prepare(config: TrainConfig, specs: list[DataSpec], folder: Path) -> tuple[
     negatives = config.negatives if config.negatives is not None else (1 if in_batch else 4)
     if not in_batch and negatives < 1:
         raise InputError("negatives is 0, but queries have lists of their own (in_batch); expected at least 1")
+    check_contrast(sources, config.batch_size, PartialState().num_processes, negatives)
     reader = _limited(engine, config)
     collator = Collator(
         reader.read_query,
@@ -284,7 +290,7 @@ def _prepare(config: TrainConfig, specs: list[DataSpec], folder: Path) -> tuple[
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        warmup_steps=math.ceil(config.steps / 10),
+        warmup_steps=config.steps // 10,
         lr_scheduler_type="linear",
         bf16=config.bf16,
         use_cpu=not torch.cuda.is_available(),
@@ -332,18 +338,6 @@ def _limited(engine: Engine, config: TrainConfig) -> Engine:
     )
 
 
-def _check_heads(engine: Engine, sources: list[Source], who: str) -> None:
-    """Refuse sources that a model has no head for; whether there is one for classes was seen when they were read."""
-    lacking = _ranked(sources)
-    if lacking and "ranking" not in engine.config.heads:
-        raise DataError(f"{', '.join(lacking)}: ranking and similarity need a ranking head, which {who} lacks")
-
-
-def _ranked(sources: list[Source]) -> list[str]:
-    """Return the names of sources that a ranking head learns."""
-    return [source.name for source in sources if source.task != "classification"]
-
-
 def _load_teacher(
     config: TrainConfig, sources: list[Source], label2id: dict[str, int] | None, device: torch.device
 ) -> Teacher | None:
@@ -353,7 +347,7 @@ def _load_teacher(
     taught = [source for source in sources if source.task != "similarity"]
     if not taught:
         raise DataError("a teacher was named, but all data are scored pairs, which teach by themselves")
-    _check_heads(engine, taught, f"the teacher {config.teacher}")
+    check_heads(engine, taught, f"the teacher {config.teacher}")
     if any(source.task == "classification" for source in sources):
         found = engine.config.class_numbers
         if found != label2id:
@@ -361,8 +355,8 @@ def _load_teacher(
     return Teacher(engine)
 
 
-def _write_record(config: TrainConfig, trainer: ObjectiveTrainer, specs: list[DataSpec], seconds: float) -> None:
-    """Write how the model was trained beside its weights; names alone, as paths are nobody's business."""
+def _record(config: TrainConfig, trainer: ObjectiveTrainer, specs: list[DataSpec], seconds: float) -> str:
+    """Return how the model was trained, as JSON; names alone, as paths are nobody's business."""
     settings = {
         entry.name: getattr(config, entry.name)
         for entry in dataclasses.fields(TrainConfig)
@@ -382,10 +376,7 @@ def _write_record(config: TrainConfig, trainer: ObjectiveTrainer, specs: list[Da
         "versions": {name: version(name) for name in ("mixencoder", "torch", "transformers", "accelerate")},
         "log": trainer.state.log_history,
     }
-    path = Path(config.output, RECORD)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2, default=_named) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    return json.dumps(record, indent=2, default=_named) + "\n"
 
 
 def _named(value: Any) -> Any:
