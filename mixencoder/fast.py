@@ -8,7 +8,7 @@ are scored in chunks of one shape (`mixencoder.scoring`).
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from mixencoder.engine import EncodingEngine, Request, as_list, resolve_device, 
 from mixencoder.errors import InputError
 from mixencoder.index import CandidateIndex
 from mixencoder.indexing import BuildEstimate, IndexAdapter, IndexRanker, estimate_index, open_index
-from mixencoder.modeling import MixEncoderModel, QueryState
+from mixencoder.modeling import HeadedModel, MixEncoderModel, QueryState
 from mixencoder.query_cache import QueryStateCache
 from mixencoder.scoring import Pairs, score_pairs
 from mixkernels import select_backend
@@ -134,7 +134,8 @@ class MixEncoder(EncodingEngine):
         cast_parameters(model, dtype)
         return cls(model.to(device), load_tokenizer(name_or_path), backend=backend)
 
-    def _over(self, model: MixEncoderModel) -> "MixEncoder":
+    def _over(self, model: HeadedModel) -> Self:
+        assert isinstance(model, MixEncoderModel), "a head is added to a model of one's own kind"
         return type(self)(model, self.tokenizer, backend=self.backend)
 
     @property

@@ -1,15 +1,17 @@
 """A further head for a model that is already trained: `model_with_head`, which `Engine.with_head` calls."""
 
 from collections.abc import Sequence
-
-from transformers import PreTrainedModel
+from typing import TypeVar
 
 from mixencoder.backbones import cast_parameters
 from mixencoder.configuration import HEADS
 from mixencoder.errors import InputError
+from mixencoder.modeling import HeadedModel
+
+_Model = TypeVar("_Model", bound=HeadedModel)
 
 
-def model_with_head(model: PreTrainedModel, head: str, class_names: Sequence[str] = ()) -> PreTrainedModel:
+def model_with_head(model: _Model, head: str, class_names: Sequence[str] = ()) -> _Model:
     """Return a copy of a model with one more, untrained head, which comes last; other weights keep their bits.
 
     Args:

@@ -49,7 +49,9 @@ def score_pairs(
             for vectors in (query_state.pooled, query_state.first)
         )
         if score == "dual" and head == "ranking":
-            outputs.append(model.dual_term(pooled_query, rows.mean(dim=-2)))
+            dual = model.dual_term(pooled_query, rows.mean(dim=-2))
+            assert dual is not None, "the caller refuses a score that the model does not have"
+            outputs.append(dual)
             continue
         segments = [(queries[number], count) for number, count in zip(numbers, counts, strict=True)]
         attends = [

@@ -88,7 +88,7 @@ def trained_model(
     if "classification" not in engine.config.heads:
         logger.info("%s gets a classification head for %s", name, ", ".join(names))
         return engine.with_head("classification", names)
-    known = [engine.config.id2label[number] for number in range(engine.config.num_labels)]
+    known = [name for _, name in sorted((engine.config.id2label or {}).items())]
     if names != known if asked else not set(names) <= set(known):
         raise DataError(
             f"{name} has the classes {', '.join(known)}, but the {'configuration has' if asked else 'data have'} "
@@ -110,8 +110,9 @@ def _configured_classes(fields: Mapping[str, Any]) -> list[str] | None:
     pairs = dict(fields[given]).items() if isinstance(fields[given], Mapping) else ()
     # YAML and JSON may hold class numbers as text
     numbered = {str(number): name for number, name in (pairs if given == "id2label" else ((n, c) for c, n in pairs))}
-    names = [numbered.get(str(number)) for number in range(len(numbered))]
-    if not names or not all(isinstance(name, str) for name in names):
+    found = [numbered.get(str(number)) for number in range(len(numbered))]
+    names = [name for name in found if isinstance(name, str)]
+    if not names or len(names) < len(found):
         raise InputError(f"{given} is {fields[given]!r}; expected names of classes, numbered from 0")
     return names
 
