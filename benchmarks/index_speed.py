@@ -24,11 +24,12 @@ from transformers import BertConfig, BertModel
 from benchmarks.gpu_records import ROOT, commit, versions, write_json
 from benchmarks.timing import interleaved_medians
 from mixencoder import MixEncoder
+from mixencoder.desk import PIECE, Rows
 from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.peers import CrossEncoder, DualEncoder, LateInteraction
 from mixencoder.query_cache import QueryStateCache
 from mixencoder.records import RecordFormat
-from mixencoder.streaming import PIECE, Rows, RunningBest, StreamRanker
+from mixencoder.streaming import RunningBest, StreamRanker
 
 QUERY_TOKENS, DOCUMENT_TOKENS, TOP_K = 16, 128, 10
 CROSS_PAIRS = 32

@@ -55,13 +55,32 @@ class Query(NamedTuple):
     """One query as the layers read it: for every layer keys and values, and its vectors for the head."""
 
     length: int
-    """m, its tokens."""
+    """m, its tokens, or how many there is room for."""
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     first: Tensor | None
     """(d,), h of a model without state row."""
     direction: Tensor | None
     """(d,), the pooled query at length 1; only with the dual term."""
+    lengths: Tensor | None = None
+    """(1,) int64, its tokens where there is room for more; None where there is not."""
+
+    def empty(self, length: int) -> "Query":
+        """Return room for a query like this of up to `length` tokens, for layers that take (1, m, H, D)."""
+        keys, values = (
+            tuple(part.new_zeros(1, length, *part.shape[2:]) for part in parts) for parts in (self.keys, self.values)
+        )
+        vectors = (None if vector is None else torch.empty_like(vector) for vector in (self.first, self.direction))
+        return Query(length, keys, values, *vectors, torch.zeros(1, dtype=torch.int64, device=keys[0].device))
+
+    def take(self, query: "Query") -> None:
+        """Become a query, which must fit: in the same memory."""
+        for room, part in zip((*self.keys, *self.values), (*query.keys, *query.values), strict=True):
+            room[:, : query.length].copy_(part)
+        for room, vector in ((self.first, query.first), (self.direction, query.direction)):
+            if room is not None:
+                room.copy_(vector)
+        self.lengths.fill_(query.length)
 
 
 class Layers:
@@ -261,7 +280,8 @@ class OperatorLayers(Layers):
         return score_candidates(*parts, norm.weight, norm.bias, eps=norm.eps, backend=self.model.kernel_backend)
 
     def _keys_and_values(self, state: QueryState) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        return state.keys, state.values
+        keys, values = (tuple(part.to(self.dtype) for part in parts) for parts in (state.keys, state.values))
+        return keys, values
 
     def _layer(self, workspace: Workspace, number: int, inputs: Inputs, state: Tensor | None, query: Query) -> Tensor:
         normed, update = self._before_norm(workspace, number, inputs, state, query)
@@ -278,8 +298,11 @@ class OperatorLayers(Layers):
         split = (self.heads, self.head_dim)
         attended = workspace.take("attended", count, self.rows, d)
         queries = inputs.queries.unflatten(-1, split)
-        # without context update the operator, which always attends contexts, is given the states as such
-        alone = torch.full((count, 1, 1, self.heads), -math.inf, device=self.device)
+        if k:
+            own_logits = inputs.own_logits.float()
+        else:
+            # the operator, which always attends contexts, is given the states as such
+            own_logits = torch.full((count, 1, 1, self.heads), -math.inf, device=self.device)
         result = candidate_attention(
             queries[:, : max(k, 1)],
             None,
@@ -287,7 +310,8 @@ class OperatorLayers(Layers):
             queries[:, -1] if k and self.has_state else None,
             query.keys[number],
             query.values[number],
-            own_logits=inputs.own_logits.float() if k else alone,
+            key_lengths=query.lengths,
+            own_logits=own_logits,
             backend=self.model.kernel_backend,
         )
         attended[:, : max(k, 1)] = result.context[0].flatten(-2)
