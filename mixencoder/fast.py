@@ -6,6 +6,7 @@ of exactly equal token length, so nothing is ever padded, and never in fewer tha
 are scored in chunks of one shape (`mixencoder.scoring`).
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from mixencoder.backbones import cast_parameters
 from mixencoder.checkpoint import default_checkpoint, load_backbone, load_model, load_tokenizer
 from mixencoder.configuration import MixEncoderConfig, check_names
 from mixencoder.engine import EncodingEngine, Request, as_list, resolve_device, resolve_dtype
-from mixencoder.errors import InputError
+from mixencoder.errors import InputError, TruncationWarning
+from mixencoder.identity import ModelIdentity
 from mixencoder.index import CandidateIndex
 from mixencoder.indexing import BuildEstimate, IndexAdapter, IndexRanker, estimate_index, open_index
 from mixencoder.modeling import MixEncoderModel, QueryState
@@ -40,6 +42,7 @@ class MixEncoder(EncodingEngine):
         model: the `MixEncoderModel`.
         tokenizer: its tokenizer.
         read_query, read_document: from texts to token ids, as this engine cuts them.
+        identity: what an index's fingerprint says of model and tokenizer.
 
     Example:
         >>> model = MixEncoder.from_pretrained()
@@ -55,7 +58,8 @@ class MixEncoder(EncodingEngine):
         model.kernel_backend = backend
         super().__init__(model, tokenizer)
         self._query_states = QueryStateCache()
-        self._index_ranker = IndexRanker(model)
+        self.identity = ModelIdentity(model, tokenizer)
+        self._index_ranker = IndexRanker(model, self.identity)
 
     @classmethod
     def from_pretrained(
@@ -174,6 +178,7 @@ class MixEncoder(EncodingEngine):
 
         Raises:
             InputError: no query or no document, a text that is not a string or holds no token, or a bad option.
+            IndexMismatchError: another model made the index, or this one's weights have changed since.
             UnknownIdError, DuplicateIdError: the index does not hold a document of ids, or one is named twice.
             NonFiniteError: a score is NaN or infinite.
         """
@@ -224,6 +229,8 @@ class MixEncoder(EncodingEngine):
 
         In a folder it is committed every 1,024 texts; interrupted, the same call goes on where it stopped.
 
+        Texts that are cut are counted and warned of (`TruncationWarning`), once a call.
+
         Args:
             documents: texts, of any number: an iterator is read as it goes.
             ids: a name of each; None takes a hash of the text, so that the same text twice is one document.
@@ -246,7 +253,7 @@ class MixEncoder(EncodingEngine):
             IndexStorageError, IndexLockedError: the disk refused, or somebody else is writing.
         """
         index = IndexAdapter(self, precision, layout, on_overflow).create(path, store_text=store_text)
-        index.build(
+        result = index.build(
             documents,
             ids,
             metadata=metadata,
@@ -254,6 +261,13 @@ class MixEncoder(EncodingEngine):
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
         )
+        if result.cut:
+            warnings.warn(
+                f"{result.cut:,} of {result.added:,} documents are longer than {self.read_document.max_length} tokens; "
+                'their start was kept (on_overflow="chunk" keeps all of them)',
+                TruncationWarning,
+                stacklevel=2,
+            )
         return index
 
     def open_index(self, path: str | Path, *, read_only: bool = False, check_sizes: bool = True) -> CandidateIndex:
@@ -277,6 +291,7 @@ class MixEncoder(EncodingEngine):
         *,
         precision: str = "float16",
         layout: str = "projected",
+        on_overflow: str = "truncate",
         batch_size: int = 32,
     ) -> BuildEstimate:
         """Tell the bytes and the time that an index of documents will take, from encoding a few of them.
@@ -284,7 +299,8 @@ class MixEncoder(EncodingEngine):
         Raises:
             InputError: an option or a text cannot be used.
         """
-        return estimate_index(self, documents, precision=precision, layout=layout, batch_size=batch_size)
+        options = {"precision": precision, "layout": layout, "on_overflow": on_overflow, "batch_size": batch_size}
+        return estimate_index(self, documents, **options)
 
     @torch.inference_mode()
     def query_states(self, texts: Sequence[str], *, batch_size: int = 32) -> list[QueryState]:

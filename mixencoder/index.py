@@ -158,7 +158,7 @@ class CandidateIndex:
         index = cls(FolderStore(Path(path)), encode=encode, project=project, read_only=read_only)
         manifest = index._state()[0].manifest
         if fingerprint is not None:
-            index._check_fingerprint(manifest.fingerprint, fingerprint)
+            index.check_fingerprint(fingerprint)
         if not manifest.complete:
             raise IndexStateError(
                 f"{path} is unfinished: building it was interrupted after {len(index):,} documents; build it again "
@@ -384,6 +384,21 @@ class CandidateIndex:
         """Whether `build` is done."""
         return self._state()[0].manifest.complete
 
+    def check_fingerprint(self, expected: Mapping[str, str]) -> None:
+        """Refuse to be taken for what something else encoded; "name" is for the message alone.
+
+        Raises:
+            IndexMismatchError: another fingerprint made it; the message names both and the parts that differ.
+        """
+        found = self.fingerprint
+        parts = [key for key in {**found, **expected} if key != "name" and found.get(key) != expected.get(key)]
+        if parts:
+            differ = "; ".join(f"{part} is {found.get(part)}, expected {expected.get(part)}" for part in parts)
+            raise IndexMismatchError(
+                f"{self._store.name} was made by {found.get('name', 'another model')}, but this is "
+                f"{expected.get('name', 'another one')}: {differ}. Use it with what made it, or build it again"
+            )
+
     def info(self) -> dict[str, Any]:
         """Return what the index is and holds, JSON-able; removed rows and array bytes count until `compact`."""
         generation, listing = self._state()
@@ -460,7 +475,7 @@ class CandidateIndex:
                 f"{self._store.name} holds a complete index of {len(self):,} documents; open it to add to it, or "
                 "choose another folder"
             )
-        self._check_fingerprint(found.fingerprint, manifest.fingerprint)
+        self.check_fingerprint(manifest.fingerprint)
         for name in ("schema", "settings", "store_text"):
             here, wanted = getattr(found, name), getattr(manifest, name)
             if here != wanted:
@@ -468,15 +483,6 @@ class CandidateIndex:
                     f"{self._store.name} is an unfinished index with {name} {here}; expected {wanted}. Go on with the "
                     "same, or delete the folder"
                 )
-
-    def _check_fingerprint(self, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
-        parts = [key for key in {**found, **expected} if key != "name" and found.get(key) != expected.get(key)]
-        if parts:
-            differ = "; ".join(f"{part} is {found.get(part)}, expected {expected.get(part)}" for part in parts)
-            raise IndexMismatchError(
-                f"{self._store.name} was made by {found.get('name', 'another model')}, but this is "
-                f"{expected.get('name', 'another one')}: {differ}. Open it with what made it, or build it again"
-            )
 
 
 def _progress(documents: Iterable[Document], show: bool | None) -> tqdm:

@@ -1,10 +1,12 @@
 """Ranking from streamed records: the model's own scores, the same bits however they stream, and exact top-k."""
 
 import threading
+from functools import partial
 
 import pytest
 import torch
 
+from benchmarks.timing import peak_bytes
 from mixencoder import interaction
 from mixencoder.configuration import MixEncoderConfig
 from mixencoder.desk import Plan
@@ -12,7 +14,7 @@ from mixencoder.errors import InputError, NonFiniteError
 from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.query_cache import QueryStateCache
 from mixencoder.records import LAYOUTS, RecordFormat
-from mixencoder.streaming import StreamRanker
+from mixencoder.streaming import RowSource, StreamRanker
 from tests.conftest import backbone_config
 
 FORMS = [
@@ -246,6 +248,31 @@ def test_many_scores_are_merged_as_few_are(monkeypatch):
     for a, b in zip(want, got, strict=True):
         assert torch.equal(a.ids, b.ids)
         assert torch.equal(a.scores, b.scores)
+
+
+@pytest.mark.parametrize("prefilter", [None, 20])
+def test_memory_does_not_grow_with_the_number_of_candidates(prefilter):
+    model = make_model(FORMS[1])
+    record_format, query_state = RecordFormat(model), queries(model)
+    rows, ranker = record_format.encode(contexts(model, 512)), StreamRanker(model, record_format)
+
+    class Many(RowSource):
+        def __init__(self, pieces):
+            self.pieces = pieces
+
+        def __iter__(self):
+            for number in range(self.pieces):
+                yield torch.arange(512) + 512 * number, rows
+
+        def select(self, positions):
+            yield positions, {name: tensor[positions % 512] for name, tensor in rows.items()}
+
+    ranker.rank(query_state, Many(1), 10, prefilter=prefilter)
+    # enough for scores to be merged more than once
+    few, many = (
+        peak_bytes(partial(ranker.rank, query_state, Many(pieces), 10, prefilter=prefilter)) for pieces in (40, 120)
+    )
+    assert many == few
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
