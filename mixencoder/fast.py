@@ -21,7 +21,7 @@ from mixencoder.configuration import MixEncoderConfig, check_names
 from mixencoder.engine import EncodingEngine, Request, as_list, resolve_device, resolve_dtype
 from mixencoder.errors import InputError, TruncationWarning
 from mixencoder.identity import ModelIdentity
-from mixencoder.index import CandidateIndex
+from mixencoder.index import CandidateIndex, Snapshot
 from mixencoder.indexing import BuildEstimate, IndexAdapter, IndexRanker, estimate_index, open_index
 from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.query_cache import QueryStateCache
@@ -144,7 +144,7 @@ class MixEncoder(EncodingEngine):
     def rank(
         self,
         query: str | Sequence[str],
-        documents: Sequence[str] | Tensor | CandidateIndex,
+        documents: Sequence[str] | Tensor | CandidateIndex | Snapshot,
         top_k: int | None = None,
         *,
         ids: Sequence[str] | Sequence[Sequence[str]] | None = None,
@@ -161,7 +161,8 @@ class MixEncoder(EncodingEngine):
 
         Args:
             query: one text, or several, which give a list of rankings.
-            documents: texts, what `encode_document` made of them, or an index.
+            documents: texts, what `encode_document` made of them, an index, or a view of one: ``index.snapshot()``, or
+                ``index.snapshot().to("cuda")``, which a GPU ranks without reading it again.
             top_k: how many to return; None returns all.
             ids: a name of each document, returned as "id". With an index: rank those of its documents alone, for
                 example what a first stage found; a list of ids, or one for each query.
@@ -170,7 +171,7 @@ class MixEncoder(EncodingEngine):
             return_probabilities: also return what `probability` makes of each score.
             prefilter: with an index and the dual term: keep so many by the dual score, which costs little, and let
                 only those interact with the query (docs/index.md has the measured loss).
-            products: with an index: "native", or "int8" products of the FFN, which are faster and move scores a little.
+            products: with an index: "native", or "int8" products, which are faster on a CPU and move scores a little.
 
         Returns:
             [{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...] for every query.
@@ -182,7 +183,7 @@ class MixEncoder(EncodingEngine):
             UnknownIdError, DuplicateIdError: the index does not hold a document of ids, or one is named twice.
             NonFiniteError: a score is NaN or infinite.
         """
-        if not isinstance(documents, CandidateIndex):
+        if not isinstance(documents, CandidateIndex | Snapshot):
             if prefilter is not None or products != "native":
                 raise InputError("prefilter and products are for an index; make one of the documents with index()")
             options = {"return_documents": return_documents, "batch_size": batch_size, "score": score, "ids": ids}

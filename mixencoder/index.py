@@ -158,7 +158,7 @@ class CandidateIndex:
         index = cls(FolderStore(Path(path)), encode=encode, project=project, read_only=read_only)
         manifest = index._state()[0].manifest
         if fingerprint is not None:
-            index.check_fingerprint(fingerprint)
+            manifest.check_fingerprint(str(path), fingerprint)
         if not manifest.complete:
             raise IndexStateError(
                 f"{path} is unfinished: building it was interrupted after {len(index):,} documents; build it again "
@@ -327,9 +327,7 @@ class CandidateIndex:
                 if self._snapshot is not None:
                     return self._snapshot
                 try:
-                    self._snapshot = listing.with_arrays(
-                        generation.manifest.schema, generation.arrays.map, generation.manifest.shard_rows
-                    )
+                    self._snapshot = listing.with_arrays(generation.manifest, generation.arrays.map)
                 except IndexDamagedError:
                     # unless compaction swept the files away meanwhile
                     if self._state()[0] is generation:
@@ -383,21 +381,6 @@ class CandidateIndex:
     def complete(self) -> bool:
         """Whether `build` is done."""
         return self._state()[0].manifest.complete
-
-    def check_fingerprint(self, expected: Mapping[str, str]) -> None:
-        """Refuse to be taken for what something else encoded; "name" is for the message alone.
-
-        Raises:
-            IndexMismatchError: another fingerprint made it; the message names both and the parts that differ.
-        """
-        found = self.fingerprint
-        parts = [key for key in {**found, **expected} if key != "name" and found.get(key) != expected.get(key)]
-        if parts:
-            differ = "; ".join(f"{part} is {found.get(part)}, expected {expected.get(part)}" for part in parts)
-            raise IndexMismatchError(
-                f"{self._store.name} was made by {found.get('name', 'another model')}, but this is "
-                f"{expected.get('name', 'another one')}: {differ}. Use it with what made it, or build it again"
-            )
 
     def info(self) -> dict[str, Any]:
         """Return what the index is and holds, JSON-able; removed rows and array bytes count until `compact`."""
@@ -475,7 +458,7 @@ class CandidateIndex:
                 f"{self._store.name} holds a complete index of {len(self):,} documents; open it to add to it, or "
                 "choose another folder"
             )
-        self.check_fingerprint(manifest.fingerprint)
+        found.check_fingerprint(self._store.name, manifest.fingerprint)
         for name in ("schema", "settings", "store_text"):
             here, wanted = getattr(found, name), getattr(manifest, name)
             if here != wanted:

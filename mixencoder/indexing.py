@@ -152,7 +152,7 @@ class IndexRanker:
     def rank(
         self,
         states: Sequence[QueryState],
-        index: CandidateIndex,
+        index: CandidateIndex | Snapshot,
         top_k: int | None,
         *,
         ids: Sequence[str] | Sequence[Sequence[str]] | None,
@@ -164,11 +164,12 @@ class IndexRanker:
     ) -> list[list[dict[str, Any]]]:
         """Rank for every query (each a state of its own, B = 1), as `MixEncoder.rank` promises."""
         version, identity = weights_version(self._model), self._identity
+        view = index if isinstance(index, Snapshot) else index.snapshot()
+        manifest = view.manifest
         # an engine that reads shorter documents may rank what another one of the same model read
-        expected = {**index.fingerprint, "name": identity.name, **identity.remembered_parts(version)}
-        index.check_fingerprint(expected)
-        view = index.snapshot()
-        ranker = self._ranker(version, index.settings, products)
+        expected = {**manifest.fingerprint, "name": identity.name, **identity.remembered_parts(version)}
+        manifest.check_fingerprint("the index", expected)
+        ranker = self._ranker(version, manifest.settings, products)
         options = {"score": score, "prefilter": prefilter, "repeats": view.rows > len(view)}
         if ids is None:
             found = [ranker.rank(states, _ViewRows(view), top_k, **options)]
