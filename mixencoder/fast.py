@@ -6,6 +6,7 @@ of exactly equal token length, so nothing is ever padded, and never in fewer tha
 are scored in chunks of one shape (`mixencoder.scoring`).
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
@@ -18,8 +19,9 @@ from mixencoder.backbones import cast_parameters
 from mixencoder.checkpoint import default_checkpoint, load_backbone, load_model, load_tokenizer
 from mixencoder.configuration import MixEncoderConfig, check_names
 from mixencoder.engine import EncodingEngine, Request, as_list, resolve_device, resolve_dtype
-from mixencoder.errors import InputError
-from mixencoder.index import CandidateIndex
+from mixencoder.errors import InputError, TruncationWarning
+from mixencoder.identity import ModelIdentity
+from mixencoder.index import CandidateIndex, Snapshot
 from mixencoder.indexing import BuildEstimate, IndexAdapter, IndexRanker, estimate_index, open_index
 from mixencoder.modeling import HeadedModel, MixEncoderModel, QueryState
 from mixencoder.query_cache import QueryStateCache
@@ -41,6 +43,7 @@ class MixEncoder(EncodingEngine):
         tokenizer: its tokenizer.
         read_query: from texts to token ids, as this engine cuts them.
         read_document: the same of documents.
+        identity: what an index's fingerprint says of model and tokenizer.
 
     Example:
         >>> model = MixEncoder.from_pretrained()
@@ -57,7 +60,8 @@ class MixEncoder(EncodingEngine):
         model.kernel_backend = backend
         super().__init__(model, tokenizer)
         self._query_states = QueryStateCache()
-        self._index_ranker = IndexRanker(model)
+        self.identity = ModelIdentity(model, tokenizer)
+        self._index_ranker = IndexRanker(model, self.identity)
 
     @classmethod
     def from_pretrained(
@@ -182,7 +186,7 @@ class MixEncoder(EncodingEngine):
     def rank(
         self,
         query: str | Sequence[str],
-        documents: Sequence[str] | Tensor | CandidateIndex,
+        documents: Sequence[str] | Tensor | CandidateIndex | Snapshot,
         top_k: int | None = None,
         *,
         ids: Sequence[str] | Sequence[Sequence[str]] | None = None,
@@ -199,7 +203,8 @@ class MixEncoder(EncodingEngine):
 
         Args:
             query: one text, or several, which give a list of rankings.
-            documents: texts, what `encode_document` made of them, or an index.
+            documents: texts, what `encode_document` made of them, an index, or a view of one: ``index.snapshot()``, or
+                ``index.snapshot().to("cuda")``, which a GPU ranks without reading it again.
             top_k: how many to return; None returns all.
             ids: a name of each document, returned as "id". With an index: rank those of its documents alone, for
                 example what a first stage found; a list of ids, or one for each query.
@@ -208,7 +213,7 @@ class MixEncoder(EncodingEngine):
             return_probabilities: also return what `probability` makes of each score.
             prefilter: with an index and the dual term: keep so many by the dual score, which costs little, and let
                 only those interact with the query (docs/candidate-index.md has the measured loss).
-            products: with an index: "native", or "int8" products of the FFN, which are faster and move scores a little.
+            products: with an index: "native", or "int8" products, which are faster on a CPU and move scores a little.
 
         Returns:
             ``[{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...]`` a query.
@@ -216,10 +221,11 @@ class MixEncoder(EncodingEngine):
 
         Raises:
             InputError: no query or no document, a text that is not a string or holds no token, or a bad option.
+            IndexMismatchError: another model made the index, or this one's weights have changed since.
             UnknownIdError, DuplicateIdError: the index does not hold a document of ids, or one is named twice.
             NonFiniteError: a score is NaN or infinite.
         """
-        if not isinstance(documents, CandidateIndex):
+        if not isinstance(documents, CandidateIndex | Snapshot):
             if prefilter is not None or products != "native":
                 raise InputError("prefilter and products are for an index; make one of the documents with index()")
             options: dict[str, Any] = {"ids": ids, "return_documents": return_documents, "batch_size": batch_size}
@@ -265,6 +271,8 @@ class MixEncoder(EncodingEngine):
 
         In a folder it is committed every 1,024 texts; interrupted, the same call goes on where it stopped.
 
+        Texts that are cut are counted and warned of (`TruncationWarning`), once a call.
+
         Args:
             documents: texts, of any number: an iterator is read as it goes.
             ids: a name of each; None takes a hash of the text, so that the same text twice is one document.
@@ -287,7 +295,7 @@ class MixEncoder(EncodingEngine):
             IndexStorageError, IndexLockedError: the disk refused, or somebody else is writing.
         """
         index = IndexAdapter(self, precision, layout, on_overflow).create(path, store_text=store_text)
-        index.build(
+        result = index.build(
             documents,
             ids,
             metadata=metadata,
@@ -295,6 +303,13 @@ class MixEncoder(EncodingEngine):
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
         )
+        if result.cut:
+            warnings.warn(
+                f"{result.cut:,} of {result.added:,} documents are longer than {self.read_document.max_length} tokens; "
+                'their start was kept (on_overflow="chunk" keeps all of them)',
+                TruncationWarning,
+                stacklevel=2,
+            )
         return index
 
     def open_index(self, path: str | Path, *, read_only: bool = False, check_sizes: bool = True) -> CandidateIndex:
@@ -318,6 +333,7 @@ class MixEncoder(EncodingEngine):
         *,
         precision: str = "float16",
         layout: str = "projected",
+        on_overflow: str = "truncate",
         batch_size: int = 32,
     ) -> BuildEstimate:
         """Tell the bytes and the time that an index of documents will take, from encoding a few of them.
@@ -325,7 +341,8 @@ class MixEncoder(EncodingEngine):
         Raises:
             InputError: an option or a text cannot be used.
         """
-        return estimate_index(self, documents, precision=precision, layout=layout, batch_size=batch_size)
+        options = {"precision": precision, "layout": layout, "on_overflow": on_overflow, "batch_size": batch_size}
+        return estimate_index(self, documents, **options)
 
     @torch.inference_mode()
     def query_states(self, texts: Sequence[str], *, batch_size: int = 32) -> list[QueryState]:

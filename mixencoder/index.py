@@ -159,7 +159,7 @@ class CandidateIndex:
         index = cls(FolderStore(Path(path)), encode=encode, project=project, read_only=read_only)
         manifest = index._state()[0].manifest
         if fingerprint is not None:
-            index._check_fingerprint(manifest.fingerprint, fingerprint)
+            manifest.check_fingerprint(str(path), fingerprint)
         if not manifest.complete:
             raise IndexStateError(
                 f"{path} is unfinished: building it was interrupted after {len(index):,} documents; build it again "
@@ -328,9 +328,7 @@ class CandidateIndex:
                 if self._snapshot is not None:
                     return self._snapshot
                 try:
-                    self._snapshot = listing.with_arrays(
-                        generation.manifest.schema, generation.arrays.map, generation.manifest.shard_rows
-                    )
+                    self._snapshot = listing.with_arrays(generation.manifest, generation.arrays.map)
                 except IndexDamagedError:
                     # unless compaction swept the files away meanwhile
                     if self._state()[0] is generation:
@@ -464,7 +462,7 @@ class CandidateIndex:
                 f"{self._store.name} holds a complete index of {len(self):,} documents; open it to add to it, or "
                 "choose another folder"
             )
-        self._check_fingerprint(found.fingerprint, manifest.fingerprint)
+        found.check_fingerprint(self._store.name, manifest.fingerprint)
         for name in ("schema", "settings", "store_text"):
             here, wanted = getattr(found, name), getattr(manifest, name)
             if here != wanted:
@@ -472,15 +470,6 @@ class CandidateIndex:
                     f"{self._store.name} is an unfinished index with {name} {here}; expected {wanted}. Go on with the "
                     "same, or delete the folder"
                 )
-
-    def _check_fingerprint(self, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
-        parts = [key for key in {**found, **expected} if key != "name" and found.get(key) != expected.get(key)]
-        if parts:
-            differ = "; ".join(f"{part} is {found.get(part)}, expected {expected.get(part)}" for part in parts)
-            raise IndexMismatchError(
-                f"{self._store.name} was made by {found.get('name', 'another model')}, but this is "
-                f"{expected.get('name', 'another one')}: {differ}. Open it with what made it, or build it again"
-            )
 
 
 def _progress(documents: Iterable[Document], show: bool | None) -> tqdm:

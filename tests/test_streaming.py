@@ -1,16 +1,20 @@
 """Ranking from streamed records: the model's own scores, the same bits however they stream, and exact top-k."""
 
 import threading
+from functools import partial
 
 import pytest
 import torch
 
+from benchmarks.timing import peak_bytes
+from mixencoder import interaction
 from mixencoder.configuration import MixEncoderConfig
+from mixencoder.desk import Plan
 from mixencoder.errors import InputError, NonFiniteError
 from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.query_cache import QueryStateCache
 from mixencoder.records import LAYOUTS, RecordFormat
-from mixencoder.streaming import StreamRanker
+from mixencoder.streaming import RowSource, StreamRanker
 from tests.conftest import backbone_config
 
 FORMS = [
@@ -246,6 +250,31 @@ def test_many_scores_are_merged_as_few_are(monkeypatch):
         assert torch.equal(a.scores, b.scores)
 
 
+@pytest.mark.parametrize("prefilter", [None, 20])
+def test_memory_does_not_grow_with_the_number_of_candidates(prefilter):
+    model = make_model(FORMS[1])
+    record_format, query_state = RecordFormat(model), queries(model)
+    rows, ranker = record_format.encode(contexts(model, 512)), StreamRanker(model, record_format)
+
+    class Many(RowSource):
+        def __init__(self, pieces):
+            self.pieces = pieces
+
+        def __iter__(self):
+            for number in range(self.pieces):
+                yield torch.arange(512) + 512 * number, rows
+
+        def select(self, positions):
+            yield positions, {name: tensor[positions % 512] for name, tensor in rows.items()}
+
+    ranker.rank(query_state, Many(1), 10, prefilter=prefilter)
+    # enough for scores to be merged more than once
+    few, many = (
+        peak_bytes(partial(ranker.rank, query_state, Many(pieces), 10, prefilter=prefilter)) for pieces in (40, 120)
+    )
+    assert many == few
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_prefilter_interacts_with_the_best_of_the_dual_score_alone(layout):
     model = make_model(FORMS[1])
@@ -323,6 +352,50 @@ def test_other_precisions_of_the_model(options, dtype):
     assert error < max(2 * (plain - want).pow(2).mean().sqrt(), 1e-5 * want.abs().max())
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("options", FORMS)
+def test_pieces_of_a_gpu_give_the_scores_of_a_cpu(options, layout, monkeypatch):
+    """Queries padded to a few lengths, rows by way of a staging area: all but the recording itself runs on a CPU."""
+    model = make_model(options)
+    # lengths on both sides of those that queries are padded to
+    query_state, context = queries(model, (1, 15, 16, 17, 33)), contexts(model, 700)
+    record_format = RecordFormat(model, layout, "int8")
+    rows = record_format.encode(context)
+    want = StreamRanker(model, record_format)
+    monkeypatch.setattr(interaction, "FusedLayers", interaction.OperatorLayers)
+    plan = Plan(256, 64, replayed=True, staged=True)
+    ranker = StreamRanker(model, record_format, plan=plan)
+    for score in ("full", "interaction", *(["dual"] if options.get("dual_term") else [])):
+        got = dense(ranker.rank(query_state, chunks(rows, size=300), score=score), 700)
+        torch.testing.assert_close(
+            got, dense(want.rank(query_state, chunks(rows), score=score), 700), rtol=1e-4, atol=1e-4
+        )
+        # a place that held another query before is as good as a fresh one
+        for number in (4, 0, 2):
+            alone = ranker.rank(query_state.select(number), chunks(rows, size=300), score=score)
+            assert torch.equal(dense(alone, 700)[0], got[number])
+
+
+def test_replays_use_few_lengths_and_shapes(monkeypatch):
+    model = make_model(FORMS[1])
+    monkeypatch.setattr(interaction, "FusedLayers", interaction.OperatorLayers)
+    recorded = set()
+
+    def call(self, key, function):
+        recorded.add(key)
+        return function()
+
+    monkeypatch.setattr("mixencoder.replay.Replays.call", call)
+    record_format = RecordFormat(model)
+    rows = record_format.encode(contexts(model, 700))
+    ranker = StreamRanker(model, record_format, plan=Plan(256, 64, replayed=True, staged=False))
+    ranker.rank(queries(model, range(1, 34)), chunks(rows))
+    first = {key for key in recorded if key[0] == 0}
+    assert first == {(0, size, "full", length) for size in (256, 192 + 64) for length in (16, 32, 64)}
+    ranker.rank(queries(model, (5,)), chunks({name: tensor[:100] for name, tensor in rows.items()}))
+    assert {key for key in recorded if key[0] == 0} - first == {(0, 128, "full", 16)}
+
+
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize("options", FORMS)
 def test_the_operators_give_the_scores_of_the_fused_path(options, backend, monkeypatch):
@@ -331,8 +404,6 @@ def test_the_operators_give_the_scores_of_the_fused_path(options, backend, monke
     record_format = RecordFormat(model, "projected", "float32")
     rows = record_format.encode(context)
     fused = StreamRanker(model, record_format).rank(query_state, chunks(rows))
-    from mixencoder import interaction
-
     monkeypatch.setattr(interaction, "FusedLayers", interaction.OperatorLayers)
     model.kernel_backend = backend
     operators = StreamRanker(model, record_format).rank(query_state, chunks(rows))
@@ -348,12 +419,12 @@ def test_int8_products_move_scores_by_what_seven_bits_allow():
         dense(StreamRanker(model, record_format, products=products).rank(query_state, chunks(rows)))
         for products in ("native", "int8")
     )
-    # noise of half a step, uniform, in the FFN's activations and weights alike
+    # noise of half a step, uniform, in activations and weights alike
     noisy = make_model({"dual_term": True}, intermediate_size=96)
     generator = torch.Generator().manual_seed(4)
     layer = noisy.interaction[0]
     with torch.no_grad():
-        for linear in (layer.intermediate, layer.output):
+        for linear in (layer.attention_output, noisy.gate, layer.intermediate, layer.output):
             step = linear.weight.abs().amax(dim=1, keepdim=True) / 63
             linear.weight += (torch.rand(linear.weight.shape, generator=generator) - 0.5) * step * 2
     budget = dense(StreamRanker(noisy, record_format).rank(query_state, chunks(rows))) - want

@@ -60,7 +60,8 @@ def build(
     engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
     if dry_run:
         texts = read_candidates(where, column=column).texts
-        found = engine.estimate_index(texts, precision=precision, layout=layout, batch_size=batch_size)
+        options = {"precision": precision, "layout": layout, "on_overflow": on_overflow, "batch_size": batch_size}
+        found = engine.estimate_index(texts, **options)
         typer.echo(
             f"{found.documents:,} candidates: {_size(found.array_bytes)} of arrays, "
             f"some {_size(found.catalogue_bytes)} of ids and texts, about {found.seconds:,.0f} s"

@@ -65,6 +65,8 @@ def rank(
     else:
         assert index is not None, "either candidates or an index is given"
         documents = engine.open_index(index, read_only=True)
+        if len(documents) == 0:
+            raise InputError(f"{index} holds no candidate; add some with mixencoder index add")
         times.append(f"opening {_count(documents)} {_milliseconds(time.perf_counter() - start)}")
         options |= {"return_documents": documents.store_text, "prefilter": prefilter}
     options["return_probabilities"] = engine.config.calibration is not None

@@ -10,12 +10,12 @@ import sqlite3
 import threading
 import weakref
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixencoder.storage.errors import IndexDamagedError, IndexLockedError, IndexStorageError
+from mixencoder.storage.errors import IndexDamagedError, IndexLockedError, IndexMismatchError, IndexStorageError
 from mixencoder.storage.rows import BLOCK_ROWS, BlockRecord, RowMap, unpack
 from mixencoder.storage.schema import Schema
 
@@ -58,6 +58,25 @@ class Manifest:
     store_text: bool
     shard_rows: int
     complete: bool
+
+    def check_fingerprint(self, what: str, expected: Mapping[str, str]) -> None:
+        """Refuse to be taken for what something else encoded; "name" is for the message alone.
+
+        Args:
+            what: the index, for the message.
+            expected: the fingerprint it should have.
+
+        Raises:
+            IndexMismatchError: it has another; the message names both and the parts that differ.
+        """
+        found = self.fingerprint
+        parts = [key for key in {**found, **expected} if key != "name" and found.get(key) != expected.get(key)]
+        if parts:
+            differ = "; ".join(f"{part} is {found.get(part)}, expected {expected.get(part)}" for part in parts)
+            raise IndexMismatchError(
+                f"{what} was made by {found.get('name', 'another model')}, but this is "
+                f"{expected.get('name', 'another one')}: {differ}. Use it with what made it, or build it again"
+            )
 
 
 class EntryRecord(NamedTuple):
