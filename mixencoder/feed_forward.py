@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
-from torch.ops import aten
 from transformers.activations import GELUActivation
 
 from mixencoder.errors import InputError
@@ -35,7 +35,7 @@ class FloatFeedForward:
 def _in_place(activation: nn.Module) -> Callable[[Tensor], object]:
     """Return an activation as a function that works in place."""
     if isinstance(activation, GELUActivation):
-        return aten.gelu_
+        return torch.ops.aten.gelu_
     return lambda rows: rows.copy_(activation(rows))
 
 

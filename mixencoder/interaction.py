@@ -70,8 +70,10 @@ class Query(NamedTuple):
         keys, values = (
             tuple(part.new_zeros(1, length, *part.shape[2:]) for part in parts) for parts in (self.keys, self.values)
         )
-        vectors = (None if vector is None else torch.empty_like(vector) for vector in (self.first, self.direction))
-        return Query(length, keys, values, *vectors, torch.zeros(1, dtype=torch.int64, device=keys[0].device))
+        first, direction = (
+            None if vector is None else torch.empty_like(vector) for vector in (self.first, self.direction)
+        )
+        return Query(length, keys, values, first, direction, torch.zeros(1, dtype=torch.int64, device=keys[0].device))
 
     def take(self, query: "Query") -> None:
         """Become a query, which must fit: in the same memory."""
