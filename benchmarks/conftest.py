@@ -21,8 +21,10 @@ _LONG = 'takes minutes: run pytest --benchmark-only -m "long or not long"'
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Show medians, which records hold, unless other columns are asked for."""
+    """Show medians, which records hold, and sort by them, unless something else is asked for."""
     config.stash[SKIPPED] = []
+    if not any(str(argument).startswith("--benchmark-sort") for argument in config.invocation_params.args):
+        config.option.benchmark_sort = "median"
     if getattr(config.option, "benchmark_columns", None) is None:
         config.option.benchmark_columns = ["median", "min", "max", "rounds"]
 

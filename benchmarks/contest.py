@@ -4,7 +4,7 @@
 """
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any, NamedTuple
@@ -87,8 +87,8 @@ class Case:
     own: tuple[str, ...]
     """This library's contenders, the one that documents show first."""
     rivals: tuple[str, ...]
-    prepare: Callable[[], Prepared]
-    """Makes the inputs; a contender that `unavailable` names need not be among what it returns."""
+    prepare: Callable[[Collection[str]], Prepared]
+    """Makes the inputs of contenders, whose names it is given."""
     rival: str | None = None
     """The rival that a record's ratio is to; None takes the fastest."""
     unavailable: Callable[[str], str | None] = lambda name: None
@@ -99,8 +99,8 @@ class Case:
     """Whether calls need autograd."""
     long: bool = False
     """Left out unless asked for: it takes minutes, or a compiler."""
-    quick: bool = False
-    """Part of the gate that runs on every push."""
+    quick: tuple[str, ...] = ()
+    """Rivals that the gate meets on every push; without any it leaves the case out."""
 
     @property
     def contenders(self) -> tuple[str, ...]:
@@ -131,8 +131,9 @@ def run_case(case: Case, budget: Budget = DEFAULT_BUDGET) -> Outcome:
     Raises:
         AssertionError: a contender's result is wrong; wrong results have no speed.
     """
-    prepared = case.prepare()
-    running = {name: prepared.contenders[name] for name in case.contenders if case.unavailable(name) is None}
+    names = [name for name in case.contenders if case.unavailable(name) is None]
+    prepared = case.prepare(names)
+    running = {name: prepared.contenders[name] for name in names}
     with torch.inference_mode(not case.gradients):
         for name, contender in running.items():
             prepared.check(name, contender.call())
@@ -189,5 +190,5 @@ def spread(samples: list[float]) -> float:
     """Distance of the quartiles of samples over their median; 0 for one sample."""
     if len(samples) < 2:
         return 0.0
-    low, middle, high = quantiles(samples, n=4)
+    low, middle, high = quantiles(samples, n=4, method="inclusive")
     return (high - low) / middle

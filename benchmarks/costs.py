@@ -88,11 +88,6 @@ def interaction_cost(
     )
 
 
-def joint_cost(encoder: Encoder, candidates: int, query: int, document: int, dtype: torch.dtype) -> Cost:
-    """Cost of a cross-encoder: the whole encoder over query and document together, for every candidate."""
-    return encoder_cost(encoder, candidates, query + document - 1, dtype)
-
-
 def vectors_cost(
     encoder: Encoder, candidates: int, query: int, dtype: torch.dtype, *, query_vectors: int, vectors: int, size: int
 ) -> Cost:

@@ -2,11 +2,8 @@
 
 import importlib.util
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertModel
@@ -14,20 +11,10 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 from benchmarks.costs import MINILM
 from mixencoder import MixEncoder
 from mixencoder.checkpoint import default_checkpoint, load_tokenizer
-from mixencoder.peers import CrossEncoder, DeFormer, DualEncoder, LateInteraction, PolyEncoder
+from mixencoder.engine import Engine
 from mixencoder.query_cache import QueryStateCache
 
-
-class Engines(NamedTuple):
-    """All six architectures over one backbone."""
-
-    mix: MixEncoder
-    """As published: no dual term, so that its query pass stops at the last tap. Every query is encoded anew."""
-    cross: CrossEncoder
-    dual: DualEncoder
-    poly: PolyEncoder
-    late: LateInteraction
-    deformer: DeFormer
+Kind = TypeVar("Kind", bound=Engine)
 
 
 def backbone_config(**changes: Any) -> BertConfig:
@@ -47,23 +34,32 @@ def _tokenizer() -> Any:
     return load_tokenizer(default_checkpoint())
 
 
-@contextmanager
-def _saved(model: Any) -> Iterator[Path]:
+def _saved(model: Any) -> tempfile.TemporaryDirectory:
     """A model in a folder, beside the tokenizer."""
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        _tokenizer().save_pretrained(folder)
-        yield Path(folder)
+    folder = tempfile.TemporaryDirectory()
+    model.save_pretrained(folder.name)
+    _tokenizer().save_pretrained(folder.name)
+    return folder
 
 
 @cache
-def engines() -> Engines:
-    """Make them, once a process."""
+def _backbone() -> tempfile.TemporaryDirectory:
+    """The encoder that all architectures share; its folder lasts as long as the process."""
     torch.manual_seed(0)
-    with _saved(BertModel(backbone_config(), add_pooling_layer=False)) as folder:
-        kinds = (MixEncoder, CrossEncoder, DualEncoder, PolyEncoder, LateInteraction, DeFormer)
-        made = Engines(*(kind.from_backbone(folder) for kind in kinds))
-    made.mix._query_states = QueryStateCache(max_bytes=0)
+    return _saved(BertModel(backbone_config(), add_pooling_layer=False))
+
+
+@cache
+def engine(kind: type[Kind]) -> Kind:
+    """Make an architecture over the backbone, once a process.
+
+    The MixEncoder is as published: without the dual term, so that its query pass stops at the last tap. It encodes
+    every query anew.
+    """
+    torch.manual_seed(0)
+    made = kind.from_backbone(_backbone().name)
+    if isinstance(made, MixEncoder):
+        made._query_states = QueryStateCache(max_bytes=0)
     return made
 
 
@@ -81,4 +77,4 @@ def sentence_transformers_cross_encoder() -> Any:
 
     torch.manual_seed(0)
     with _saved(BertForSequenceClassification(backbone_config(num_labels=1))) as folder:
-        return TheirCrossEncoder(str(folder), device="cpu")
+        return TheirCrossEncoder(folder, device="cpu")

@@ -102,9 +102,8 @@ def test_the_best_attempt_counts_figure_by_figure():
 
 
 def quick_case(operator="attention", **options):
-    return Case(
-        "operators", operator, {"N": 10}, torch.float32, ("torch",), ("sdpa", "flex"), list, quick=True, **options
-    )
+    options = {"quick": ("sdpa", "flex"), **options}
+    return Case("operators", operator, {"N": 10}, torch.float32, ("torch",), ("sdpa", "flex"), list, **options)
 
 
 class Measured:
@@ -163,6 +162,20 @@ def test_a_rival_that_is_not_installed_is_named_and_passes():
     assert verdict.not_run == [f"{CASE}: torch, ratio to flex: not installed"]
     # without a reason it is missed
     assert not run_quick([quick_case()], committed, Measured(4.0)).passed
+
+
+def test_the_quick_run_meets_the_rivals_that_a_case_names_for_it():
+    committed = figures([record(ratios={"sdpa": 4.0, "flex": 9.0})], fractions=False)
+    met = []
+
+    def measure(case, budget):
+        met.append(case.rivals)
+        return [record()]
+
+    verdict = run_quick([quick_case(quick=("sdpa",))], committed, measure)
+    assert verdict.passed
+    assert met == [("sdpa",)]
+    assert verdict.not_run == [f"{CASE}: torch, ratio to flex: not met by the quick run"]
 
 
 def test_every_group_but_the_disk_is_part_of_the_quick_run():

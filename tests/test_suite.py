@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel
 
 from benchmarks import models, timing
-from benchmarks.cases import end_to_end, index, layers, operators
+from benchmarks.cases import end_to_end, gpu, index, layers, operators
+from benchmarks.cases.gpu import GpuCase
 from benchmarks.contest import RECORD_KEYS, Budget, Case, Contender, Prepared, run_case, spread
 from benchmarks.costs import Encoder, encoder_cost, interaction_cost, projection_cost, query_cost
-from benchmarks.gpu_groups import Shape
+from benchmarks.gpu_groups import Bench, Shape
+from benchmarks.gpu_layer import layer_workload
+from benchmarks.gpu_records import Machine
 from benchmarks.machine import machine_facts, nearest
-from benchmarks.replay import ReplayClock
+from benchmarks.replay import CLOCK, GpuStage, ReplayClock
 from benchmarks.results_files import split
 from mixencoder.configuration import MixEncoderConfig
 from mixencoder.modeling import MixEncoderModel
-from mixkernels.roofline import Cost
+from mixkernels.roofline import Cost, Peaks
 
 ROOT = Path(__file__).parents[1]
 ALL = (*operators.CASES, *layers.CASES, *end_to_end.CASES, *index.CASES)
@@ -57,7 +61,7 @@ def made_up(**changes):
         torch.float32,
         ("ours",),
         ("first", "second"),
-        lambda: Prepared(contenders, check, Cost(10, 20, 0)),
+        lambda names: Prepared({name: contenders[name] for name in names}, check, Cost(10, 20, 0)),
     )
     return replace(case, **changes)
 
@@ -107,19 +111,20 @@ def test_a_wrong_result_has_no_speed(took):
         run_case(made_up(contenders={"second": Contender(lambda: "something else")}))
 
 
-def test_what_does_not_run_here_need_not_be_prepared(took):
+def test_what_does_not_run_here_is_not_prepared(took):
+    asked = []
     case = made_up(unavailable=lambda name: "needs a compiler" if name == "second" else None)
-    prepared = case.prepare()
-    without = {name: one for name, one in prepared.contenders.items() if name != "second"}
-    assert set(run_case(replace(case, prepare=lambda: prepared._replace(contenders=without))).records) == {
-        "ours",
-        "first",
-    }
+    prepare = case.prepare
+    records = run_case(replace(case, prepare=lambda names: asked.append(names) or prepare(names))).records
+    assert asked == [["ours", "first"]]
+    assert set(records) == {"ours", "first"}
 
 
 def test_spread_is_that_of_the_quartiles():
     assert spread([1.0]) == 0.0
-    assert spread([1.0, 2.0, 3.0]) == 1.0
+    assert spread([1.0, 2.0, 3.0]) == 0.5
+    # two samples say nothing of what lies beyond them
+    assert spread([1.0, 3.0]) == 0.5
 
 
 def test_a_slow_call_is_timed_alone(monkeypatch):
@@ -141,7 +146,13 @@ def tiny_models(monkeypatch):
     tiny = Encoder(layers=3, d=32, heads=2, inner=64)
     for module in (models, layers, end_to_end, index):
         monkeypatch.setattr(module, "MINILM", tiny)
-    made = (models.engines, models.sentence_transformers_cross_encoder, end_to_end.query_text, end_to_end.documents)
+    made = (
+        models.engine,
+        models._backbone,
+        models.sentence_transformers_cross_encoder,
+        end_to_end.query_text,
+        end_to_end.documents,
+    )
     made += (end_to_end.embedded, index.scratch, index._row_bytes, index._files)
 
     def forget():
@@ -160,6 +171,7 @@ def test_names_are_unique_and_rivals_are_there():
         assert case.own
         assert case.rivals
         assert case.rival is None or case.rival in case.rivals
+        assert set(case.quick) <= set(case.rivals)
         assert not (case.quick and case.long)
 
 
@@ -330,7 +342,7 @@ from benchmarks.contest import Case, Contender, Prepared
 from benchmarks.replay import cases
 from mixkernels.roofline import Cost
 
-def prepare():
+def prepare(names):
     return Prepared({"ours": Contender(list), "theirs": Contender(list)}, lambda name, result: None, Cost(1, 1, 0))
 
 def case(operator, **options):
@@ -383,3 +395,45 @@ def test_pytest_shows_and_writes_the_samples_that_a_case_was_judged_by(tmp_path)
 
 def test_plain_pytest_times_nothing(tmp_path):
     assert "6 skipped" in bench(tmp_path)
+
+
+# -- on a GPU ----------------------------------------------------------------------------------------------------------
+
+
+class Played:
+    """Stands where pytest-benchmark's fixture does."""
+
+    def __init__(self):
+        self.extra_info = {}
+
+    def pedantic(self, target, rounds):
+        target()
+        self.seconds = [-CLOCK() + CLOCK() for _ in range(rounds)]
+
+
+def test_a_gpu_s_cases_are_replayed_and_what_failed_is_skipped_with_the_reason(tmp_path):
+    peaks = Peaks(1e12, 1e11, 1e11)
+    machine = Machine(torch.device("cpu"), "a test", lambda dtype: (peaks, "made up"), peaks, {"torch": "0"}, "abc", {})
+    stage = GpuStage(Bench(machine, "torch", tmp_path, seconds=0.0))
+    make = partial(layer_workload, name="gate_layer_norm", n=20, d=16, dtype=torch.float32, compile_too=False)
+
+    def with_one_that_fails(bench):
+        work = make(bench)
+        return work._replace(contenders=work.contenders | {"broken": lambda inputs: 1 / 0})
+
+    case = GpuCase("gate", ("torch", "pytorch", "broken"), with_one_that_fails)
+    for contender in ("torch", "pytorch"):
+        benchmark = Played()
+        stage.play(benchmark, case, contender)
+        assert benchmark.name == contender
+        assert set(benchmark.extra_info) >= SECTION_7
+        assert benchmark.seconds == [benchmark.extra_info["seconds"]]
+    with pytest.raises(pytest.skip.Exception, match="division by zero"):
+        stage.play(Played(), case, "broken")
+
+
+def test_the_gpu_s_cases_cover_every_operator():
+    names = [case.name.split()[0] for case in gpu.CASES]
+    assert set(names) == {"candidate_attention", "residual_layer_norm", "gate_layer_norm", "score_candidates"}
+    assert all(case.contenders[0] == gpu.OWN for case in gpu.CASES)
+    assert [case.gradients for case in gpu.CASES] == ["training step" in case.name for case in gpu.CASES]

@@ -5,6 +5,7 @@ vectors are those of a few texts with noise added, or random ones: that changes 
 candidate jointly is timed on fewer pairs, and its time scaled to N; "scaled" in a record's facts says from how many.
 """
 
+from collections.abc import Callable, Collection
 from functools import cache, partial
 from typing import Any
 
@@ -17,13 +18,15 @@ from benchmarks.costs import (
     MINILM,
     encoder_cost,
     interaction_cost,
-    joint_cost,
     projection_cost,
     query_cost,
     vectors_cost,
 )
 from benchmarks.index_speed import plain_scores, texts_of
-from benchmarks.models import engines, rival_unavailable, sentence_transformers_cross_encoder
+from benchmarks.models import engine, rival_unavailable, sentence_transformers_cross_encoder
+from mixencoder import MixEncoder
+from mixencoder.engine import EncodingEngine
+from mixencoder.peers import CrossEncoder, DeFormer, DualEncoder, LateInteraction, PolyEncoder
 from mixencoder.peers.packed import PackedTokens
 
 QUERY_TOKENS, DOCUMENT_TOKENS, TOP_K = 16, 128, 10
@@ -43,19 +46,19 @@ RIVALS = (CROSS, THEIRS, "deformer", "late-interaction", "poly-encoder", "dual-e
 @cache
 def query_text() -> str:
     """The query."""
-    return texts_of(engines().mix, QUERY_TOKENS, 1, seed=3)[0]
+    return texts_of(engine(MixEncoder), QUERY_TOKENS, 1, seed=3)[0]
 
 
 @cache
 def documents() -> list[str]:
     """A few candidates as texts."""
-    return texts_of(engines().mix, DOCUMENT_TOKENS, DEFORMER_PAIRS, seed=1)
+    return texts_of(engine(MixEncoder), DOCUMENT_TOKENS, DEFORMER_PAIRS, seed=1)
 
 
 @cache
 def embedded() -> Tensor:
     """Context embeddings of those texts, (n, 1, d)."""
-    return engines().mix.encode_document(documents())
+    return engine(MixEncoder).encode_document(documents())
 
 
 def contexts(count: int) -> Tensor:
@@ -78,7 +81,7 @@ def rank_case(count: int) -> Case:
         rival=CROSS,
         unavailable=partial(_unavailable, count),
         long=count >= LONG_FROM,
-        quick=count == QUICK,
+        quick=(CROSS, "plain PyTorch", "dual-encoder") if count == QUICK else (),
     )
 
 
@@ -86,15 +89,25 @@ def _unavailable(count: int, contender: str) -> str | None:
     if contender == THEIRS:
         return rival_unavailable()
     if contender == "late-interaction" and count > TOKENS_MOST:
-        size = count * DOCUMENT_TOKENS * engines().late.config.token_size * torch.float32.itemsize
+        size = count * DOCUMENT_TOKENS * engine(LateInteraction).config.token_size * torch.float32.itemsize
         return f"late-interaction: its vectors of {count:,} candidates would take {size / 1e9:.1f} GB"
     return None
 
 
-def _prepare(count: int) -> Prepared:
+def _prepare(count: int, names: Collection[str]) -> Prepared:
     context = contexts(count)
-    calls = _ours(count, context) | _vectors(count, context) | _joint(count)
-    sizes = dict.fromkeys(calls, TOP_K) | {CROSS: min(count, CROSS_PAIRS), THEIRS: min(count, CROSS_PAIRS)}
+    makers: dict[str, Callable[[], Contender]] = {
+        OWN[0]: partial(_ours, context, "native"),
+        OWN[1]: partial(_ours, context, "int8"),
+        "plain PyTorch": partial(_plain, context),
+        "dual-encoder": lambda: _encoded(DualEncoder, context[:, 0].contiguous(), 1),
+        "poly-encoder": lambda: _encoded(PolyEncoder, context[:, 0].contiguous(), engine(PolyEncoder).config.num_codes),
+        "late-interaction": lambda: _encoded(LateInteraction, _random_tokens(count), QUERY_TOKENS),
+        "deformer": partial(_deformer, count),
+        CROSS: partial(_joint, count, lambda: engine(CrossEncoder)),
+        THEIRS: partial(_joint, count, sentence_transformers_cross_encoder),
+    }
+    sizes = dict.fromkeys(names, TOP_K) | dict.fromkeys((CROSS, THEIRS), min(count, CROSS_PAIRS))
 
     def check(name: str, result: Any) -> None:
         found = result[0] if isinstance(result, torch.return_types.topk) else result
@@ -102,87 +115,87 @@ def _prepare(count: int) -> Prepared:
         if length != sizes[name]:
             raise AssertionError(f"{name} gave {length} scores; expected {sizes[name]}")
 
-    return Prepared(calls, check)
+    return Prepared({name: makers[name]() for name in names}, check)
 
 
-def _ours(count: int, context: Tensor) -> dict[str, Contender]:
-    engine, dtype = engines().mix, torch.float32
-    index = engine.index(embeddings=context, store_text=False)
+def _ours(context: Tensor, products: str) -> Contender:
+    """The engine on an index in memory."""
+    mix, dtype = engine(MixEncoder), torch.float32
+    index = mix.index(embeddings=context, store_text=False)
     stored = index.info()["row_bytes"]
-    once = query_cost(MINILM, QUERY_TOKENS, dtype)
-    cost = once.and_then(interaction_cost(MINILM, count, 1, QUERY_TOKENS, dtype, stored_bytes=stored))
-    facts = {"stored_bytes": stored, "stored": "projected float16"}
-    state_and_scores = projection_cost(MINILM, count, 1, dtype).and_then(
-        interaction_cost(MINILM, count, 1, QUERY_TOKENS, dtype, stored_bytes=0)
+    interaction = interaction_cost(MINILM, len(context), 1, QUERY_TOKENS, dtype, stored_bytes=stored)
+    return Contender(
+        partial(mix.rank, query_text(), index, TOP_K, products=products),
+        query_cost(MINILM, QUERY_TOKENS, dtype).and_then(interaction),
+        facts={"stored_bytes": stored, "stored": "projected float16"},
     )
 
-    def plain() -> Any:
-        scores = plain_scores(engine.model, engine.encode_query([query_text()]), context[:, 0])
-        return scores.topk(TOP_K)
 
-    def rank(products: str) -> Any:
-        return engine.rank(query_text(), index, TOP_K, products=products)
+def _plain(context: Tensor) -> Contender:
+    """The same model from cached E_0, written plainly, nothing of the first layer stored."""
+    mix, count, dtype = engine(MixEncoder), len(context), torch.float32
 
-    return {
-        OWN[0]: Contender(partial(rank, "native"), cost, facts=facts),
-        OWN[1]: Contender(partial(rank, "int8"), cost, facts=facts),
-        "plain PyTorch": Contender(
-            plain, once.and_then(state_and_scores), facts={"stored_bytes": context[0].nbytes, "stored": "E_0, float32"}
-        ),
-    }
+    def call() -> Any:
+        return plain_scores(mix.model, mix.encode_query([query_text()]), context[:, 0]).topk(TOP_K)
 
-
-def _vectors(count: int, context: Tensor) -> dict[str, Contender]:
-    """Architectures that keep vectors of a candidate: after the query pass products are left."""
-    every, dtype = engines(), torch.float32
-    vectors = context[:, 0].contiguous()
-    cost = partial(vectors_cost, MINILM, count, QUERY_TOKENS, dtype, vectors=1, size=MINILM.d)
-    found = {
-        "dual-encoder": _encoded(every.dual, vectors, cost(query_vectors=1)),
-        "poly-encoder": _encoded(every.poly, vectors, cost(query_vectors=every.poly.config.num_codes)),
-    }
-    if count <= TOKENS_MOST:
-        size = every.late.config.token_size
-        generator = torch.Generator().manual_seed(4)
-        drawn = F.normalize(torch.randn(count, DOCUMENT_TOKENS, size, generator=generator), dim=-1)
-        found["late-interaction"] = _encoded(
-            every.late,
-            PackedTokens.from_groups([drawn]),
-            cost(query_vectors=QUERY_TOKENS, vectors=DOCUMENT_TOKENS, size=size),
-        )
-    return found
+    interaction = interaction_cost(MINILM, count, 1, QUERY_TOKENS, dtype, stored_bytes=0)
+    projections = projection_cost(MINILM, count, 1, dtype)
+    return Contender(
+        call,
+        query_cost(MINILM, QUERY_TOKENS, dtype).and_then(projections).and_then(interaction),
+        facts={"stored_bytes": context[0].nbytes, "stored": "E_0, float32"},
+    )
 
 
-def _encoded(engine: Any, candidates: Any, cost: Any) -> Contender:
+def _random_tokens(count: int) -> PackedTokens:
+    """Vectors of length 1 for every token of so many candidates, no two alike."""
+    generator = torch.Generator().manual_seed(4)
+    drawn = torch.randn(count, DOCUMENT_TOKENS, engine(LateInteraction).config.token_size, generator=generator)
+    return PackedTokens.from_groups([F.normalize(drawn, dim=-1)])
+
+
+def _encoded(kind: type[EncodingEngine], candidates: Tensor | PackedTokens, query_vectors: int) -> Contender:
+    """An architecture that keeps vectors of a candidate: after the query pass products are left."""
+    peer, count = engine(kind), len(candidates)
     held = candidates.vectors if isinstance(candidates, PackedTokens) else candidates
 
     def call() -> Any:
-        return engine.interact(engine.encode_query([query_text()]), candidates)[0].topk(TOP_K)
+        return peer.interact(peer.encode_query([query_text()]), candidates)[0].topk(TOP_K)
 
-    return Contender(call, cost, facts={"stored_bytes": held.nbytes // len(candidates), "stored": "float32"})
+    cost = vectors_cost(
+        MINILM,
+        count,
+        QUERY_TOKENS,
+        torch.float32,
+        query_vectors=query_vectors,
+        vectors=len(held) // count,
+        size=held.shape[-1],
+    )
+    return Contender(call, cost, facts={"stored_bytes": held.nbytes // count, "stored": "float32"})
 
 
-def _joint(count: int) -> dict[str, Contender]:
-    """Architectures that read query and candidate together."""
-    every, dtype = engines(), torch.float32
+def _joint(count: int, model: Callable[[], Any]) -> Contender:
+    """A cross-encoder, which reads query and candidate together."""
     pairs = [(query_text(), text) for text in documents()[: min(count, CROSS_PAIRS)]]
-    cost = joint_cost(MINILM, count, QUERY_TOKENS, DOCUMENT_TOKENS, dtype)
-    facts = _scaled(len(pairs), count) | {"stored_bytes": len(documents()[0].encode()), "stored": "text"}
-    found = {CROSS: Contender(partial(every.cross.predict, pairs), cost, count / len(pairs), facts)}
-    if rival_unavailable() is None:
-        theirs = sentence_transformers_cross_encoder()
-        found[THEIRS] = Contender(partial(theirs.predict, pairs), cost, count / len(pairs), facts)
-    few = min(count, DEFORMER_PAIRS)
-    candidates = every.deformer.encode_document(documents()[:few])
-    state = every.deformer.encode_query([query_text()])
-    found["deformer"] = Contender(
-        # its query pass, which would be scaled too, is left out: that favours it
-        lambda: every.deformer.interact(state, candidates)[0].topk(TOP_K),
-        encoder_cost(MINILM, count, QUERY_TOKENS + DOCUMENT_TOKENS, dtype, layers=every.deformer.config.joint_layers),
+    return Contender(
+        partial(model().predict, pairs),
+        encoder_cost(MINILM, count, QUERY_TOKENS + DOCUMENT_TOKENS - 1, torch.float32),
+        count / len(pairs),
+        _scaled(len(pairs), count) | {"stored_bytes": len(documents()[0].encode()), "stored": "text"},
+    )
+
+
+def _deformer(count: int) -> Contender:
+    """DeFormer's upper layers; its query pass, which would be scaled too, is left out, and that favours it."""
+    peer, few = engine(DeFormer), min(count, DEFORMER_PAIRS)
+    candidates = peer.encode_document(documents()[:few])
+    state = peer.encode_query([query_text()])
+    return Contender(
+        lambda: peer.interact(state, candidates)[0].topk(TOP_K),
+        encoder_cost(MINILM, count, QUERY_TOKENS + DOCUMENT_TOKENS, torch.float32, layers=peer.config.joint_layers),
         count / few,
         _scaled(few, count) | {"stored_bytes": candidates.vectors.nbytes // few, "stored": "float32"},
     )
-    return found
 
 
 def _scaled(pairs: int, count: int) -> dict[str, Any]:

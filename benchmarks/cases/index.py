@@ -5,7 +5,7 @@ The rival promises less: no ids, no transaction, no flush to the disk, nothing o
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache, partial
 from itertools import count as counter
 from pathlib import Path
@@ -18,7 +18,8 @@ from benchmarks.cases.end_to_end import QUERY_TOKENS, TOP_K, contexts, query_tex
 from benchmarks.contest import Case, Contender, Prepared
 from benchmarks.costs import MINILM, copied, interaction_cost, projection_cost, query_cost
 from benchmarks.index_speed import plain_scores
-from benchmarks.models import engines
+from benchmarks.models import engine
+from mixencoder import MixEncoder
 from mixkernels.roofline import Cost
 
 CANDIDATES, CHANGED = 10_000, 100
@@ -35,7 +36,9 @@ def _place(name: str) -> Path:
     return Path(scratch().name, name)
 
 
-def index_case(operator: str, prepare: Callable[[], Prepared], rivals: tuple[str, ...] = (RIVAL,)) -> Case:
+def index_case(
+    operator: str, prepare: Callable[[Collection[str]], Prepared], rivals: tuple[str, ...] = (RIVAL,)
+) -> Case:
     """One thing that an index does."""
     sizes = {"N": CANDIDATES, "k": 1, "d": MINILM.d} | ({"changed": CHANGED} if operator == "update" else {})
     return Case("index", operator, sizes, torch.float32, ("index",), rivals, prepare)
@@ -45,7 +48,7 @@ def _nothing_wrong(name: str, result: Any) -> None:
     """Accept what only writes."""
 
 
-def _prepare_build() -> Prepared:
+def _prepare_build(names: Collection[str]) -> Prepared:
     context, number = contexts(CANDIDATES), counter()
     target, made = _place("vectors.pt"), _place("built")
 
@@ -69,7 +72,7 @@ def _prepare_build() -> Prepared:
 
 
 def _built(context: Tensor, path: Path) -> Any:
-    index = engines().mix.index(
+    index = engine(MixEncoder).index(
         ids=map(str, range(len(context))), embeddings=context, path=path, store_text=False, show_progress_bar=False
     )
     index.close()
@@ -78,7 +81,7 @@ def _built(context: Tensor, path: Path) -> Any:
 
 @cache
 def _row_bytes() -> int:
-    return engines().mix.index(embeddings=contexts(1), store_text=False).info()["row_bytes"]
+    return engine(MixEncoder).index(embeddings=contexts(1), store_text=False).info()["row_bytes"]
 
 
 @cache
@@ -90,11 +93,11 @@ def _files() -> tuple[Path, Path]:
     return folder, file
 
 
-def _prepare_open() -> Prepared:
+def _prepare_open(names: Collection[str]) -> Prepared:
     folder, file = _files()
 
     def opened() -> int:
-        with engines().mix.open_index(folder, read_only=True) as index:
+        with engine(MixEncoder).open_index(folder, read_only=True) as index:
             return len(index)
 
     def check(name: str, result: Any) -> None:
@@ -113,13 +116,13 @@ def _prepare_open() -> Prepared:
     )
 
 
-def _prepare_update() -> Prepared:
+def _prepare_update(names: Collection[str]) -> Prepared:
     folder, file = _files()
     own, by_hand = _place("updated"), _place("updated.pt")
     shutil.copytree(folder, own, dirs_exist_ok=True)
     shutil.copy(file, by_hand)
     fresh, ids = contexts(CHANGED), [str(number) for number in range(CHANGED)]
-    index = engines().mix.open_index(own)
+    index = engine(MixEncoder).open_index(own)
 
     def rewrite() -> None:
         vectors = torch.load(by_hand)
@@ -139,14 +142,14 @@ def _prepare_update() -> Prepared:
     )
 
 
-def _prepare_rank() -> Prepared:
+def _prepare_rank(names: Collection[str]) -> Prepared:
     folder, file = _files()
-    engine, dtype = engines().mix, torch.float32
-    index, vectors = engine.open_index(folder, read_only=True), torch.load(file, mmap=True)
+    mix, dtype = engine(MixEncoder), torch.float32
+    index, vectors = mix.open_index(folder, read_only=True), torch.load(file, mmap=True)
 
     def by_hand() -> Any:
-        state = engine.encode_query([query_text()])
-        return plain_scores(engine.model, state, vectors[:, 0].float()).topk(TOP_K)
+        state = mix.encode_query([query_text()])
+        return plain_scores(mix.model, state, vectors[:, 0].float()).topk(TOP_K)
 
     once = query_cost(MINILM, QUERY_TOKENS, dtype)
     rest = partial(interaction_cost, MINILM, CANDIDATES, 1, QUERY_TOKENS, dtype)
@@ -160,7 +163,7 @@ def _prepare_rank() -> Prepared:
     return Prepared(
         {
             "index": Contender(
-                partial(engine.rank, query_text(), index, TOP_K), once.and_then(rest(stored_bytes=_row_bytes()))
+                partial(mix.rank, query_text(), index, TOP_K), once.and_then(rest(stored_bytes=_row_bytes()))
             ),
             "plain PyTorch": Contender(
                 by_hand,

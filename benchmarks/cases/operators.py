@@ -1,6 +1,6 @@
 """Every operator of mixkernels against its standard formulations: forward, backward, and the whole training step."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,7 @@ LAYER_ROWS, LAYER_WIDTH = 10_000, 384
 EXPANDED = "sdpa-expanded"
 PRE_EXPANDED = "sdpa-pre-expanded"
 EAGER = (EXPANDED, PRE_EXPANDED, "einsum-concatenated", "two-pass")
+QUICK_RIVALS = (EXPANDED, "einsum-concatenated", "two-pass")
 COMPILED = ("einsum-concatenated", "two-pass-compiled", "flex-compiled")
 BACKWARD, STEP_OF = "candidate_attention backward", "candidate_attention training step"
 
@@ -66,8 +67,6 @@ def checked(found: float, dtype: torch.dtype, name: str) -> None:
 def attention_case(shape: Shape, dtype: torch.dtype, rivals: Sequence[str] = EAGER, **options: Any) -> Case:
     """One query against N candidates."""
     sizes = {name: size for name, size in shape.names().items() if name != "B"}
-    unavailable = partial(_attention_unavailable, shape, dtype)
-    prepare = partial(_prepare_attention, shape, dtype, rivals, unavailable)
     return Case(
         "operators",
         "candidate_attention",
@@ -75,8 +74,8 @@ def attention_case(shape: Shape, dtype: torch.dtype, rivals: Sequence[str] = EAG
         dtype,
         ("torch",),
         tuple(rivals),
-        prepare,
-        unavailable=unavailable,
+        partial(_prepare_attention, shape, dtype),
+        unavailable=partial(_attention_unavailable, shape, dtype),
         **options,
     )
 
@@ -91,16 +90,14 @@ def _attention_unavailable(shape: Shape, dtype: torch.dtype, contender: str) -> 
     return None
 
 
-def _prepare_attention(
-    shape: Shape, dtype: torch.dtype, rivals: Sequence[str], unavailable: Callable[[str], str | None]
-) -> Prepared:
+def _prepare_attention(shape: Shape, dtype: torch.dtype, names: Collection[str]) -> Prepared:
     sizes = (shape.n, shape.k, shape.m, shape.h, shape.d)
     inputs = Inputs.random(*sizes, dtype)
-    contenders = {"torch": Contender(partial(ours, inputs, "torch"))}
-    for name in rivals:
-        if unavailable(name):
-            continue
-        if name == PRE_EXPANDED:
+    contenders = {}
+    for name in names:
+        if name == "torch":
+            contenders[name] = Contender(partial(ours, inputs, "torch"))
+        elif name == PRE_EXPANDED:
             contenders[name] = Contender(partial(sdpa_on_expanded, inputs, *expand(inputs)))
         else:
             contenders[name] = Contender(partial(RIVALS[name], inputs))
@@ -125,16 +122,16 @@ def training_case(
         torch.float32,
         ("torch",),
         tuple(rivals),
-        partial(_prepare_training, shape, rivals, forward_too),
+        partial(_prepare_training, shape, forward_too),
         gradients=True,
         **options,
     )
 
 
-def _prepare_training(shape: Shape, rivals: Sequence[str], forward_too: bool) -> Prepared:
+def _prepare_training(shape: Shape, forward_too: bool, names: Collection[str]) -> Prepared:
     dtype = torch.float32
     forwards: dict[str, Callable[..., Any]] = {"torch": partial(ours_batch, backend="torch"), **BATCH_RIVALS}
-    if "einsum-compiled" in rivals:
+    if "einsum-compiled" in names:
         forwards["einsum-compiled"] = torch.compile(einsum_batch, dynamic=False, fullgraph=True)
     step = random_step(shape, dtype, "cpu")
     arguments = (shape.n, shape.k, shape.m, shape.h, shape.d, dtype)
@@ -142,7 +139,6 @@ def _prepare_training(shape: Shape, rivals: Sequence[str], forward_too: bool) ->
     if forward_too:
         cost = candidate_attention_cost(*arguments, batch=shape.batch, return_lse=True).and_then(cost)
     exact = reference_gradients(step)
-    names = ("torch", *rivals)
     return Prepared(
         {name: Contender(mode_call(forwards[name], step, forward_too=forward_too)) for name in names},
         lambda name, result: checked(relative_error(result, exact), dtype, name),
@@ -182,7 +178,7 @@ def layer_case(operator: str, rivals: Sequence[str] = ("pytorch",), **options: A
         torch.float32,
         ("torch",),
         tuple(rivals),
-        partial(_prepare_layer, operator, rivals),
+        partial(_prepare_layer, operator),
         **options,
     )
 
@@ -193,13 +189,13 @@ def _layer_tensors(operator: str) -> tuple[Tensor, ...]:
     return tuple(torch.randn(shape, generator=generator) for shape in shapes)
 
 
-def _prepare_layer(operator: str, rivals: Sequence[str]) -> Prepared:
+def _prepare_layer(operator: str, names: Collection[str]) -> Prepared:
     tensors = _layer_tensors(operator)
     functions = _layer_functions(operator, top_k=True)
-    if "pytorch-compiled" in rivals:
+    if "pytorch-compiled" in names:
         functions["pytorch-compiled"] = torch.compile(functions["pytorch"], dynamic=False, fullgraph=True)
     return Prepared(
-        {name: Contender(partial(functions[name], *tensors)) for name in ("torch", *rivals)},
+        {name: Contender(partial(functions[name], *tensors)) for name in names},
         lambda name, result: checked(layer_error(operator, result, tensors), torch.float32, name),
         LAYER_OPERATORS[operator].cost(LAYER_ROWS, LAYER_WIDTH, torch.float32),
     )
@@ -228,7 +224,7 @@ def layer_training_case(operator: str, *, forward_too: bool, **options: Any) -> 
     )
 
 
-def _prepare_layer_training(operator: str, forward_too: bool) -> Prepared:
+def _prepare_layer_training(operator: str, forward_too: bool, names: Collection[str]) -> Prepared:
     tensors = tuple(tensor.requires_grad_() for tensor in _layer_tensors(operator))
     functions = _layer_functions(operator, top_k=False)
     with torch.no_grad():
@@ -243,7 +239,7 @@ def _prepare_layer_training(operator: str, forward_too: bool) -> Prepared:
             forward = score_candidates_cost(LAYER_ROWS, 1, LAYER_WIDTH, torch.float32)
         cost = forward.and_then(cost)
     return Prepared(
-        {name: Contender(mode_call(function, step, forward_too=forward_too)) for name, function in functions.items()},
+        {name: Contender(mode_call(functions[name], step, forward_too=forward_too)) for name in names},
         lambda name, result: checked(relative_error(result, exact), torch.float32, name),
         cost,
     )
@@ -255,7 +251,7 @@ CASES = (
             shape,
             dtype,
             long=dtype == torch.bfloat16 and shape != HEADLINE,
-            quick=(shape, dtype) == (HEADLINE, torch.float32),
+            quick=QUICK_RIVALS if (shape, dtype) == (HEADLINE, torch.float32) else (),
         )
         for shape in SHAPES
         for dtype in (torch.float32, torch.bfloat16)
@@ -263,12 +259,15 @@ CASES = (
     attention_case(HEADLINE, torch.float32, COMPILED, variant="compiled", long=True),
     training_case(STEP, forward_too=False),
     training_case(STEP, forward_too=True),
-    training_case(QUICK_STEP, forward_too=True, quick=True),
+    training_case(QUICK_STEP, forward_too=True, quick=("einsum-concatenated",)),
     training_case(LONG_STEP, forward_too=True, long=True),
     training_case(
         STEP, forward_too=True, rivals=("einsum-concatenated", "einsum-compiled"), variant="compiled", long=True
     ),
-    *(layer_case(operator, quick=operator == "score_candidates") for operator in LAYER_OPERATORS),
+    *(
+        layer_case(operator, quick=("pytorch",) if operator == "score_candidates" else ())
+        for operator in LAYER_OPERATORS
+    ),
     *(
         layer_case(operator, ("pytorch", "pytorch-compiled"), variant="compiled", long=True)
         for operator in LAYER_OPERATORS
