@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mixencoder.errors import InputError
 from mixencoder.feed_forward import FloatFeedForward, QuantisedFeedForward
 from mixencoder.modeling import InteractionLayer, MixEncoderModel, QueryState
 from mixencoder.quantised import QuantisedLinear
@@ -92,15 +93,17 @@ class Layers:
 
     Args:
         model: the model, in inference mode.
-        products: "native", or "int8" for int8 products (`mixencoder.quantised`) of all that depends on the query but
-            the attention itself.
+        products: "native"; "bfloat16"; or "int8" for int8 products (`mixencoder.quantised`) of all that depends on the
+            query but the attention itself.
+
+    Raises:
+        InputError: the device has no such products.
     """
 
     def __init__(self, model: MixEncoderModel, products: str = "native") -> None:
         self.model = model
         self.device = model.codes.device
-        # emulated products in a narrow dtype are no faster than float32
-        self.dtype = model.codes.dtype if multiplies_natively(model.codes) else torch.float32
+        self.dtype = _dtype_of(model, products)
         self.k, self.d = model.codes.shape
         self.has_state, self.updates_context = model.config.state_row, model.config.context_update
         self.contexts = self.k if self.updates_context else 0
@@ -372,8 +375,27 @@ class _Norm(NamedTuple):
 
 
 def prepared(model: MixEncoderModel, products: str = "native") -> Layers:
-    """Prepare a model's interaction layers, in the way that suits its device and dtype."""
-    narrow = model.codes.dtype in (torch.float16, torch.bfloat16)
+    """Prepare a model's interaction layers, in the way that suits its device and dtype; products as in `Layers`.
+
+    Raises:
+        InputError: the device has no such products.
+    """
     on_operators = model.codes.device.type != "cpu" or model.kernel_backend not in ("auto", "torch")
-    fused = not on_operators and not (narrow and multiplies_natively(model.codes))
-    return (FusedLayers if fused else OperatorLayers)(model, products)
+    narrow = _dtype_of(model, products) in (torch.float16, torch.bfloat16)
+    return (OperatorLayers if on_operators or narrow else FusedLayers)(model, products)
+
+
+def _dtype_of(model: MixEncoderModel, products: str) -> torch.dtype:
+    """The dtype of products: emulated ones in a narrow dtype are no faster than float32, and never taken.
+
+    Raises:
+        InputError: they should be bfloat16, which the processor does not multiply itself.
+    """
+    if products != "bfloat16":
+        return model.codes.dtype if multiplies_natively(model.codes) else torch.float32
+    if not multiplies_natively(torch.empty(0, dtype=torch.bfloat16, device=model.codes.device)):
+        raise InputError(
+            'products "bfloat16" cannot run here: this processor does not multiply bfloat16 itself; products "native" '
+            'run everywhere, "int8" on any CPU with oneDNN'
+        )
+    return torch.bfloat16

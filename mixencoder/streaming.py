@@ -22,8 +22,9 @@ from mixencoder.scoring import check_finite
 from mixkernels import TopK
 from mixkernels.ranking import EMPTY_KEY, LARGEST_ID, pack_keys, unpack_keys
 
-PRODUCTS = ("native", "int8")
-"""Products: in the model's precision, or of int8 numbers, which is faster and moves scores a little."""
+PRODUCTS = ("native", "bfloat16", "int8")
+"""Products: in the model's precision; in bfloat16, where the device multiplies that itself; or of int8 numbers, on a
+CPU. The latter two are faster and move scores a little."""
 
 _WAITING = 8192
 """Scores that wait to be merged into the running top-k."""
@@ -50,7 +51,7 @@ class StreamRanker:
         plan: how to cut and score; None takes what suits the model's device.
 
     Raises:
-        InputError: there are no such products, or the model has no ranking head.
+        InputError: there are no such products, the device has none, or the model has no ranking head.
     """
 
     def __init__(

@@ -1,8 +1,10 @@
-"""The benchmark of ranking: what it compares with, and the ratios that it reports."""
+"""The benchmarks of ranking: what they compare with, and the ratios that they report."""
 
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import gpu_ranking
 from benchmarks.index_speed import CROSS, CROSS_PAIRS, ON_DISK, bare_products, plain_scores, ratios
 from mixencoder.configuration import MixEncoderConfig
 from mixencoder.modeling import MixEncoderModel
@@ -60,3 +62,19 @@ def test_ratios_put_equal_work_side_by_side():
         f"plain eager / {ON_DISK}": 2.5,
         f"dual-encoder / {ON_DISK}": 0.5 / 8,
     }
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_end_to_end_benchmark_of_a_gpu_runs(device, monkeypatch):
+    monkeypatch.setattr(gpu_ranking, "RUNS", 1)
+    shape, device = gpu_ranking.Shape(2, 32, 2), torch.device(device)
+    large = gpu_ranking.many(5000, device, shape)
+    assert {name.split(",")[0] for name in large["seconds"]} == {"resident", "streamed"}
+    small = gpu_ranking.beside_cross_encoder(12, device, shape)
+    assert small["ratio"] == small["seconds"]["cross-encoder"] / small["seconds"]["mixencoder"]
+
+
+def test_the_end_to_end_benchmark_of_a_gpu_needs_one(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_ranking.main([]) == 2
+    assert "needs a GPU" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from mixencoder import interaction
 from mixencoder.configuration import MixEncoderConfig
 from mixencoder.desk import Plan
 from mixencoder.errors import InputError, NonFiniteError
+from mixencoder.interaction import prepared
 from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.query_cache import QueryStateCache
 from mixencoder.records import LAYOUTS, RecordFormat
@@ -431,6 +432,39 @@ def test_int8_products_move_scores_by_what_seven_bits_allow():
     assert 0 < (got - want).pow(2).mean().sqrt() < budget.pow(2).mean().sqrt()
 
 
+@pytest.mark.parametrize("options", FORMS[:2])
+def test_bfloat16_products_move_scores_by_what_its_eight_bits_allow(options, monkeypatch):
+    """Emulated here, where a processor may not have them."""
+    model = make_model(options)
+    query_state, context = queries(model), contexts(model)
+    record_format = RecordFormat(model, "projected", "float16")
+    rows = record_format.encode(context)
+    monkeypatch.setattr(interaction, "multiplies_natively", lambda tensor: True)
+    want, got = (
+        dense(StreamRanker(model, record_format, products=products).rank(query_state, chunks(rows)))
+        for products in ("native", "bfloat16")
+    )
+    # what the whole model in bfloat16 makes of the same embeddings
+    narrow = make_model(options, torch.bfloat16)
+    state = QueryState(
+        *(tuple(part.bfloat16() for part in parts) for parts in (query_state.keys, query_state.values)),
+        query_state.lengths,
+        query_state.pooled,
+    )
+    with torch.inference_mode():
+        budget = narrow.interact(state, context.bfloat16()).full.float() - want
+    assert 0 < (got - want).pow(2).mean().sqrt() < budget.pow(2).mean().sqrt()
+
+
+def test_bfloat16_products_refuse_a_processor_that_would_emulate_them(monkeypatch):
+    model = make_model({})
+    monkeypatch.setattr(interaction, "multiplies_natively", lambda tensor: tensor.dtype == torch.float32)
+    with pytest.raises(InputError, match=r'products "bfloat16" cannot run here.*"int8" on any CPU'):
+        StreamRanker(model, RecordFormat(model), products="bfloat16")
+    # nor is a model in bfloat16 multiplied in it
+    assert prepared(make_model({}, torch.bfloat16)).dtype == torch.float32
+
+
 def test_int8_products_refuse_what_they_do_not_know():
     with pytest.raises(InputError, match=r'products "int8" cannot run in torch.float64 on cpu'):
         StreamRanker(make_model({}, torch.float64), RecordFormat(make_model({})), products="int8")
@@ -479,7 +513,7 @@ def test_bad_arguments_are_named():
     del rows["gate"]
     with pytest.raises(InputError, match="a chunk lacks gate; expected the fields context"):
         ranker.rank(query_state, [(torch.arange(4), rows)])
-    with pytest.raises(InputError, match="products is 'int4'; expected one of native, int8"):
+    with pytest.raises(InputError, match="products is 'int4'; expected one of native, bfloat16, int8"):
         StreamRanker(model, record_format, products="int4")
     dual = make_model(FORMS[1])
     with pytest.raises(InputError, match="candidates is an iterator"):
