@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from benchmarks.gpu_records import ROOT
+from benchmarks.markdown import with_line
 
 PRETRAINED = ROOT / "mixencoder" / "pretrained"
 CARD = PRETRAINED / "README.md"
@@ -37,12 +38,6 @@ TERMS = {
 """Start of a source's name -> what it is, and its terms."""
 
 Results = dict[str, Any]
-
-
-def markdown(rows: list[list[str]]) -> str:
-    """A table whose first row is its head."""
-    head, *body = rows
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
 
 
 def quality_rows(default: Results, untrained: Results) -> list[list[str]]:
@@ -116,9 +111,9 @@ def rendered(pretrained: Path, results: Path) -> str:
     calibration = config["calibration"]
     fields = {
         "classes": ", ".join(config["id2label"].values()),
-        "quality": markdown(quality_rows(default, untrained)),
+        "quality": with_line(quality_rows(default, untrained)),
         "verdict": verdict(default, untrained),
-        "classification": markdown(classification_rows(default)),
+        "classification": with_line(classification_rows(default)),
         "calibration": f"`sigmoid(score / {calibration['temperature']:.3g} {calibration['bias']:+.3g})`, fitted on "
         "candidate lists of dev data (`mixencoder calibrate`); it is offered beside the score.",
         "stages": " ".join(
@@ -126,7 +121,7 @@ def rendered(pretrained: Path, results: Path) -> str:
             for number, stage in enumerate(stages, 1)
         )
         + f" The second took {record['seconds'] / 60:.0f} minutes on {record['threads']} thread(s).",
-        "data": markdown(data_rows(stages, record["examples"])),
+        "data": with_line(data_rows(stages, record["examples"])),
     }
     text = FRAME.read_text(encoding="utf-8")
     for name, value in fields.items():

@@ -8,6 +8,7 @@ from benchmarks.checkpoint.card import quality_rows
 from benchmarks.comparison.tables import comparison_rows, growth_rows, part_rows
 from benchmarks.comparison.tables import read_records as read_comparison
 from benchmarks.contest import Record
+from benchmarks.markdown import markdown, with_line
 from benchmarks.results_files import RESULTS, read_results
 
 DEVICE = "cpu-zen3-2-threads"
@@ -183,8 +184,7 @@ def quality_table() -> str:
     default, untrained = (
         json.loads((FOLDER / f"quality_{name}.json").read_text(encoding="utf-8")) for name in ("default", "untrained")
     )
-    head, *body = quality_rows(default, untrained)
-    return markdown([head, ["---"] * len(head), *body])
+    return with_line(quality_rows(default, untrained))
 
 
 def index_table() -> str:
@@ -308,8 +308,3 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "comparison growth": lambda: _comparison(growth_rows),
 }
 """By the name between a document's marks."""
-
-
-def markdown(rows: Rows) -> str:
-    """A table of cells."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
