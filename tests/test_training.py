@@ -1,5 +1,6 @@
 """Runs of the trainer: what stops one, what an interrupted one leaves, and that it goes on exactly."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -376,6 +377,25 @@ def test_a_run_killed_after_its_end_is_found_to_be_done(tmp_path, backbone_path,
     assert same(weights(train(TrainConfig(**{**asdict(config), "resume": True}))), done)
     assert not (tmp_path / "out.unfinished").exists()
     assert json.loads((tmp_path / "out" / "training.json").read_text())["settings"]["steps"] == 2
+
+
+def test_a_second_run_keeps_its_hands_off_the_first_ones_folder(tmp_path, backbone_path, words):
+    config = options(tmp_path, backbone_path, words)
+    unfinished = tmp_path / "out.unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.json").write_text("{}")
+    first = os.open(unfinished, os.O_RDONLY)
+    try:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        for resume in (False, True):
+            with pytest.raises(InputError, match=r"out\.unfinished is being written by a run that still goes on"):
+                train(TrainConfig(**{**asdict(config), "resume": resume}))
+        assert (unfinished / "config.json").read_text() == "{}"
+    finally:
+        os.close(first)
+    # the system let go of it, as it does when a run dies
+    train(config)
+    assert not unfinished.exists()
 
 
 def test_two_processes_make_the_steps_of_one(tmp_path, backbone_path, words):

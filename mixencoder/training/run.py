@@ -1,14 +1,17 @@
 """`train`: from data and an encoder or checkpoint to a saved model of any architecture."""
 
 import dataclasses
+import fcntl
 import json
 import logging
 import math
+import os
 import platform
 import shutil
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -139,12 +142,18 @@ def train(config: TrainConfig) -> Engine:
     # without a GPU accelerate takes the processes that torchrun started for one another only when told of the CPU
     state = PartialState(cpu=not torch.cuda.is_available())
     unfinished = Path(f"{config.output.rstrip('/')}.unfinished")
-    if state.is_main_process:
-        _prepare_folder(config, unfinished)
-    state.wait_for_everyone()
-    if not is_vacant(Path(config.output)):
-        # the interrupted run had come to its end
-        return load_engine(config.output, device="cpu")
+    with _alone(unfinished) if state.is_main_process else nullcontext() as was_there:
+        if state.is_main_process:
+            _prepare_folder(config, unfinished, was_there=was_there)
+        state.wait_for_everyone()
+        if not is_vacant(Path(config.output)):
+            # the interrupted run had come to its end
+            return load_engine(config.output, device="cpu")
+        return _run(config, specs, state, unfinished)
+
+
+def _run(config: TrainConfig, specs: list[DataSpec], state: PartialState, unfinished: Path) -> Engine:
+    """Train, from the last checkpoint if there is one, and save."""
     checkpoint = last_checkpoint(unfinished)
     try:
         engine, trainer = _prepare(config, specs, unfinished)
@@ -163,6 +172,31 @@ def train(config: TrainConfig) -> Engine:
         if state.is_main_process and unfinished.is_dir() and last_checkpoint(unfinished) is None:
             shutil.rmtree(unfinished)
     return engine
+
+
+@contextmanager
+def _alone(unfinished: Path) -> Iterator[bool]:
+    """Keep other runs from a folder of checkpoints, until this one ends or dies; yields whether the folder was there.
+
+    Raises:
+        InputError: a run that is still going on has it.
+    """
+    was_there = unfinished.exists()
+    unfinished.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(unfinished, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = f"{unfinished} is being written by a run that still goes on; wait for it, or end it"
+            raise InputError(message) from error
+        yield was_there
+    finally:
+        os.close(descriptor)
+        if not was_there:
+            # a run that was refused leaves nothing
+            with suppress(OSError):
+                unfinished.rmdir()
 
 
 def _check(config: TrainConfig) -> None:
@@ -218,20 +252,19 @@ def _spec(item: str | dict[str, Any] | DataSpec, data_dir: str) -> DataSpec:
     return dataclasses.replace(item, source=source)
 
 
-def _prepare_folder(config: TrainConfig, unfinished: Path) -> None:
-    """Make the folder of checkpoints, or see that a run can go on from the one that is there; overwrite nothing."""
+def _prepare_folder(config: TrainConfig, unfinished: Path, *, was_there: bool) -> None:
+    """Begin in a folder of checkpoints, or see that a run can go on from those that it holds; overwrite nothing."""
     output, known = Path(config.output), unfinished / "config.json"
     # not asdict, which would copy rows that were given as data
     fields = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
     settings = json.loads(json.dumps(fields, default=_named))
-    is_done = (standing(output) / RECORD).is_file() and unfinished.exists()
+    is_done = was_there and (standing(output) / RECORD).is_file()
     if not is_vacant(output) and not (config.resume and is_done):
         raise InputError(f"{output} exists and is not empty; name another output, or move it away")
-    if unfinished.exists() and not is_done and last_checkpoint(unfinished) is None:
-        # nothing in it can be used: a run died before its first checkpoint was whole
-        shutil.rmtree(unfinished)
-    if not unfinished.exists():
-        unfinished.mkdir(parents=True)
+    if not is_done and last_checkpoint(unfinished) is None:
+        # what is there cannot be used: a run died before its first checkpoint was whole
+        for path in unfinished.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         known.write_text(json.dumps(settings), encoding="utf-8")
         return
     if not config.resume:
