@@ -144,8 +144,8 @@ def rendered(pretrained: Path, results: Path) -> str:
         "lesson": fill(lesson(share), WIDTH),
         "calibration": fill(
             f"**Probabilities** are `sigmoid(score / {calibration['temperature']:.3g} {calibration['bias']:+.3g})`, "
-            "fitted by `mixencoder calibrate` to lists of ten out of the Free On-line Dictionary of Computing, the wrong "
-            "ones mined by the dual term (`mixencoder mine`). They are offered beside the score, never instead.",
+            "fitted by `mixencoder calibrate` to lists of ten out of the Free On-line Dictionary of Computing, the "
+            "wrong ones mined by the dual term (`mixencoder mine`). They are offered beside the score, never instead.",
             WIDTH,
         ),
         "stages": " ".join(

@@ -142,7 +142,7 @@ def train(config: TrainConfig) -> Engine:
     # without a GPU accelerate takes the processes that torchrun started for one another only when told of the CPU
     state = PartialState(cpu=not torch.cuda.is_available())
     unfinished = Path(f"{config.output.rstrip('/')}.unfinished")
-    with _alone(unfinished) if state.is_main_process else nullcontext() as was_there:
+    with _alone(unfinished) if state.is_main_process else nullcontext(False) as was_there:
         if state.is_main_process:
             _prepare_folder(config, unfinished, was_there=was_there)
         state.wait_for_everyone()
