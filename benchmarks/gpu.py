@@ -43,6 +43,8 @@ CORRECTNESS_TESTS = (
     "tests/test_attention_gradients.py",
     "tests/test_torch_operators.py",
     "tests/test_layer_ops.py",
+    "tests/test_layer_gradients.py",
+    "tests/test_ranking.py",
     "tests/test_ops.py",
 )
 GROUPS: dict[str, Callable[[Bench], object]] = {
@@ -172,7 +174,7 @@ def report(folder: Path, name: str) -> None:
     """Print the targets of a folder's files."""
     print(f"targets of docs/design.md section 7 for an H100, measured on {name}:")
     print("\n".join(target_table(targets(read_records(folder)))))
-    print("not measured here: end to end over 1e6 candidates, and against the cross-encoder")
+    print("end to end, over 1e6 candidates and against the cross-encoder: python -m benchmarks.gpu_ranking")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,8 @@ import torch
 from mixencoder.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
-    from mixencoder.engine import Engine
+    from mixencoder.fast import MixEncoder
+    from mixencoder.peers.base import Peer
 
 ARCHITECTURES = {
     "mixencoder": ("mixencoder.fast", "MixEncoder"),
@@ -22,7 +23,7 @@ ARCHITECTURES = {
 """Name, as the command line takes it -> module and class of the front door."""
 
 
-def front_door(architecture: str) -> "type[Engine]":
+def front_door(architecture: str) -> "type[MixEncoder] | type[Peer]":
     """Return the class that loads and starts models of an architecture.
 
     Raises:
@@ -40,7 +41,7 @@ def load_engine(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     backend: str = "auto",
-) -> "Engine":
+) -> "MixEncoder | Peer":
     """Load a checkpoint of any architecture behind its front door.
 
     Args:

@@ -139,13 +139,13 @@ class Layout:
         """Return the position of a text's first token."""
         return 0
 
-    def layers(self, backbone: PreTrainedModel) -> list[nn.Module]:
+    def layers(self, backbone: Any) -> list[nn.Module]:
         """Return the encoder's layers in the order in which they run."""
         return list(backbone.encoder.layer)
 
-    def start_weights(self, layer: nn.Module) -> dict[str, LinearWeights]:
+    def start_weights(self, layer: Any) -> dict[str, LinearWeights]:
         """Return what an interaction layer starts from, by the name of its module; the rest starts fresh."""
-        modules = {name: layer.get_submodule(part) for name, part in self.parts.items()}
+        modules: dict[str, Any] = {name: layer.get_submodule(part) for name, part in self.parts.items()}
         return {name: LinearWeights(module.weight, module.bias) for name, module in modules.items()}
 
 
@@ -181,7 +181,7 @@ class _DistilBertLayout(Layout):
     def settings(self, config: PreTrainedConfig) -> LayerSettings:
         return LayerSettings(config.hidden_dim, config.activation, 1e-12, config.dropout)
 
-    def layers(self, backbone: PreTrainedModel) -> list[nn.Module]:
+    def layers(self, backbone: Any) -> list[nn.Module]:
         return list(backbone.transformer.layer)
 
 
@@ -204,7 +204,7 @@ class _AlbertLayout(Layout):
             return None
         return f"its layers attend {config.inner_group_num} times each (inner_group_num), so no keys are a layer's own"
 
-    def layers(self, backbone: PreTrainedModel) -> list[nn.Module]:
+    def layers(self, backbone: Any) -> list[nn.Module]:
         groups, count = backbone.encoder.albert_layer_groups, backbone.config.num_hidden_layers
         # transformers' own rule, rounding included: which group runs as a layer
         numbers = [int(layer / (count / len(groups))) for layer in range(count)]
@@ -224,10 +224,10 @@ class _ModernBertLayout(Layout):
     def settings(self, config: PreTrainedConfig) -> LayerSettings:
         return LayerSettings(config.intermediate_size, config.hidden_activation, config.norm_eps, config.mlp_dropout)
 
-    def layers(self, backbone: PreTrainedModel) -> list[nn.Module]:
+    def layers(self, backbone: Any) -> list[nn.Module]:
         return list(backbone.layers)
 
-    def start_weights(self, layer: nn.Module) -> dict[str, LinearWeights]:
+    def start_weights(self, layer: Any) -> dict[str, LinearWeights]:
         packed, output = layer.attn.Wqkv, layer.attn.Wo
         biases = (None, None, None) if packed.bias is None else packed.bias.chunk(3)
         parts = zip(("query", "key", "value"), packed.weight.chunk(3), biases, strict=True)

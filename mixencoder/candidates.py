@@ -23,13 +23,11 @@ def read_candidates(source: str, *, column: str | None = None) -> Candidates:
     Raises:
         DataError: as `iterate_candidates`, or the file holds no candidate.
     """
-    texts, ids = [], []
-    for text, name in iterate_candidates(source, column=column):
-        texts.append(text)
-        ids.append(name)
-    if not texts:
+    rows = list(iterate_candidates(source, column=column))
+    if not rows:
         raise DataError(f"{source} holds no candidate")
-    return Candidates(texts, None if ids[0] is None else ids)
+    ids = [name for _, name in rows if name is not None]
+    return Candidates([text for text, _ in rows], ids or None)
 
 
 def iterate_candidates(source: str, *, column: str | None = None) -> Iterator[tuple[str, str | None]]:
@@ -52,13 +50,18 @@ def iterate_candidates(source: str, *, column: str | None = None) -> Iterator[tu
     if column is not None and not is_table:
         raise DataError(f"{source}: a column was named ({column!r}), but only .csv and .tsv files have columns")
     if kind == ".txt":
-        lines = _read_stdin() if source == "-" else read_lines(Path(source))
+        lines = read_stdin() if source == "-" else read_lines(Path(source))
         yield from ((line, None) for _, line in lines if line.strip())
     else:
         yield from _read_fields(source, column, is_table=is_table)
 
 
-def _read_stdin() -> Iterator[tuple[int, str]]:
+def read_stdin() -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, text without its line end) of standard input.
+
+    Raises:
+        DataError: a line is not UTF-8.
+    """
     for number, raw in enumerate(sys.stdin.buffer, start=1):
         yield number, decode(raw, "standard input", number)
 

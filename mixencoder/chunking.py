@@ -14,25 +14,25 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def in_chunks(function: Callable[..., Any], tensors: Sequence[Tensor | None], size: int | None) -> Any:
+def in_chunks(function: Callable[..., Any], tensors: Sequence[Tensor], size: int | None) -> Any:
     """Call function on tensors cut along their first dimension into runs of `size` rows, and join the results.
 
     Args:
         function: takes the tensors; returns a tensor, or a named tuple or dataclass of tensors, with a row for each of
             theirs.
-        tensors: of the same first dimension, or None.
+        tensors: of the same first dimension.
         size: None calls it once on everything.
     """
     if size is None or len(tensors[0]) <= size or not torch.is_grad_enabled():
         return function(*tensors)
-    pieces = zip(*([None] * -(-len(tensors[0]) // size) if t is None else t.split(size) for t in tensors), strict=True)
+    pieces = zip(*(tensor.split(size) for tensor in tensors), strict=True)
     return _join([checkpoint(function, *piece, use_reentrant=False) for piece in pieces])
 
 
 def _join(parts: Sequence[Any]) -> Any:
     first = parts[0]
     if isinstance(first, Tensor):
-        return torch.cat(parts)
+        return torch.cat(tuple(parts))
     if first is None:
         return None
     if isinstance(first, tuple):

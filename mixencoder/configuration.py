@@ -1,4 +1,8 @@
-"""Configuration of a MixEncoder: the backbone's own configuration, nested, and what stands on top of it."""
+"""Configurations: the backbone's own, nested, and what stands on top of it.
+
+`EncoderConfig` is what all architectures have in common, `MixEncoderConfig` a MixEncoder's; each peer's own fields
+stand in its module.
+"""
 
 import inspect
 import math
@@ -10,9 +14,85 @@ from transformers import AutoConfig, PreTrainedConfig
 HEADS = ("ranking", "classification")
 MAX_CONTEXT_EMBEDDINGS = 16
 MAX_INTERACTION_LAYERS = 3
+MIN_TOKENS = 3
+"""Shortest limit of a text: one token between two special ones."""
 
 
-class MixEncoderConfig(PreTrainedConfig):
+class EncoderConfig(PreTrainedConfig):
+    """What the configurations of all architectures have in common.
+
+    Args:
+        backbone_config: configuration of the encoder, as an object or a dictionary with its ``model_type``.
+        heads: which heads the checkpoint has, of "ranking" and "classification"; the first is the default. One alone
+            may be given as its name.
+        max_query_length, max_document_length: tokens read of a text, special tokens included. None: all that the
+            backbone has positions for.
+        query_truncation_side: "right" keeps the start of a query that is too long; "left" keeps its end, for queries
+            that are dialogues.
+        classifier_dropout: dropout inside the classification head, and before a learned ranking head.
+        calibration: {"temperature": above 0, "bias": number} of `mixencoder calibrate`: the probability that a document
+            is right is ``sigmoid(score / temperature + bias)``. None: not fitted.
+        num_labels, id2label, label2id: classes of the classification head, as in every transformers configuration.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  (the name and form that transformers reads)
+
+    def __init__(
+        self,
+        backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
+        heads: Sequence[str] = ("ranking",),
+        max_query_length: int | None = None,
+        max_document_length: int | None = None,
+        query_truncation_side: str = "right",
+        classifier_dropout: float = 0.1,
+        calibration: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(backbone_config, dict):
+            backbone_config = AutoConfig.for_model(**{"model_type": "bert", **backbone_config})
+        self.backbone_config = AutoConfig.for_model("bert") if backbone_config is None else backbone_config
+        self.heads = as_list("heads", [heads] if isinstance(heads, str) else heads, f"names of {', '.join(HEADS)}")
+        for head in self.heads:
+            check_choice("a head", head, HEADS)
+        if not self.heads or len(set(self.heads)) < len(self.heads):
+            raise ValueError(f"heads is {self.heads}; expected one or more of {', '.join(HEADS)}, each once")
+        for name, length in (("max_query_length", max_query_length), ("max_document_length", max_document_length)):
+            if length is not None:
+                check_integer(name, length, MIN_TOKENS)
+        self.max_query_length = max_query_length
+        self.max_document_length = max_document_length
+        check_choice("query_truncation_side", query_truncation_side, ("left", "right"))
+        self.query_truncation_side = query_truncation_side
+        if not _is_number(classifier_dropout) or not 0 <= classifier_dropout < 1:
+            raise ValueError(f"classifier_dropout is {classifier_dropout!r}; expected a number from 0 to below 1")
+        self.classifier_dropout = classifier_dropout
+        self.calibration = checked_calibration(calibration)
+        super().__init__(**kwargs)
+        if "classification" in self.heads:
+            check_integer("num_labels", self.num_labels, 1)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width d of the backbone, and of what stands on top of it."""
+        return self.backbone_config.hidden_size
+
+    @property
+    def num_classes(self) -> int:
+        """The number of labels, 0 for none; transformers' ``num_labels`` may be None."""
+        return self.num_labels or 0
+
+    @property
+    def class_numbers(self) -> dict[str, int] | None:
+        """The classification head's labels and their numbers; None without such a head."""
+        if "classification" not in self.heads:
+            return None
+        return {name: int(number) for name, number in (self.label2id or {}).items()}
+
+
+class MixEncoderConfig(EncoderConfig):
     """Configuration of `MixEncoderModel` (docs/design.md, section 1). The defaults are the published setting.
 
     Args:
@@ -43,7 +123,6 @@ class MixEncoderConfig(PreTrainedConfig):
     """
 
     model_type = "mixencoder"
-    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  (the name and form that transformers reads)
 
     def __init__(
         self,
@@ -62,31 +141,23 @@ class MixEncoderConfig(PreTrainedConfig):
         calibration: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if isinstance(backbone_config, dict):
-            values = dict(backbone_config)
-            backbone_config = AutoConfig.for_model(values.pop("model_type", "bert"), **values)
-        self.backbone_config = AutoConfig.for_model("bert") if backbone_config is None else backbone_config
         self.num_context_embeddings = num_context_embeddings
-        self.interaction_layers = _as_list("interaction_layers", interaction_layers, "layer numbers, such as [-1]")
+        self.interaction_layers = as_list("interaction_layers", interaction_layers, "layer numbers, such as [-1]")
         self.state_row = state_row
         self.context_update = context_update
-        self.heads = _as_list("heads", heads, f"names of {', '.join(HEADS)}")
         self.dual_term = dual_term
         self.dual_scale_init = dual_scale_init
-        self.max_query_length = max_query_length
-        self.max_document_length = max_document_length
-        self.query_truncation_side = query_truncation_side
-        self.classifier_dropout = classifier_dropout
-        self.calibration = checked_calibration(calibration)
+        super().__init__(
+            backbone_config,
+            heads,
+            max_query_length,
+            max_document_length,
+            query_truncation_side,
+            classifier_dropout,
+            calibration,
+            **kwargs,
+        )
         self._check()
-        super().__init__(**kwargs)
-        if "classification" in self.heads and self.num_labels < 1:
-            raise ValueError(f"num_labels is {self.num_labels}; expected at least 1 for the classification head")
-
-    @property
-    def hidden_size(self) -> int:
-        """Width d of backbone and interaction layers."""
-        return self.backbone_config.hidden_size
 
     @property
     def interaction_layer_indices(self) -> tuple[int, ...]:
@@ -95,9 +166,7 @@ class MixEncoderConfig(PreTrainedConfig):
         return tuple(layer + count if layer < 0 else layer for layer in self.interaction_layers)
 
     def _check(self) -> None:
-        k = self.num_context_embeddings
-        if not _is_integer(k) or not 1 <= k <= MAX_CONTEXT_EMBEDDINGS:
-            raise ValueError(f"num_context_embeddings is {k!r}; expected an integer in 1..{MAX_CONTEXT_EMBEDDINGS}")
+        check_integer("num_context_embeddings", self.num_context_embeddings, 1, MAX_CONTEXT_EMBEDDINGS)
         count = self.backbone_config.num_hidden_layers
         layers = self.interaction_layers
         if not 1 <= len(layers) <= MAX_INTERACTION_LAYERS or not all(
@@ -107,8 +176,6 @@ class MixEncoderConfig(PreTrainedConfig):
                 f"interaction_layers is {layers}; expected 1 to {MAX_INTERACTION_LAYERS} layer numbers in "
                 f"{-count}..{count - 1}, the backbone has {count} layers"
             )
-        if not self.heads or any(head not in HEADS for head in self.heads) or len(set(self.heads)) < len(self.heads):
-            raise ValueError(f"heads is {self.heads}; expected one or more of {', '.join(HEADS)}, each once")
         for name in ("state_row", "context_update", "dual_term"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected True or False")
@@ -119,14 +186,6 @@ class MixEncoderConfig(PreTrainedConfig):
             )
         if not _is_number(self.dual_scale_init):
             raise ValueError(f"dual_scale_init is {self.dual_scale_init!r}; expected a finite number")
-        if not _is_number(self.classifier_dropout) or not 0 <= self.classifier_dropout < 1:
-            raise ValueError(f"classifier_dropout is {self.classifier_dropout!r}; expected a number from 0 to below 1")
-        if self.query_truncation_side not in ("left", "right"):
-            raise ValueError(f'query_truncation_side is {self.query_truncation_side!r}; expected "left" or "right"')
-        for name in ("max_query_length", "max_document_length"):
-            length = getattr(self, name)
-            if length is not None and (not _is_integer(length) or length < 3):
-                raise ValueError(f"{name} is {length!r}; expected None or an integer of at least 3 tokens")
 
 
 def checked_calibration(value: Mapping[str, float] | None) -> dict[str, float] | None:
@@ -162,7 +221,33 @@ def check_names(config_class: type[PreTrainedConfig], fields: Iterable[str]) -> 
         raise ValueError(f"there is no field {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
 
 
-def _as_list(name: str, values: Sequence[Any], expected: str) -> list[Any]:
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises:
+        ValueError: with what was found and expected.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+
+
+def check_integer(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Refuse a value that is no integer from least to most.
+
+    Raises:
+        ValueError: with what was found and expected.
+    """
+    if not _is_integer(value) or value < least or (most is not None and value > most):
+        limit = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} is {value!r}; expected an integer {limit}")
+
+
+def as_list(name: str, values: Sequence[Any], expected: str) -> list[Any]:
+    """Return a sequence that is no string as a list.
+
+    Raises:
+        ValueError: it is none.
+    """
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise ValueError(f"{name} is {values!r}; expected a list of {expected}")
     return list(values)

@@ -11,17 +11,19 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from mixencoder.backbones import max_positions
 from mixencoder.checkpoint import save
+from mixencoder.configuration import EncoderConfig
 from mixencoder.errors import InputError, NonFiniteError
+from mixencoder.heads import model_with_head
+from mixencoder.modeling import HeadedModel
 from mixencoder.scoring import Pairs
 from mixencoder.tokenization import TextEncoder
 
@@ -45,7 +47,8 @@ class Engine:
     Attributes:
         model: the torch module.
         tokenizer: its tokenizer.
-        read_query, read_document: from texts to token ids, as this engine cuts them.
+        read_query: from texts to token ids, as this engine cuts them.
+        read_document: the same of documents.
         score_terms: what `predict` and `rank` accept as ``score``: the whole, and single terms where there are any.
         encoded_types: what `rank` accepts as documents beside texts.
         reads_jointly: whether every pair takes a pass of its own through backbone layers.
@@ -55,7 +58,7 @@ class Engine:
     encoded_types: tuple[type, ...] = ()
     reads_jointly: bool = False
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
+    def __init__(self, model: HeadedModel, tokenizer: Any) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         config = model.config
@@ -68,7 +71,7 @@ class Engine:
     def save_pretrained(self, directory: str | Path) -> None:
         """Write configuration, weights (safetensors) and tokenizer into a directory, which `from_pretrained` reads.
 
-        A crash leaves every file either as it was or as it becomes, never half-written.
+        A crash leaves the checkpoint that was there or the new one, never a mix; other files there stay.
 
         Raises:
             CheckpointError: the directory cannot be written.
@@ -94,8 +97,28 @@ class Engine:
             setattr(other, name, dataclasses.replace(getattr(self, name), max_length=length))
         return other
 
+    def with_head(self, head: str, class_names: Sequence[str] = ()) -> Self:
+        """Return an engine whose model has one more, untrained head; all other weights are copies, bit for bit.
+
+        The new head comes last: the default head, ranking scores and this engine stay as they are.
+
+        Args:
+            head: "ranking" or "classification".
+            class_names: for classification, the classes' names in order of their numbers.
+
+        Raises:
+            InputError: the model has that head, there is no such head, or class_names does not fit it.
+        """
+        other = self._over(model_with_head(self.model, head, class_names))
+        other.read_query, other.read_document = self.read_query, self.read_document
+        return other
+
+    def _over(self, model: HeadedModel) -> Self:
+        """Return an engine of the same kind over another model."""
+        return type(self)(model, self.tokenizer)
+
     @property
-    def config(self) -> PreTrainedConfig:
+    def config(self) -> EncoderConfig:
         """Configuration of the model."""
         return self.model.config
 
@@ -108,6 +131,48 @@ class Engine:
     def dtype(self) -> torch.dtype:
         """Precision of weights and encoded texts; scores are float32 whatever it is."""
         return self.model.dtype
+
+    @overload
+    def predict(
+        self,
+        pairs: Sequence[tuple[str, str]] | tuple[str, str],
+        *,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        head: str | None = ...,
+        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        convert_to_numpy: Literal[True] = ...,
+        convert_to_tensor: Literal[False] = ...,
+        score: str = ...,
+    ) -> np.ndarray: ...
+
+    @overload
+    def predict(
+        self,
+        pairs: Sequence[tuple[str, str]] | tuple[str, str],
+        *,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        head: str | None = ...,
+        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        convert_to_numpy: bool = ...,
+        convert_to_tensor: Literal[True],
+        score: str = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def predict(
+        self,
+        pairs: Sequence[tuple[str, str]] | tuple[str, str],
+        *,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        head: str | None = ...,
+        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        convert_to_numpy: bool = ...,
+        convert_to_tensor: bool = ...,
+        score: str = ...,
+    ) -> np.ndarray | list[Tensor] | Tensor: ...
 
     @torch.inference_mode()
     def predict(
@@ -143,18 +208,16 @@ class Engine:
         """
         head = self.model.check_head(head)
         self._check_score(score)
-        if len(pairs) == 2 and all(isinstance(text, str) for text in pairs):
-            single, pairs = True, [pairs]
-        else:
-            single, pairs = False, list(pairs)
-        for index, pair in enumerate(pairs):
+        single = len(pairs) == 2 and all(isinstance(text, str) for text in pairs)
+        listed: list[Any] = [pairs] if single else list(pairs)
+        for index, pair in enumerate(listed):
             if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
                 raise InputError(f"pair {index} is {pair!r}; expected (query, document)")
-        if not pairs:
-            out = torch.empty((0,) if head == "ranking" else (0, self.config.num_labels))
+        if not listed:
+            out = torch.empty((0,) if head == "ranking" else (0, self.config.num_classes))
         else:
-            queries, query_of = unique(self.read_query([pair[0] for pair in pairs]))
-            documents, document_of = unique(self.read_document([pair[1] for pair in pairs]))
+            queries, query_of = unique(self.read_query([pair[0] for pair in listed]))
+            documents, document_of = unique(self.read_document([pair[1] for pair in listed]))
             request = Request(head, score, batch_size, show_progress_bar)
             out = self._score_pairs(queries, documents, Pairs(query_of, document_of), request)
         if activation_fn is not None:
@@ -164,6 +227,38 @@ class Engine:
         if convert_to_tensor:
             return out
         return out.cpu().numpy() if convert_to_numpy else (out if single else list(out))
+
+    @overload
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str] | Any,
+        top_k: int | None = ...,
+        *,
+        ids: Sequence[str] | None = ...,
+        return_documents: bool = ...,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        score: str = ...,
+        return_probabilities: bool = ...,
+    ) -> list[dict[str, Any]]: ...
+
+    @overload
+    def rank(
+        self,
+        query: Sequence[str],
+        documents: Sequence[str] | Any,
+        top_k: int | None = ...,
+        *,
+        ids: Sequence[str] | None = ...,
+        return_documents: bool = ...,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        score: str = ...,
+        return_probabilities: bool = ...,
+    ) -> list[list[dict[str, Any]]]: ...
 
     def rank(
         self,
@@ -191,7 +286,7 @@ class Engine:
             return_probabilities: also return what `probability` makes of each score.
 
         Returns:
-            [{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...] for every query.
+            ``[{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...]`` a query.
 
         Raises:
             InputError: no query or no document, a text that is not a string or holds no token, or a bad option.
@@ -435,7 +530,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     try:
         device = torch.device(device)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {str(device)!r} cannot be used here: {reason}; expected for example cpu") from error
     return device

@@ -6,9 +6,10 @@ of exactly equal token length, so nothing is ever padded, and never in fewer tha
 are scored in chunks of one shape (`mixencoder.scoring`).
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
@@ -18,10 +19,11 @@ from mixencoder.backbones import cast_parameters
 from mixencoder.checkpoint import default_checkpoint, load_backbone, load_model, load_tokenizer
 from mixencoder.configuration import MixEncoderConfig, check_names
 from mixencoder.engine import EncodingEngine, Request, as_list, resolve_device, resolve_dtype
-from mixencoder.errors import InputError
-from mixencoder.index import CandidateIndex
+from mixencoder.errors import InputError, TruncationWarning
+from mixencoder.identity import ModelIdentity
+from mixencoder.index import CandidateIndex, Snapshot
 from mixencoder.indexing import BuildEstimate, IndexAdapter, IndexRanker, estimate_index, open_index
-from mixencoder.modeling import MixEncoderModel, QueryState
+from mixencoder.modeling import HeadedModel, MixEncoderModel, QueryState
 from mixencoder.query_cache import QueryStateCache
 from mixencoder.scoring import Pairs, score_pairs
 from mixkernels import select_backend
@@ -39,7 +41,9 @@ class MixEncoder(EncodingEngine):
     Attributes:
         model: the `MixEncoderModel`.
         tokenizer: its tokenizer.
-        read_query, read_document: from texts to token ids, as this engine cuts them.
+        read_query: from texts to token ids, as this engine cuts them.
+        read_document: the same of documents.
+        identity: what an index's fingerprint says of model and tokenizer.
 
     Example:
         >>> model = MixEncoder.from_pretrained()
@@ -47,6 +51,7 @@ class MixEncoder(EncodingEngine):
         [{'corpus_id': 0, 'score': ...}]
     """
 
+    model: MixEncoderModel
     score_terms = SCORES
     encoded_types = (Tensor,)
 
@@ -55,7 +60,8 @@ class MixEncoder(EncodingEngine):
         model.kernel_backend = backend
         super().__init__(model, tokenizer)
         self._query_states = QueryStateCache()
-        self._index_ranker = IndexRanker(model)
+        self.identity = ModelIdentity(model, tokenizer)
+        self._index_ranker = IndexRanker(model, self.identity)
 
     @classmethod
     def from_pretrained(
@@ -81,7 +87,7 @@ class MixEncoder(EncodingEngine):
         """
         device, dtype = resolve_device(device), resolve_dtype(dtype)
         path = default_checkpoint() if name_or_path is None else name_or_path
-        model = load_model(path, dtype).to(device)
+        model = load_model(path, dtype, MixEncoderModel).to(device)
         return cls(model, load_tokenizer(path), backend=backend)
 
     @classmethod
@@ -132,15 +138,55 @@ class MixEncoder(EncodingEngine):
         cast_parameters(model, dtype)
         return cls(model.to(device), load_tokenizer(name_or_path), backend=backend)
 
+    def _over(self, model: HeadedModel) -> Self:
+        assert isinstance(model, MixEncoderModel), "a head is added to a model of one's own kind"
+        return type(self)(model, self.tokenizer, backend=self.backend)
+
     @property
     def backend(self) -> str:
         """The mixkernels backend asked for."""
         return self.model.kernel_backend
 
+    @overload
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str] | Tensor | CandidateIndex,
+        top_k: int | None = ...,
+        *,
+        ids: Sequence[str] | Sequence[Sequence[str]] | None = ...,
+        return_documents: bool = ...,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        score: str = ...,
+        return_probabilities: bool = ...,
+        prefilter: int | None = ...,
+        products: str = ...,
+    ) -> list[dict[str, Any]]: ...
+
+    @overload
+    def rank(
+        self,
+        query: Sequence[str],
+        documents: Sequence[str] | Tensor | CandidateIndex,
+        top_k: int | None = ...,
+        *,
+        ids: Sequence[str] | Sequence[Sequence[str]] | None = ...,
+        return_documents: bool = ...,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        score: str = ...,
+        return_probabilities: bool = ...,
+        prefilter: int | None = ...,
+        products: str = ...,
+    ) -> list[list[dict[str, Any]]]: ...
+
     def rank(
         self,
         query: str | Sequence[str],
-        documents: Sequence[str] | Tensor | CandidateIndex,
+        documents: Sequence[str] | Tensor | CandidateIndex | Snapshot,
         top_k: int | None = None,
         *,
         ids: Sequence[str] | Sequence[Sequence[str]] | None = None,
@@ -157,7 +203,8 @@ class MixEncoder(EncodingEngine):
 
         Args:
             query: one text, or several, which give a list of rankings.
-            documents: texts, what `encode_document` made of them, or an index.
+            documents: texts, what `encode_document` made of them, an index, or a view of one: ``index.snapshot()``, or
+                ``index.snapshot().to("cuda")``, which a GPU ranks without reading it again.
             top_k: how many to return; None returns all.
             ids: a name of each document, returned as "id". With an index: rank those of its documents alone, for
                 example what a first stage found; a list of ids, or one for each query.
@@ -165,25 +212,31 @@ class MixEncoder(EncodingEngine):
             batch_size, show_progress_bar, activation_fn, score: as in `predict`.
             return_probabilities: also return what `probability` makes of each score.
             prefilter: with an index and the dual term: keep so many by the dual score, which costs little, and let
+        <<<<<<< HEAD
+                only those interact with the query (docs/candidate-index.md has the measured loss).
+            products: with an index: "native", or "int8" products, which are faster on a CPU and move scores a little.
+        =======
                 only those interact with the query (docs/index.md has the measured loss).
-            products: with an index: "native", or "int8" products of the FFN, which are faster and move scores a little.
+            products: with an index: "native"; "bfloat16", where the device multiplies that itself; or "int8", on a
+                CPU. The latter two are faster and move scores a little.
+        >>>>>>> i6
 
         Returns:
-            [{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...] for every query.
+            ``[{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...]`` a query.
             With an index corpus_id is the document's place in iteration order, and "id" is always there.
 
         Raises:
             InputError: no query or no document, a text that is not a string or holds no token, or a bad option.
+            IndexMismatchError: another model made the index, or this one's weights have changed since.
             UnknownIdError, DuplicateIdError: the index does not hold a document of ids, or one is named twice.
             NonFiniteError: a score is NaN or infinite.
         """
-        if not isinstance(documents, CandidateIndex):
+        if not isinstance(documents, CandidateIndex | Snapshot):
             if prefilter is not None or products != "native":
                 raise InputError("prefilter and products are for an index; make one of the documents with index()")
-            options = {"return_documents": return_documents, "batch_size": batch_size, "score": score, "ids": ids}
-            options |= {"show_progress_bar": show_progress_bar, "activation_fn": activation_fn}
-            options["return_probabilities"] = return_probabilities
-            return super().rank(query, documents, top_k, **options)
+            options: dict[str, Any] = {"ids": ids, "return_documents": return_documents, "batch_size": batch_size}
+            options |= {"show_progress_bar": show_progress_bar, "activation_fn": activation_fn, "score": score}
+            return super().rank(query, documents, top_k, return_probabilities=return_probabilities, **options)
         self._check_score(score)
         if return_probabilities:
             self._check_probabilities(score, activation_fn)
@@ -224,11 +277,13 @@ class MixEncoder(EncodingEngine):
 
         In a folder it is committed every 1,024 texts; interrupted, the same call goes on where it stopped.
 
+        Texts that are cut are counted and warned of (`TruncationWarning`), once a call.
+
         Args:
             documents: texts, of any number: an iterator is read as it goes.
             ids: a name of each; None takes a hash of the text, so that the same text twice is one document.
             path: a new or empty folder, or an unfinished index; None stays in memory.
-            precision: "float32", "float16", "bfloat16" or "int8": how numbers are stored (docs/index.md).
+            precision: "float32", "float16", "bfloat16" or "int8": how numbers are stored (docs/candidate-index.md).
             layout: "projected" stores all that the first interaction layer can know before a query; "compact" the
                 context embeddings alone, which takes less room and more time.
             on_overflow: "truncate" cuts documents that are longer than the model reads, "chunk" splits them and ranks
@@ -246,7 +301,7 @@ class MixEncoder(EncodingEngine):
             IndexStorageError, IndexLockedError: the disk refused, or somebody else is writing.
         """
         index = IndexAdapter(self, precision, layout, on_overflow).create(path, store_text=store_text)
-        index.build(
+        result = index.build(
             documents,
             ids,
             metadata=metadata,
@@ -254,6 +309,13 @@ class MixEncoder(EncodingEngine):
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
         )
+        if result.cut:
+            warnings.warn(
+                f"{result.cut:,} of {result.added:,} documents are longer than {self.read_document.max_length} tokens; "
+                'their start was kept (on_overflow="chunk" keeps all of them)',
+                TruncationWarning,
+                stacklevel=2,
+            )
         return index
 
     def open_index(self, path: str | Path, *, read_only: bool = False, check_sizes: bool = True) -> CandidateIndex:
@@ -277,6 +339,7 @@ class MixEncoder(EncodingEngine):
         *,
         precision: str = "float16",
         layout: str = "projected",
+        on_overflow: str = "truncate",
         batch_size: int = 32,
     ) -> BuildEstimate:
         """Tell the bytes and the time that an index of documents will take, from encoding a few of them.
@@ -284,7 +347,8 @@ class MixEncoder(EncodingEngine):
         Raises:
             InputError: an option or a text cannot be used.
         """
-        return estimate_index(self, documents, precision=precision, layout=layout, batch_size=batch_size)
+        options = {"precision": precision, "layout": layout, "on_overflow": on_overflow, "batch_size": batch_size}
+        return estimate_index(self, documents, **options)
 
     @torch.inference_mode()
     def query_states(self, texts: Sequence[str], *, batch_size: int = 32) -> list[QueryState]:
@@ -356,10 +420,13 @@ class MixEncoder(EncodingEngine):
                 out[number, : len(tokens)] = tokens
             return out
 
+        def stacked(field: str) -> Tensor:
+            return torch.stack([getattr(state, field)[row] for state, row in order])
+
         layers = range(len(self.model.interaction))
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        pooled = torch.stack([state.pooled[row] for state, row in order]) if self.config.dual_term else None
-        first = None if self.config.state_row else torch.stack([state.first[row] for state, row in order])
+        pooled = stacked("pooled") if self.config.dual_term else None
+        first = None if self.config.state_row else stacked("first")
         return QueryState(
             tuple(gather("keys", layer) for layer in layers),
             tuple(gather("values", layer) for layer in layers),

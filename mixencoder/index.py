@@ -1,14 +1,15 @@
 """CandidateIndex: candidates encoded once, kept on disk or in memory, updated in transactions, read by many.
 
 Knows no model: only rows of named arrays, ids, a fingerprint of what encoded them, and the functions that turn texts
-and embeddings into rows. `mixencoder.fast.MixEncoder` makes and opens indexes; docs/index.md says what is promised.
+and embeddings into rows. `mixencoder.fast.MixEncoder` makes and opens indexes; docs/candidate-index.md says what is
+promised.
 """
 
 import dataclasses
 import json
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -158,7 +159,7 @@ class CandidateIndex:
         index = cls(FolderStore(Path(path)), encode=encode, project=project, read_only=read_only)
         manifest = index._state()[0].manifest
         if fingerprint is not None:
-            index._check_fingerprint(manifest.fingerprint, fingerprint)
+            manifest.check_fingerprint(str(path), fingerprint)
         if not manifest.complete:
             raise IndexStateError(
                 f"{path} is unfinished: building it was interrupted after {len(index):,} documents; build it again "
@@ -327,9 +328,7 @@ class CandidateIndex:
                 if self._snapshot is not None:
                     return self._snapshot
                 try:
-                    self._snapshot = listing.with_arrays(
-                        generation.manifest.schema, generation.arrays.map, generation.manifest.shard_rows
-                    )
+                    self._snapshot = listing.with_arrays(generation.manifest, generation.arrays.map)
                 except IndexDamagedError:
                     # unless compaction swept the files away meanwhile
                     if self._state()[0] is generation:
@@ -408,7 +407,9 @@ class CandidateIndex:
         """Let go of the files; snapshots taken before stay usable."""
         with self._mutex:
             self._closed = True
-            self._store = self._generation = self._listing = self._snapshot = None
+            self._generation = self._listing = self._snapshot = None
+            # pyrefly: ignore [bad-assignment]: nothing asks for the store of a closed index
+            self._store = None
 
     def __enter__(self) -> Self:
         return self
@@ -432,10 +433,11 @@ class CandidateIndex:
             if generation is not self._generation or version != self._version:
                 self._listing = Listing(generation.catalogue, generation.catalogue.row_map())
                 self._generation, self._version, self._snapshot = generation, version, None
+            assert self._listing is not None, "it is read together with the generation"
             return generation, self._listing
 
     @contextmanager
-    def _writing(self, *, building: bool = False) -> Iterator[Generation]:
+    def _writing(self, *, building: bool = False) -> Generator[Generation]:
         """Hold the right to write to the generation that counts."""
         self._state()
         if self.read_only:
@@ -460,7 +462,7 @@ class CandidateIndex:
                 f"{self._store.name} holds a complete index of {len(self):,} documents; open it to add to it, or "
                 "choose another folder"
             )
-        self._check_fingerprint(found.fingerprint, manifest.fingerprint)
+        found.check_fingerprint(self._store.name, manifest.fingerprint)
         for name in ("schema", "settings", "store_text"):
             here, wanted = getattr(found, name), getattr(manifest, name)
             if here != wanted:
@@ -468,15 +470,6 @@ class CandidateIndex:
                     f"{self._store.name} is an unfinished index with {name} {here}; expected {wanted}. Go on with the "
                     "same, or delete the folder"
                 )
-
-    def _check_fingerprint(self, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
-        parts = [key for key in {**found, **expected} if key != "name" and found.get(key) != expected.get(key)]
-        if parts:
-            differ = "; ".join(f"{part} is {found.get(part)}, expected {expected.get(part)}" for part in parts)
-            raise IndexMismatchError(
-                f"{self._store.name} was made by {found.get('name', 'another model')}, but this is "
-                f"{expected.get('name', 'another one')}: {differ}. Open it with what made it, or build it again"
-            )
 
 
 def _progress(documents: Iterable[Document], show: bool | None) -> tqdm:

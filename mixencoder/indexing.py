@@ -4,23 +4,23 @@
 model's rows are read with it, and how rows are ranked. `mixencoder.fast` calls this.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mixencoder.errors import InputError
-from mixencoder.index import CandidateIndex, Encoded
+from mixencoder.identity import ModelIdentity
+from mixencoder.index import CandidateIndex, Chunk, Encoded, Snapshot
 from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.query_cache import weights_version
 from mixencoder.records import RecordFormat
 from mixencoder.storage.errors import DuplicateIdError, naming
-from mixencoder.streaming import Rows, StreamRanker
+from mixencoder.streaming import Rows, RowSource, StreamRanker
 
 if TYPE_CHECKING:
     from mixencoder.fast import MixEncoder
@@ -38,7 +38,8 @@ class BuildEstimate(NamedTuple):
 
     documents: int
     array_bytes: int
-    """Of the array files, exactly, with one row a document."""
+    """Of the array files: exactly with one row a document; extrapolated from some of the texts where long ones are
+    split into several."""
     catalogue_bytes: int
     """Of ids and texts, roughly."""
     seconds: float
@@ -104,7 +105,7 @@ def open_index(engine: "MixEncoder", path: str | Path, *, read_only: bool, check
 
 
 def estimate_index(
-    engine: "MixEncoder", documents: Sequence[str], *, precision: str, layout: str, batch_size: int
+    engine: "MixEncoder", documents: Sequence[str], *, precision: str, layout: str, on_overflow: str, batch_size: int
 ) -> BuildEstimate:
     """Tell what an index of documents will take, before any work but encoding a few of them.
 
@@ -113,55 +114,45 @@ def estimate_index(
     """
     if not documents:
         raise InputError("documents is empty; expected at least one text")
-    adapter = IndexAdapter(engine, precision, layout, "truncate")
+    adapter = IndexAdapter(engine, precision, layout, on_overflow)
     # spread over all, since documents may come by length
     sample = [documents[number * len(documents) // _TIMED_TEXTS] for number in range(_TIMED_TEXTS)]
     sample = sample if len(documents) > _TIMED_TEXTS else list(documents)
     # the first pass of a process is slower than those that follow
     adapter.encode(sample[:1], batch_size=batch_size)
     start = time.perf_counter()
-    adapter.encode(sample, batch_size=batch_size)
+    rows = sum(adapter.encode(sample, batch_size=batch_size).row_counts)
     seconds = (time.perf_counter() - start) * len(documents) / len(sample)
     text_bytes = sum(len(text.encode()) for text in documents) // len(documents)
-    arrays, catalogue = CandidateIndex.estimate(adapter.record_format.schema, len(documents), text_bytes=text_bytes)
-    return BuildEstimate(len(documents), arrays, catalogue, seconds)
+    schema = adapter.record_format.schema
+    catalogue = CandidateIndex.estimate(schema, len(documents), text_bytes=text_bytes).catalogue
+    array_bytes = round(len(documents) * rows / len(sample)) * schema.row_bytes
+    return BuildEstimate(len(documents), array_bytes, catalogue, seconds)
 
 
 def fingerprint(engine: "MixEncoder") -> dict[str, str]:
-    """Return what tells a model's rows from another's: weights, tokenizer and how documents are cut, as hashes.
-
-    Precision and k belong to it: the same checkpoint cast to another dtype gives other rows.
-    """
-    weights = hashlib.sha256()
-    for name, tensor in sorted(engine.model.state_dict().items()):
-        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    tokenizer = engine.tokenizer
-    core = getattr(tokenizer, "backend_tokenizer", None)
-    words = core.to_str() if core is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    config = engine.config
-    name = f"{type(engine).__name__}(d={config.hidden_size}, k={config.num_context_embeddings})"
-    return {
-        "name": name,
-        "weights": weights.hexdigest()[:16],
-        "tokenizer": hashlib.sha256(words.encode()).hexdigest()[:16],
-        "document tokens": str(engine.read_document.max_length),
-        "dtype": str(engine.dtype).removeprefix("torch."),
-    }
+    """Return what tells the rows of an engine from another's: its model, and how it cuts documents."""
+    identity = engine.identity
+    return {"name": identity.name, **identity.parts(), "document tokens": str(engine.read_document.max_length)}
 
 
 class IndexRanker:
-    """Ranks indexes for one model; keeps what it prepared of the weights as long as these stay as they are."""
+    """Ranks indexes for one model; keeps what it prepared of the weights as long as these stay as they are.
 
-    def __init__(self, model: MixEncoderModel) -> None:
-        self._model = model
+    Args:
+        model: with a ranking head.
+        identity: what indexes of this model must have been made by.
+    """
+
+    def __init__(self, model: MixEncoderModel, identity: ModelIdentity) -> None:
+        self._model, self._identity = model, identity
         self._version: int | None = None
         self._rankers: dict[tuple[str, str, str], StreamRanker] = {}
 
     def rank(
         self,
         states: Sequence[QueryState],
-        index: CandidateIndex,
+        index: CandidateIndex | Snapshot,
         top_k: int | None,
         *,
         ids: Sequence[str] | Sequence[Sequence[str]] | None,
@@ -172,18 +163,23 @@ class IndexRanker:
         products: str,
     ) -> list[list[dict[str, Any]]]:
         """Rank for every query (each a state of its own, B = 1), as `MixEncoder.rank` promises."""
-        view = index.snapshot()
-        ranker = self._ranker(index.settings, products)
+        version, identity = weights_version(self._model), self._identity
+        view = index if isinstance(index, Snapshot) else index.snapshot()
+        manifest = view.manifest
+        # an engine that reads shorter documents may rank what another one of the same model read
+        expected = {**manifest.fingerprint, "name": identity.name, **identity.remembered_parts(version)}
+        manifest.check_fingerprint("the index", expected)
+        ranker = self._ranker(version, manifest.settings, products)
         options = {"score": score, "prefilter": prefilter, "repeats": view.rows > len(view)}
         if ids is None:
-            found = [ranker.rank(states, _AllRows(view), top_k, **options)]
+            found = [ranker.rank(states, _ViewRows(view), top_k, **options)]
         elif all(isinstance(name, str) for name in ids):
-            found = [ranker.rank(states, _some_rows(view, ids), top_k, **options)]
+            found = [ranker.rank(states, _ViewRows(view, _places(view, cast("Sequence[str]", ids))), top_k, **options)]
         else:
             if len(ids) != len(states):
                 raise InputError(f"ids holds {len(ids)} lists for {len(states)} queries; expected one for each")
             found = [
-                ranker.rank(state, _some_rows(view, names), top_k, **options)
+                ranker.rank(state, _ViewRows(view, _places(view, names)), top_k, **options)
                 for state, names in zip(states, ids, strict=True)
             ]
         rankings = []
@@ -200,8 +196,7 @@ class IndexRanker:
                 ])  # fmt: skip
         return rankings
 
-    def _ranker(self, settings: Mapping[str, str], products: str) -> StreamRanker:
-        version = weights_version(self._model)
+    def _ranker(self, version: int, settings: Mapping[str, str], products: str) -> StreamRanker:
         rankers = self._rankers if version == self._version else {}
         key = settings["layout"], settings["precision"], products
         if key not in rankers:
@@ -211,19 +206,35 @@ class IndexRanker:
         return rankers[key]
 
 
-class _AllRows(Iterable[Rows]):
-    """All rows of a view, as often as asked for."""
+class _ViewRows(RowSource):
+    """Rows of a view, some thousand at once: all of them, straight from the map, or those of some documents.
 
-    def __init__(self, view: Any) -> None:
-        self._view = view
+    Args:
+        view: the documents.
+        positions: (n,), which of them; None for all.
+    """
+
+    def __init__(self, view: Snapshot, positions: np.ndarray | None = None) -> None:
+        self._view, self._positions = view, positions
 
     def __iter__(self) -> Iterator[Rows]:
-        for positions, fields in self._view.chunks(CHUNK_ROWS):
+        for positions, fields in self._chunks():
             yield torch.from_numpy(positions), fields
 
+    def select(self, positions: Tensor) -> Iterable[Rows]:
+        """As `RowSource.select`."""
+        return _ViewRows(self._view, positions.numpy())
 
-def _some_rows(view: Any, ids: Sequence[str]) -> list[Rows]:
-    """The rows of some documents.
+    def _chunks(self) -> Iterator[Chunk]:
+        if self._positions is None:
+            yield from self._view.chunks(CHUNK_ROWS)
+            return
+        for first in range(0, len(self._positions), CHUNK_ROWS):
+            yield self._view.gather(self._positions[first : first + CHUNK_ROWS])
+
+
+def _places(view: Snapshot, ids: Sequence[str]) -> np.ndarray:
+    """Return the places of some documents.
 
     Raises:
         UnknownIdError, DuplicateIdError: the index holds no such document, or one is named twice.
@@ -232,5 +243,4 @@ def _some_rows(view: Any, ids: Sequence[str]) -> list[Rows]:
         seen: set[str] = set()
         twice = [name for name in ids if name in seen or seen.add(name)]
         raise DuplicateIdError(f"ids names {naming(twice)} more than once; expected each document once")
-    positions, fields = view.gather(view.positions(ids))
-    return [(torch.from_numpy(positions), fields)]
+    return view.positions(ids)

@@ -10,15 +10,17 @@ bits whatever its place in a piece; `docs/determinism.md` says how.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mixencoder.errors import InputError
 from mixencoder.feed_forward import FloatFeedForward, QuantisedFeedForward
 from mixencoder.modeling import InteractionLayer, MixEncoderModel, QueryState
+from mixencoder.quantised import QuantisedLinear
 from mixencoder.records import mean_over_contexts
 from mixencoder.workspace import Linear, Workspace, elementwise
 from mixkernels import candidate_attention, gate_layer_norm, residual_layer_norm, score_candidates
@@ -54,13 +56,34 @@ class Query(NamedTuple):
     """One query as the layers read it: for every layer keys and values, and its vectors for the head."""
 
     length: int
-    """m, its tokens."""
+    """m, its tokens, or how many there is room for."""
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     first: Tensor | None
     """(d,), h of a model without state row."""
     direction: Tensor | None
     """(d,), the pooled query at length 1; only with the dual term."""
+    lengths: Tensor | None = None
+    """(1,) int64, its tokens where there is room for more; None where there is not."""
+
+    def empty(self, length: int) -> "Query":
+        """Return room for a query like this of up to `length` tokens, for layers that take (1, m, H, D)."""
+        keys, values = (
+            tuple(part.new_zeros(1, length, *part.shape[2:]) for part in parts) for parts in (self.keys, self.values)
+        )
+        first, direction = (
+            None if vector is None else torch.empty_like(vector) for vector in (self.first, self.direction)
+        )
+        return Query(length, keys, values, first, direction, torch.zeros(1, dtype=torch.int64, device=keys[0].device))
+
+    def take(self, query: "Query") -> None:
+        """Become a query, which must fit: in the same memory."""
+        for room, part in zip((*self.keys, *self.values), (*query.keys, *query.values), strict=True):
+            room[:, : query.length].copy_(part)
+        for room, vector in ((self.first, query.first), (self.direction, query.direction)):
+            if room is not None:
+                room.copy_(vector)
+        self.lengths.fill_(query.length)
 
 
 class Layers:
@@ -70,14 +93,17 @@ class Layers:
 
     Args:
         model: the model, in inference mode.
-        products: "native", or "int8" for an FFN of int8 products (`mixencoder.feed_forward`).
+        products: "native"; "bfloat16"; or "int8" for int8 products (`mixencoder.quantised`) of all that depends on the
+            query but the attention itself.
+
+    Raises:
+        InputError: the device has no such products.
     """
 
     def __init__(self, model: MixEncoderModel, products: str = "native") -> None:
         self.model = model
         self.device = model.codes.device
-        # emulated products in a narrow dtype are no faster than float32
-        self.dtype = model.codes.dtype if multiplies_natively(model.codes) else torch.float32
+        self.dtype = _dtype_of(model, products)
         self.k, self.d = model.codes.shape
         self.has_state, self.updates_context = model.config.state_row, model.config.context_update
         self.contexts = self.k if self.updates_context else 0
@@ -85,13 +111,13 @@ class Layers:
         """Rows a candidate in the products."""
         self.heads = model.config.backbone_config.num_attention_heads
         self.head_dim = self.d // self.heads
-        feed_forward = FloatFeedForward if products == "native" else QuantisedFeedForward
-        self.layers = [_Layer(layer, self.dtype, feed_forward) for layer in model.interaction]
+        quantised = products == "int8"
+        self.layers = [_Layer(layer, self.dtype, quantised) for layer in model.interaction_layers]
         if self.has_state:
             # (d, d) each: what multiplies the hint (with the bias), the update, the state
             weights = [weight.t() for weight in model.gate.weight.to(self.dtype).split(self.d, dim=1)]
             self.gate_hint = Linear(weights[0], model.gate.bias.to(self.dtype))
-            self.gate_update, self.gate_state = weights[1], weights[2]
+            self.gate_update, self.gate_state = (_product(Linear(weight, None), quantised) for weight in weights[1:])
 
     def query(self, query_state: QueryState, number: int) -> Query:
         """Prepare one query of a state."""
@@ -119,13 +145,13 @@ class Layers:
             names = ("key", f"{place} value", "query")
             key, value, query = (workspace.take(name, count, self.k, self.d) for name in names)
             for linear, out in ((layer.query, query), (layer.key, key), (layer.value, value)):
-                linear.into(out.view(-1, self.d), rows)
+                linear.into(workspace, out.view(-1, self.d), rows)
             queries[:, : self.k] = query
             own_logits = self._own_logits(workspace, place, query, key)
         if self.has_state:
-            layer.state_query.into(queries[:, self.contexts], hint)
+            layer.state_query.into(workspace, queries[:, self.contexts], hint)
             gate = workspace.take(f"{place} gate hint", count, self.d)
-            self.gate_hint.into(gate, hint)
+            self.gate_hint.into(workspace, gate, hint)
         return Inputs(context, queries, value, own_logits, gate)
 
     def interact(self, workspace: Workspace, inputs: Inputs, hint: Tensor, query: Query) -> Tensor:
@@ -194,7 +220,7 @@ class FusedLayers(Layers):
         layer, count, d = self.layers[number], len(inputs.queries), self.d
         attended = self._attend(workspace, inputs, query.length, query.keys[number], query.values[number])
         rows = workspace.take("rows", count, self.rows, d)
-        layer.attention_output.into(rows.view(-1, d), attended)
+        layer.attention_output.into(workspace, rows.view(-1, d), attended)
         if self.contexts:
             rows[:, : self.k].add_(inputs.context)
         if self.has_state:
@@ -237,11 +263,11 @@ class FusedLayers(Layers):
 
     def _gate(self, workspace: Workspace, update: Tensor, hint: Tensor, state: Tensor | None) -> None:
         """Gate the update (C, d) in place: ``z*u + (1-z)*h``."""
-        gate = torch.addmm(hint, update, self.gate_update, out=workspace.take("gate", *hint.shape))
+        gate = self.gate_update.into(workspace, workspace.take("gate", *hint.shape), update, hint)
         if state is None:
             update.mul_(elementwise(torch.sigmoid_, gate))
             return
-        gate.addmm_(state, self.gate_state)
+        self.gate_state.into(workspace, gate, state, gate)
         update.sub_(state).mul_(elementwise(torch.sigmoid_, gate)).add_(state)
 
 
@@ -256,10 +282,12 @@ class OperatorLayers(Layers):
         normed, update = self._before_norm(workspace, 0, inputs, None, query)
         norm, contexts, states = self.layers[0].output_norm, slice(0, self.k), -1
         parts = (part[:, rows] for rows in (contexts, states) for part in (update, normed))
+        # pyrefly: ignore [no-matching-overload]: parts are four
         return score_candidates(*parts, norm.weight, norm.bias, eps=norm.eps, backend=self.model.kernel_backend)
 
     def _keys_and_values(self, state: QueryState) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        return state.keys, state.values
+        keys, values = (tuple(part.to(self.dtype) for part in parts) for parts in (state.keys, state.values))
+        return keys, values
 
     def _layer(self, workspace: Workspace, number: int, inputs: Inputs, state: Tensor | None, query: Query) -> Tensor:
         normed, update = self._before_norm(workspace, number, inputs, state, query)
@@ -276,8 +304,11 @@ class OperatorLayers(Layers):
         split = (self.heads, self.head_dim)
         attended = workspace.take("attended", count, self.rows, d)
         queries = inputs.queries.unflatten(-1, split)
-        # without context update the operator, which always attends contexts, is given the states as such
-        alone = torch.full((count, 1, 1, self.heads), -math.inf, device=self.device)
+        if k:
+            own_logits = inputs.own_logits.float()
+        else:
+            # the operator, which always attends contexts, is given the states as such
+            own_logits = torch.full((count, 1, 1, self.heads), -math.inf, device=self.device)
         result = candidate_attention(
             queries[:, : max(k, 1)],
             None,
@@ -285,22 +316,23 @@ class OperatorLayers(Layers):
             queries[:, -1] if k and self.has_state else None,
             query.keys[number],
             query.values[number],
-            own_logits=inputs.own_logits.float() if k else alone,
+            key_lengths=query.lengths,
+            own_logits=own_logits,
             backend=self.model.kernel_backend,
         )
         attended[:, : max(k, 1)] = result.context[0].flatten(-2)
         if result.state is not None:
             attended[:, -1] = result.state[0].flatten(-2)
         rows = workspace.take("rows", count, self.rows, d)
-        layer.attention_output.into(rows.view(-1, d), attended.view(-1, d))
+        layer.attention_output.into(workspace, rows.view(-1, d), attended.view(-1, d))
         norm, normed = layer.attention_norm, workspace.take("normed", count, self.rows, d)
         options = {"eps": norm.eps, "backend": self.model.kernel_backend}
         if k:
             normed[:, :k] = residual_layer_norm(rows[:, :k], inputs.context, norm.weight, norm.bias, **options)
         if self.has_state:
-            gate = torch.addmm(inputs.gate, rows[:, -1], self.gate_update)
+            gate = self.gate_update.into(workspace, workspace.take("gate", count, d), rows[:, -1], inputs.gate)
             if state is not None:
-                gate.addmm_(state, self.gate_state)
+                self.gate_state.into(workspace, gate, state, gate)
             normed[:, -1] = gate_layer_norm(gate, rows[:, -1], state, norm.weight, norm.bias, **options)
         return normed, layer.feed_forward.of(workspace, normed.view(-1, d)).view(normed.shape)
 
@@ -308,23 +340,27 @@ class OperatorLayers(Layers):
 class _Layer:
     """An interaction layer's weights in the dtype of the products."""
 
-    def __init__(
-        self, layer: InteractionLayer, dtype: torch.dtype, feed_forward: Callable[..., FloatFeedForward]
-    ) -> None:
+    def __init__(self, layer: InteractionLayer, dtype: torch.dtype, quantised: bool) -> None:
         def linear(module: nn.Linear) -> Linear:
             return Linear(module.weight.to(dtype).t(), module.bias.to(dtype))
 
         projections: Mapping[str, Linear] = {
             name: linear(getattr(layer, name))
-            for name in ("query", "key", "value", "state_query", "attention_output")
+            for name in ("query", "key", "value", "state_query")
             if hasattr(layer, name)
         }
         self.__dict__.update(projections)
+        self.attention_output = _product(linear(layer.attention_output), quantised)
         self.attention_norm, self.output_norm = (
             _Norm(norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
             for norm in (layer.attention_norm, layer.output_norm)
         )
+        feed_forward = QuantisedFeedForward if quantised else FloatFeedForward
         self.feed_forward = feed_forward(linear(layer.intermediate), linear(layer.output), layer.activation)
+
+
+def _product(linear: Linear, quantised: bool) -> Linear | QuantisedLinear:
+    return QuantisedLinear(linear) if quantised else linear
 
 
 class _Norm(NamedTuple):
@@ -339,8 +375,27 @@ class _Norm(NamedTuple):
 
 
 def prepared(model: MixEncoderModel, products: str = "native") -> Layers:
-    """Prepare a model's interaction layers, in the way that suits its device and dtype."""
-    narrow = model.codes.dtype in (torch.float16, torch.bfloat16)
+    """Prepare a model's interaction layers, in the way that suits its device and dtype; products as in `Layers`.
+
+    Raises:
+        InputError: the device has no such products.
+    """
     on_operators = model.codes.device.type != "cpu" or model.kernel_backend not in ("auto", "torch")
-    fused = not on_operators and not (narrow and multiplies_natively(model.codes))
-    return (FusedLayers if fused else OperatorLayers)(model, products)
+    narrow = _dtype_of(model, products) in (torch.float16, torch.bfloat16)
+    return (OperatorLayers if on_operators or narrow else FusedLayers)(model, products)
+
+
+def _dtype_of(model: MixEncoderModel, products: str) -> torch.dtype:
+    """The dtype of products: emulated ones in a narrow dtype are no faster than float32, and never taken.
+
+    Raises:
+        InputError: they should be bfloat16, which the processor does not multiply itself.
+    """
+    if products != "bfloat16":
+        return model.codes.dtype if multiplies_natively(model.codes) else torch.float32
+    if not multiplies_natively(torch.empty(0, dtype=torch.bfloat16, device=model.codes.device)):
+        raise InputError(
+            'products "bfloat16" cannot run here: this processor does not multiply bfloat16 itself; products "native" '
+            'run everywhere, "int8" on any CPU with oneDNN'
+        )
+    return torch.bfloat16

@@ -7,7 +7,7 @@ Tensors in, tensors out; texts, batching and devices are the concern of `mixenco
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from mixencoder.backbones import (
     start_weights,
 )
 from mixencoder.chunking import in_chunks
-from mixencoder.configuration import MixEncoderConfig
+from mixencoder.configuration import EncoderConfig, MixEncoderConfig
 from mixencoder.errors import InputError
 from mixkernels import candidate_attention
 
@@ -82,6 +82,11 @@ class RankingScores(NamedTuple):
         return self.interaction if self.dual is None else self.interaction + self.dual
 
 
+def full_scores(out: RankingScores | Tensor) -> Tensor:
+    """Return what a model's ``interact`` or ``forward`` gave as one tensor: ranking scores, or logits as they are."""
+    return out.full if isinstance(out, RankingScores) else out
+
+
 class InteractionLayer(nn.Module):
     """One interaction layer: contexts and state read the query, then share W_o, LN1, FFN and LN2.
 
@@ -125,6 +130,7 @@ class InteractionLayer(nn.Module):
         if self.updates_context:
             parts.append(rows[..., :k, :] + context)
         if self.has_state:
+            assert gate is not None, "a model with a state row has a gate"
             parts.append(_gated(hint, rows[..., k, :], state, gate).unsqueeze(-2))
         rows = self.attention_norm(torch.cat(parts, dim=-2))
         ffn = self.dropout(self.output(self.activation(self.intermediate(rows))))
@@ -149,13 +155,14 @@ class InteractionLayer(nn.Module):
         """Return what contexts, then the state, read of the query: (..., N, k + 1, d)."""
         state_query = self._heads(self.state_query(hint)) if self.has_state else None
         if self.updates_context:
-            projected = [self._heads(project(context)) for project in (self.query, self.key, self.value)]
+            query, key, value = (self._heads(project(context)) for project in (self.query, self.key, self.value))
         else:
+            assert state_query is not None, "a layer without context rows has a state row"
             # the operator always attends contexts: the state's query stands in, and what it reads is dropped
-            projected = [state_query.unsqueeze(-3)] * 3
-        attended, attended_state = attend(*projected, state_query)
+            query = key = value = state_query.unsqueeze(-3)
+        attended, attended_state = attend(query, key, value, state_query)
         parts = [attended.flatten(-2)] if self.updates_context else []
-        if self.has_state:
+        if attended_state is not None:
             parts.append(attended_state.flatten(-2).unsqueeze(-2))
         return torch.cat(parts, dim=-2)
 
@@ -180,23 +187,54 @@ class ClassificationHead(nn.Module):
         width = 3 * config.hidden_size * (2 if config.dual_term else 1)
         self.dense = nn.Linear(width, 3 * config.hidden_size)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.out_proj = nn.Linear(3 * config.hidden_size, config.num_labels)
+        self.out_proj = nn.Linear(3 * config.hidden_size, config.num_classes)
 
     def forward(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Logits (..., num_labels) from pairs of vectors (..., d), all broadcast against each other."""
         vectors = torch.broadcast_tensors(*(vector for pair in pairs for vector in pair))
-        pairs = zip(vectors[::2], vectors[1::2], strict=True)
-        features = torch.cat([torch.cat([a, b, (a - b).abs()], dim=-1) for a, b in pairs], dim=-1)
+        alike = zip(vectors[::2], vectors[1::2], strict=True)
+        features = torch.cat([torch.cat([a, b, (a - b).abs()], dim=-1) for a, b in alike], dim=-1)
         return self.out_proj(self.dropout(F.relu(self.dense(features))))
 
 
-class MixEncoderModel(PreTrainedModel):
+class HeadedModel(PreTrainedModel):
+    """What the torch modules of all architectures have in common: heads by name.
+
+    ``forward`` of each takes what a trainer passes and returns ranking scores or class logits.
+    """
+
+    config_class: type[EncoderConfig] = EncoderConfig
+    config: EncoderConfig
+    backbone: Any
+    """The encoder; its kind decides what it is made of (`mixencoder.backbones.Layout`)."""
+
+    if TYPE_CHECKING:
+        # transformers wraps it so that a type checker no longer sees whose method it is
+        # pyrefly: ignore [bad-override]: what is overridden is that wrapper
+        def to(self, *args: Any, **kwargs: Any) -> Self:
+            """Move or cast, as `torch.nn.Module.to`."""
+
+    def check_head(self, head: str | None) -> str:
+        """Return the head to use, the configuration's first for None.
+
+        Raises:
+            InputError: the model has no such head.
+        """
+        if head is None:
+            return self.config.heads[0]
+        if head not in self.config.heads:
+            raise InputError(f"the model has no head {head!r}; its heads are {', '.join(self.config.heads)}")
+        return head
+
+
+class MixEncoderModel(HeadedModel):
     """Score queries against candidates that were encoded before the query arrived.
 
     ``forward`` is what a trainer calls. For ranking and classifying texts use `mixencoder.fast.MixEncoder`.
     """
 
     config_class = MixEncoderConfig
+    config: MixEncoderConfig
     base_model_prefix = "mixencoder"
     _supports_sdpa = True
 
@@ -235,17 +273,22 @@ class MixEncoderModel(PreTrainedModel):
             if self.dual_scale is not None:
                 init.constant_(self.dual_scale, self.config.dual_scale_init)
 
+    @property
+    def interaction_layers(self) -> list[InteractionLayer]:
+        """The interaction layers in the order in which they run."""
+        return cast("list[InteractionLayer]", list(self.interaction))
+
     def start_interaction_from_backbone(self) -> None:
         """Give every interaction layer the weights of the backbone layer that it reads, as far as that has them.
 
         With the dual term the last LayerNorm is scaled down, so that ``h . e``, which means nothing yet, starts small
         and the score starts at the dual term's quality.
         """
-        for layer, index in zip(self.interaction, self.config.interaction_layer_indices, strict=True):
+        for layer, index in zip(self.interaction_layers, self.config.interaction_layer_indices, strict=True):
             layer.start_from(start_weights(self.backbone, index))
         if self.config.dual_term:
             with torch.no_grad():
-                for parameter in self.interaction[-1].output_norm.parameters():
+                for parameter in self.interaction_layers[-1].output_norm.parameters():
                     parameter.mul_(_QUIET_START)
 
     def encode_query(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> QueryState:
@@ -298,22 +341,31 @@ class MixEncoderModel(PreTrainedModel):
         context, state = candidates, None
         for layer, attend in zip(self.interaction, attends, strict=True):
             context, state = layer(context, state, attend, self.gate)
-        return state if self.config.state_row else first, context.mean(dim=-2)
+        h = state if self.config.state_row else first
+        assert h is not None, "without a state row the query's first-token vectors are given"
+        return h, context.mean(dim=-2)
 
     def rank_head(self, h: Tensor, e: Tensor, pooled_query: Tensor | None, pooled_candidate: Tensor) -> RankingScores:
         """``h . e`` as a row sum in float32, and the dual term; all inputs (..., d), broadcast against each other."""
         dtype = torch.promote_types(h.dtype, torch.float32)
         interaction = (h.to(dtype) * e.to(dtype)).sum(dim=-1)
-        dual = None
-        if self.dual_scale is not None:
-            cosine = F.cosine_similarity(pooled_query.to(dtype), pooled_candidate.to(dtype), dim=-1)
-            dual = self.dual_scale.to(dtype) * cosine
-        return RankingScores(interaction, dual)
+        return RankingScores(interaction, self.dual_term(pooled_query, pooled_candidate))
+
+    def dual_term(self, pooled_query: Tensor | None, pooled_candidate: Tensor) -> Tensor | None:
+        """``a cos(q, c)`` of inputs (..., d), at least float32; None without the dual term. It needs no interaction."""
+        if self.dual_scale is None:
+            return None
+        assert pooled_query is not None, "with the dual term the pooled query is given"
+        dtype = torch.promote_types(pooled_candidate.dtype, torch.float32)
+        cosine = F.cosine_similarity(pooled_query.to(dtype), pooled_candidate.to(dtype), dim=-1)
+        return self.dual_scale.to(dtype) * cosine
 
     def classification_head(self, h: Tensor, e: Tensor, pooled_query: Tensor | None, pooled: Tensor) -> Tensor:
         """Logits (..., num_labels), at least float32, from inputs (..., d)."""
+        assert self.classifier is not None, "check_head has found this head"
         pairs = [(h, e)]
         if self.config.dual_term:
+            assert pooled_query is not None, "with the dual term the pooled query is given"
             pairs.append((pooled_query, pooled))
         return self.classifier(pairs).to(torch.promote_types(h.dtype, torch.float32))
 
@@ -327,14 +379,9 @@ class MixEncoderModel(PreTrainedModel):
         """
         head = self.check_head(head)
 
-        def attend_layer(key: Tensor, value: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
-            result = candidate_attention(
-                *rows, key, value, key_lengths=query_state.lengths, backend=self.kernel_backend
-            )
-            return result.context, result.state
-
         attends = [
-            partial(attend_layer, key, value) for key, value in zip(query_state.keys, query_state.values, strict=True)
+            partial(_attend, key, value, query_state.lengths, self.kernel_backend)
+            for key, value in zip(query_state.keys, query_state.values, strict=True)
         ]
         # (B, 1, d): the same for all candidates of a query
         pooled_query, first = (
@@ -343,18 +390,6 @@ class MixEncoderModel(PreTrainedModel):
         h, e = self.run_interaction(candidates, attends, first)
         apply_head = self.rank_head if head == "ranking" else self.classification_head
         return apply_head(h, e, pooled_query, candidates.mean(dim=-2))
-
-    def check_head(self, head: str | None) -> str:
-        """Return the head to use, the configuration's first for None.
-
-        Raises:
-            InputError: the model has no such head.
-        """
-        if head is None:
-            return self.config.heads[0]
-        if head not in self.config.heads:
-            raise InputError(f"the model has no head {head!r}; its heads are {', '.join(self.config.heads)}")
-        return head
 
     def forward(
         self,
@@ -377,6 +412,23 @@ class MixEncoderModel(PreTrainedModel):
         if candidates_per_query is not None:
             candidates = candidates.unflatten(0, (-1, candidates_per_query))
         return self.interact(query_state, candidates, head)
+
+
+def _attend(
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor | None,
+    backend: str,
+    context_query: Tensor,
+    context_key: Tensor,
+    context_value: Tensor,
+    state_query: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """`Attend` of candidates that all queries meet, or that belong to each of them."""
+    result = candidate_attention(
+        context_query, context_key, context_value, state_query, key, value, key_lengths=lengths, backend=backend
+    )
+    return result.context, result.state
 
 
 def _masked_mean(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -151,7 +151,7 @@ class RecordFormat:
         """Every part of E_0 (C, k, d), (C, *shape)."""
         if self.layout == "compact":
             return {"context": context}
-        layer, heads = self._model.interaction[0], self._heads
+        layer, heads = self._model.interaction_layers[0], self._heads
         hint = mean_over_contexts(context)
         parts = {"context": context, "hint": hint}
         if "own_logits" in self.parts:
@@ -164,6 +164,7 @@ class RecordFormat:
             parts["own_logits"] = own.permute(0, 2, 3, 1)
         if "gate" in self.parts:
             gate = self._model.gate
+            assert gate is not None, "a model with a state row has a gate"
             weight = gate.weight[:, : context.shape[-1]]
             parts |= {
                 "state_query": layer.state_query(hint),

@@ -44,14 +44,19 @@ def score_pairs(
         numbers, counts = (part.tolist() for part in torch.unique_consecutive(chunk_queries, return_counts=True))
         queries = {number: queries.get(number) or query_state.select(number) for number in numbers}
         rows = candidates[candidate_of[start : start + CHUNK]]
-        segments = [(queries[number], count) for number, count in zip(numbers, counts, strict=True)]
-        attends = [
-            partial(_attend_segments, segments, layer, model.kernel_backend) for layer in range(len(model.interaction))
-        ]
         pooled_query, first = (
             None if vectors is None else vectors[chunk_queries.to(device)]
             for vectors in (query_state.pooled, query_state.first)
         )
+        if score == "dual" and head == "ranking":
+            dual = model.dual_term(pooled_query, rows.mean(dim=-2))
+            assert dual is not None, "the caller refuses a score that the model does not have"
+            outputs.append(dual)
+            continue
+        segments = [(queries[number], count) for number, count in zip(numbers, counts, strict=True)]
+        attends = [
+            partial(_attend_segments, segments, layer, model.kernel_backend) for layer in range(len(model.interaction))
+        ]
         h, e = model.run_interaction(rows, attends, first)
         vectors = (h.view(CHUNK, -1), e.view(CHUNK, -1), pooled_query, rows.mean(dim=-2))
         if head == "ranking":
@@ -78,7 +83,13 @@ def check_finite(scores: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _attend_segments(
-    segments: Sequence[tuple[QueryState, int]], layer: int, backend: str, *rows: Tensor | None
+    segments: Sequence[tuple[QueryState, int]],
+    layer: int,
+    backend: str,
+    context_query: Tensor,
+    context_key: Tensor,
+    context_value: Tensor,
+    state_query: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend a chunk's rows, which belong to one query after the other; without state rows there is no state.
 
@@ -86,7 +97,10 @@ def _attend_segments(
     """
     contexts, states, start = [], [], 0
     for query, count in segments:
-        result = candidate_attention(*rows, query.keys[layer], query.values[layer], backend=backend)
+        key, value = query.keys[layer], query.values[layer]
+        result = candidate_attention(
+            context_query, context_key, context_value, state_query, key, value, backend=backend
+        )
         contexts.append(result.context[:, start : start + count])
         if result.state is not None:
             states.append(result.state[:, start : start + count])

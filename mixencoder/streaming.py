@@ -5,33 +5,37 @@ is done for a single candidate in Python. `mixencoder.fast` makes a `StreamRanke
 it; where candidates come from is the business of whoever hands them over.
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from mixencoder.desk import PIECE, Desk, Plan, Rows, plan_for
 from mixencoder.errors import InputError
-from mixencoder.interaction import Inputs, Query, prepared
+from mixencoder.interaction import Query, prepared
 from mixencoder.modeling import MixEncoderModel, QueryState
-from mixencoder.records import RecordFormat, mean_over_contexts
+from mixencoder.records import RecordFormat
 from mixencoder.scoring import check_finite
-from mixencoder.workspace import Workspace
 from mixkernels import TopK
 from mixkernels.ranking import EMPTY_KEY, LARGEST_ID, pack_keys, unpack_keys
 
-Rows = tuple[Tensor, Mapping[str, Tensor]]
-"""Positions (C,) int64, and the fields (C, ...) of `RecordFormat.schema`. C is any number, also 0."""
+PRODUCTS = ("native", "bfloat16", "int8")
+"""Products: in the model's precision; in bfloat16, where the device multiplies that itself; or of int8 numbers, on a
+CPU. The latter two are faster and move scores a little."""
 
-PRODUCTS = ("native", "int8")
-"""Products of the FFN: in the model's precision, or of int8 numbers, which is faster and moves scores a little."""
-
-PIECE = 512
-"""Candidates of a full piece: enough for products to run at full speed, few enough to stay in a shared cache."""
-_GRANULE = 32
-"""Candidates of the smallest piece."""
 _WAITING = 8192
 """Scores that wait to be merged into the running top-k."""
+
+
+class RowSource(Iterable[Rows]):
+    """Candidates that can be read in order, as often as asked for, or by position."""
+
+    @abstractmethod
+    def select(self, positions: Tensor) -> Iterable[Rows]:
+        """Return the rows at some positions (P,), which rise and are distinct, in that order."""
 
 
 class StreamRanker:
@@ -44,19 +48,28 @@ class StreamRanker:
         model: the model, in inference mode, with a ranking head.
         record_format: how the candidates are stored.
         products: of `PRODUCTS`.
+        plan: how to cut and score; None takes what suits the model's device.
 
     Raises:
-        InputError: there are no such products, or the model has no ranking head.
+        InputError: there are no such products, the device has none, or the model has no ranking head.
     """
 
-    def __init__(self, model: MixEncoderModel, record_format: RecordFormat, *, products: str = "native") -> None:
+    def __init__(
+        self,
+        model: MixEncoderModel,
+        record_format: RecordFormat,
+        *,
+        products: str = "native",
+        plan: Plan | None = None,
+    ) -> None:
         if products not in PRODUCTS:
             raise InputError(f"products is {products!r}; expected one of {', '.join(PRODUCTS)}")
         model.check_head("ranking")
         self.record_format = record_format
         self._layers = prepared(model, products)
         self._has_dual = model.config.dual_term
-        self._free: list[_Desk] = []
+        self._plan = plan_for(self._layers.device) if plan is None else plan
+        self._free: list[Desk] = []
         self._sizes: dict[int, tuple[int, ...]] = {}
 
     @torch.inference_mode()
@@ -77,8 +90,9 @@ class StreamRanker:
 
         Args:
             query_state: of `MixEncoder.encode_query`, or several states, whose queries are ranked for together.
-            candidates: chunks of stored rows, of any size; positions from 0 to 2^32 - 1. With prefilter they are
-                iterated several times, so an iterator will not do. What a chunk holds is not kept beyond its turn.
+            candidates: chunks of stored rows, of any size; positions from 0 to 2^32 - 1. With prefilter what it keeps
+                is read again: from a `RowSource` by position, else by going through all of them for every query, so
+                an iterator will not do. What a chunk holds is not kept beyond its turn.
             top_k: how many to return. None returns all.
             score: "full", "interaction" or "dual", as in `MixEncoder.rank`.
             prefilter: keep so many with the best dual score for every query, and interact with those alone.
@@ -99,7 +113,7 @@ class StreamRanker:
             return self._stream(queries, candidates, top_k, score, repeats)
         kept = self._stream(queries, candidates, prefilter, "dual", repeats).ids.sort(dim=1).values
         rankings = [
-            self._stream([query], _only(candidates, positions), top_k, score, repeats)
+            self._stream([query], _selected(candidates, positions), top_k, score, repeats)
             for query, positions in zip(queries, kept, strict=True)
         ]
         return TopK(*(torch.cat(parts) for parts in zip(*rankings, strict=True)))
@@ -122,8 +136,8 @@ class StreamRanker:
         try:
             desk = self._free.pop()
         except IndexError:
-            desk = _Desk(self)
-        best = RunningBest(len(queries), top_k, repeats, self._layers.device)
+            desk = self._desk()
+        best = RunningBest(len(queries), top_k, repeats, self._layers.device, self._plan.piece)
         try:
             for count in desk.fill(candidates, score):
                 self._score_piece(desk, queries, count, score, best)
@@ -131,42 +145,34 @@ class StreamRanker:
             self._free.append(desk)
         return best.result()
 
-    def _score_piece(self, desk: "_Desk", queries: list[Query], count: int, score: str, best: "RunningBest") -> None:
+    def _desk(self) -> Desk:
+        return Desk(self._layers, self.record_format, self._plan)
+
+    def _score_piece(self, desk: Desk, queries: list[Query], count: int, score: str, best: "RunningBest") -> None:
         """Score the desk's first `count` candidates, in shapes that keep their bits."""
         start = 0
         for size in self._shapes(desk, count):
-            scores = self._score_rows(desk, queries, slice(start, start + size), score)
+            scores = desk.scores(queries, slice(start, start + size), score)
             used = min(size, count - start)
             best.add(scores[:, :used], desk.positions[start : start + used])
             start += size
 
-    def _score_rows(self, desk: "_Desk", queries: list[Query], rows: slice, score: str) -> Tensor:
-        """Scores (B, C) of a piece of one of the shapes."""
-        layers, workspace = self._layers, desk.workspace
-        hint = desk.hint(rows)
-        out = torch.empty(len(queries), len(hint), device=layers.device)
-        lengths = layers.dual_lengths(hint) if self._has_dual and score != "interaction" else None
-        inputs = None if score == "dual" else desk.inputs(rows, hint)
-        for number, query in enumerate(queries):
-            if inputs is None:
-                out[number] = layers.dual(workspace, hint, lengths, query)
-                continue
-            scores = layers.interact(workspace, inputs, hint, query)
-            out[number] = scores if lengths is None else scores + layers.dual(workspace, hint, lengths, query)
-        return out
-
-    def _shapes(self, desk: "_Desk", count: int) -> list[int]:
+    def _shapes(self, desk: Desk, count: int) -> list[int]:
         """Sizes of the pieces that `count` candidates are scored in; padded up to their sum."""
-        if count == PIECE:
-            return [PIECE]
+        if count == self._plan.piece:
+            return [count]
         threads = torch.get_num_threads()
         if threads not in self._sizes:
             self._sizes[threads] = self._sizes_that_agree()
         sizes = self._sizes[threads]
-        left, shapes = math.ceil(count / sizes[-1]) * sizes[-1], []
-        for size in sizes:
-            shapes += [size] * (left // size)
-            left %= size
+        if self._plan.replayed:
+            # one piece, so that few shapes are recorded
+            shapes = [min(size for size in sizes if size >= count)]
+        else:
+            left, shapes = math.ceil(count / sizes[-1]) * sizes[-1], []
+            for size in sizes:
+                shapes += [size] * (left // size)
+                left %= size
         desk.pad(count, sum(shapes))
         return shapes
 
@@ -175,107 +181,24 @@ class StreamRanker:
 
         Libraries choose their products by shape, and may sum in another order in a smaller one.
         """
-        desk, model = _Desk(self), self._layers.model
-        sizes = tuple(PIECE >> shift for shift in range((PIECE // _GRANULE).bit_length()))
+        desk, model, piece = self._desk(), self._layers.model, self._plan.piece
+        sizes = [piece >> shift for shift in range((piece // self._plan.granule).bit_length())]
         queries = [self._layers.query(_random_query(model, length), 0) for length in (5, 16)]
         desk.randomise()
-        full = self._score_rows(desk, queries, slice(0, PIECE), "full")
-        for size in sizes[1:]:
-            if not torch.equal(self._score_rows(desk, queries, slice(PIECE - size, PIECE), "full"), full[:, -size:]):
-                return sizes[:1]
-        return sizes
+        full = desk.scores(queries, slice(0, piece), "full")
 
+        def agrees(size: int) -> bool:
+            return torch.equal(desk.scores(queries, slice(piece - size, piece), "full"), full[:, -size:])
 
-class _Desk:
-    """Where a thread works: a piece of candidates as a scorer reads them, and memory for the interaction."""
-
-    def __init__(self, ranker: StreamRanker) -> None:
-        self._layers, self._format = ranker._layers, ranker.record_format
-        layers = self._layers
-        self.workspace = Workspace(layers.dtype, layers.device)
-        self.positions = torch.zeros(PIECE, dtype=torch.int64, device=layers.device)
-        options = {"dtype": layers.dtype, "device": layers.device}
-        self._projected = self._format.layout == "projected"
-        if self._projected:
-            # contexts' and state's queries side by side, as products want them
-            self._queries = torch.empty(PIECE, layers.rows, layers.d, **options)
-            stacked = {"context_query": self._queries[:, : layers.contexts], "state_query": self._queries[:, -1]}
-        else:
-            stacked = {}
-        self._parts = {
-            name: stacked[name] if name in stacked else torch.empty(PIECE, *shape, **options)
-            for name, shape in self._format.parts.items()
-        }
-
-    def fill(self, candidates: Iterable[Rows], score: str) -> Iterator[int]:
-        """Read candidates onto the desk; yields the number of rows whenever it is full, and at the end.
-
-        A chunk is read before the next one is asked for.
-        """
-        # the dual term reads the hint alone, which keeps the rest of a file unread
-        wanted = {name: part for name, part in self._parts.items() if score != "dual" or name in ("context", "hint")}
-        filled = 0
-        for positions, rows in candidates:
-            self._check_chunk(positions, rows)
-            start = 0
-            while start < len(positions):
-                count = min(len(positions) - start, PIECE - filled)
-                self._format.read(rows, start, start + count, wanted, filled)
-                self.positions[filled : filled + count] = positions[start : start + count]
-                start, filled = start + count, filled + count
-                if filled == PIECE:
-                    yield filled
-                    filled = 0
-        if filled:
-            yield filled
-
-    def pad(self, count: int, total: int) -> None:
-        """Repeat the first row in the places from count to total."""
-        for part in self._parts.values():
-            part[count:total] = part[:1]
-
-    def randomise(self) -> None:
-        """Fill the desk with random candidates."""
-        generator = torch.Generator().manual_seed(0)
-        for part in self._parts.values():
-            part.copy_(torch.randn(part.shape, generator=generator))
-
-    def hint(self, rows: slice) -> Tensor:
-        """Means over k of E_0, (C, d)."""
-        return self._parts["hint"][rows] if "hint" in self._parts else mean_over_contexts(self._parts["context"][rows])
-
-    def inputs(self, rows: slice, hint: Tensor) -> Inputs:
-        """What the first layer reads of the candidates."""
-        part = {name: tensor[rows] for name, tensor in self._parts.items()}
-        if not self._projected:
-            return self._layers.project(self.workspace, 0, part["context"], hint)
-        return Inputs(
-            part.get("context"),
-            self._queries[rows],
-            part.get("context_value"),
-            part.get("own_logits"),
-            part.get("gate"),
-        )
-
-    def _check_chunk(self, positions: Tensor, rows: Mapping[str, Tensor]) -> None:
-        fields = [field.name for field in self._format.schema.fields]
-        if missing := [name for name in fields if name not in rows]:
-            raise InputError(f"a chunk lacks {', '.join(missing)}; expected the fields {', '.join(fields)}")
-        if any(len(rows[name]) != len(positions) for name in fields):
-            counts = {name: len(rows[name]) for name in fields}
-            raise InputError(f"a chunk has {len(positions)} positions but rows {counts}; expected as many")
-        if len(positions):
-            low, high = (int(bound) for bound in positions.aminmax())
-            if low < 0 or high > LARGEST_ID:
-                raise InputError(f"positions reach from {low} to {high}; expected values in 0..{LARGEST_ID}")
+        return (piece, *itertools.takewhile(agrees, sizes[1:]))
 
 
 class RunningBest:
     """The best candidates so far of every query, as packed keys; scores wait until merging them is worth it."""
 
-    def __init__(self, batch: int, top_k: int | None, repeats: bool, device: torch.device) -> None:
+    def __init__(self, batch: int, top_k: int | None, repeats: bool, device: torch.device, piece: int = PIECE) -> None:
         self._top_k, self._repeats = top_k, repeats
-        self._waiting = max(PIECE, min(_WAITING, _WAITING * 64 // max(batch, 1)))
+        self._waiting = max(piece, min(_WAITING, _WAITING * 64 // max(batch, 1)))
         self._scores = torch.empty(batch, self._waiting, device=device)
         self._positions = torch.empty(self._waiting, dtype=torch.int64, device=device)
         self._count = 0
@@ -318,8 +241,12 @@ class RunningBest:
         return keys.topk(count, dim=1, sorted=True).values
 
 
-def _only(candidates: Iterable[Rows], positions: Tensor) -> Iterator[Rows]:
+def _selected(candidates: Iterable[Rows], positions: Tensor) -> Iterable[Rows]:
     """Chunks with the candidates at the given positions (P,), which rise."""
+    return candidates.select(positions) if isinstance(candidates, RowSource) else _only(candidates, positions)
+
+
+def _only(candidates: Iterable[Rows], positions: Tensor) -> Iterator[Rows]:
     for chunk_positions, rows in candidates:
         place = torch.searchsorted(positions, chunk_positions).clamp_max_(max(len(positions) - 1, 0))
         kept = (positions[place] == chunk_positions).nonzero().flatten() if len(positions) else place[:0]

@@ -37,11 +37,16 @@ class Linear(NamedTuple):
 
     weight: Tensor
     """(in, out)."""
-    bias: Tensor
+    bias: Tensor | None
+    """(out,); None where callers say what is added."""
 
-    def into(self, out: Tensor, rows: Tensor) -> Tensor:
-        """Write the layer's output for rows (R, in) into out (R, out), which may have strided rows."""
-        return torch.addmm(self.bias, rows, self.weight, out=out)
+    def into(self, workspace: Workspace, out: Tensor, rows: Tensor, added: Tensor | None = None) -> Tensor:
+        """Write the product with rows (R, in), plus the bias or what is added in its place (R, out), into out (R, out).
+
+        Rows and out may have any strides between rows; added may be out itself. The workspace is for layers that need
+        one (`mixencoder.quantised`).
+        """
+        return torch.addmm(self.bias if added is None else added, rows, self.weight, out=out)
 
 
 def elementwise(function: Callable[[Tensor], object], rows: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What callers get wrong in `candidate_attention`, found before any work, with found and expected in the message."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -43,6 +44,40 @@ _REQUIRED = ("context_query", "context_value", "key", "value")
 _CONTEXTS = ("context_query", "context_key", "context_value")
 _SCALES = ("query_scale", "key_scale", "value_scale")
 _INDICES = ("key_lengths", "candidate_ids", "candidate_offsets")
+
+
+def checked_call(*tensors: Tensor | None, context_scales: Sequence[Tensor | None] | None) -> Call:
+    """Return a call after all checks, under autocast with its floating tensors cast.
+
+    Args:
+        tensors: those of the call in the order of `Call`, without the scales.
+        context_scales: of query, key and value; None without int8 candidates.
+
+    Raises:
+        ShapeError, DtypeError, DeviceError: as the message says.
+    """
+    scales = (None, None, None) if context_scales is None else tuple(context_scales)
+    if len(scales) != 3:
+        raise ShapeError(f"context_scales holds {len(scales)} tensors; expected 3: query, key and value")
+    call = Call._make((*tensors, *scales))
+    check_tensors(call)
+    kind = call.key.device.type
+    # PyTorch refuses to be asked about the device "meta"
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        call = _cast(call, torch.get_autocast_dtype(kind))
+    check_dtypes(call)
+    check_shapes(call)
+    return call
+
+
+def _cast(call: Call, dtype: torch.dtype) -> Call:
+    floating = {"context_query", "context_key", "context_value", "state_query", "key", "value"}
+    return Call._make(
+        tensor.to(dtype)
+        if name in floating and tensor is not None and tensor.dtype not in (torch.float64, torch.int8)
+        else tensor
+        for name, tensor in call._asdict().items()
+    )
 
 
 def check_tensors(call: Call) -> None:

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixkernels.checks import Call, check_dtypes, check_shapes, check_tensors
+from mixkernels.checks import Call, checked_call
 from mixkernels.devices import device_peaks
 from mixkernels.dispatch import BACKENDS, not_supported_reasons, select_backend
-from mixkernels.errors import ShapeError
-from mixkernels.ops import _under_autocast
 from mixkernels.roofline import Cost, Form, candidate_attention_cost
 
 
@@ -91,10 +89,7 @@ def explain(
         ShapeError, DtypeError, DeviceError: as the operator would; DeviceError also for an unknown `device`.
         BackendError: no backend, or not the chosen one, can run the call.
     """
-    scales = (None, None, None) if context_scales is None else tuple(context_scales)
-    if len(scales) != 3:
-        raise ShapeError(f"context_scales holds {len(scales)} tensors; expected 3: query, key and value")
-    call = Call(
+    call = checked_call(
         context_query,
         context_key,
         context_value,
@@ -105,14 +100,8 @@ def explain(
         candidate_ids,
         candidate_offsets,
         own_logits,
-        *scales,
+        context_scales=context_scales,
     )
-    check_tensors(call)
-    kind = key.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        call = _under_autocast(call, torch.get_autocast_dtype(kind))
-    check_dtypes(call)
-    check_shapes(call)
     tensors = [tensor for tensor in call if tensor is not None]
     chosen = select_backend(backend, *tensors)
     # the kernels never round float32 to TF32; PyTorch's own products do where it was allowed
@@ -166,7 +155,7 @@ def cost_of(call: Call, *, return_lse: bool = False) -> Cost:
 def _in_words(call: Call) -> str:
     batch, num_keys, heads, head_dim = call.key.shape
     num_candidates, num_context = call.context_query.shape[-4:-2]
-    words = [form_of(call).replace("_", " ")]
+    words: list[str] = [form_of(call).replace("_", " ")]
     sizes = {"B": batch, "N": num_candidates, "k": num_context, "m": num_keys, "H": heads, "D": head_dim}
     if call.candidate_ids is not None:
         sizes["ids"] = call.candidate_ids.numel()

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from mixkernels.checks import Call, check_dtypes, check_shapes, check_tensors, checked_scale
+from mixkernels.checks import Call, checked_call, checked_scale
 from mixkernels.dispatch import load, select_backend
-from mixkernels.errors import ShapeError
+from mixkernels.tensors import dense_rows, needs_grad
 
 
 class CandidateAttention(NamedTuple):
@@ -99,10 +99,7 @@ def candidate_attention(
         DeviceError: the inputs lie on different devices.
         BackendError: no backend can run this call; the message lists every backend with every reason.
     """
-    scales = (None, None, None) if context_scales is None else tuple(context_scales)
-    if len(scales) != 3:
-        raise ShapeError(f"context_scales holds {len(scales)} tensors; expected 3: query, key and value")
-    call = Call(
+    call = checked_call(
         context_query,
         context_key,
         context_value,
@@ -113,21 +110,15 @@ def candidate_attention(
         candidate_ids,
         candidate_offsets,
         own_logits,
-        *scales,
+        context_scales=context_scales,
     )
-    check_tensors(call)
-    if torch.is_autocast_enabled(key.device.type):
-        call = _under_autocast(call, torch.get_autocast_dtype(key.device.type))
-    check_dtypes(call)
-    check_shapes(call)
     scale = 1.0 / math.sqrt(key.shape[-1]) if scale is None else checked_scale(scale)
-    # the last dimension must be dense for every backend; all other strides are free
-    call = Call(*(t if t is None or t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous() for t in call))
+    call = Call._make(None if tensor is None else dense_rows(tensor) for tensor in call)
 
     name = select_backend(backend, *(tensor for tensor in call if tensor is not None))
     if name == "reference":
         context, state, context_lse, state_lse = load(name, "attention").candidate_attention(call, scale=scale)
-    elif torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in call):
+    elif needs_grad(*call):
         call = _dequantised(call)
         context, state, context_lse, state_lse = _Differentiable.apply(scale, name, return_lse, *call)
     else:
@@ -141,23 +132,11 @@ def candidate_attention(
     )
 
 
-def _under_autocast(call: Call, dtype: torch.dtype) -> Call:
-    floating = {"context_query", "context_key", "context_value", "state_query", "key", "value"}
-    return Call(
-        *(
-            tensor.to(dtype)
-            if name in floating and tensor is not None and tensor.dtype not in (torch.float64, torch.int8)
-            else tensor
-            for name, tensor in call._asdict().items()
-        )
-    )
-
-
 def _dequantised(call: Call) -> Call:
     """int8 candidates as floating ones, differentiable in their scales."""
     if call.query_scale is None:
         return call
-    scaled = {}
+    scaled: dict[str, Any] = {}
     for name in ("query", "key", "value"):
         numbers, factor = getattr(call, f"context_{name}"), getattr(call, f"{name}_scale")
         scaled[f"context_{name}"] = None if numbers is None else (numbers * factor.unsqueeze(-1)).to(call.key.dtype)
@@ -182,7 +161,7 @@ _LIBRARY.define(
 )
 
 
-def _run_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _run_forward(*args: Any) -> tuple[Tensor, ...]:
     *tensors, scale, return_lse, backend = args
     call = Call(*tensors)
     outputs = load(backend, "attention").candidate_attention(call, scale=scale, return_lse=return_lse)
@@ -278,6 +257,7 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    # pyrefly: ignore [bad-override]: once_differentiable makes the context positional
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         results, call = saved[:4], Call(*saved[4:])

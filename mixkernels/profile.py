@@ -24,8 +24,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, record_function
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 import mixkernels
 from mixkernels.devices import Peaks, device_peaks
@@ -40,6 +38,7 @@ from mixkernels.roofline import (
     residual_layer_norm_cost,
     score_candidates_cost,
 )
+from mixkernels.work_counter import Work, WorkCounter
 
 OPERATORS = ("candidate_attention", "residual_layer_norm", "gate_layer_norm", "score_candidates")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -97,7 +96,8 @@ def _workload(options: argparse.Namespace, device: torch.device) -> Workload:
         # a forward pass that is followed by gradients hands on its log-sum-exps
         cost = candidate_attention_cost(*arguments, batch=batch, return_lse=options.backward)
         kernel_costs = {"candidate_attention_fwd": cost}
-        backward = candidate_attention_backward_cost(*arguments, batch=batch)
+        if options.backward:
+            cost = cost.and_then(candidate_attention_backward_cost(*arguments, batch=batch))
     else:
         rows = (batch, n * (k + 1), width)
         shapes = {
@@ -113,7 +113,7 @@ def _workload(options: argparse.Namespace, device: torch.device) -> Workload:
             cost = gate_layer_norm_cost(batch * n, width, dtype)
         else:
             cost = score_candidates_cost(n, k, width, dtype, batch=batch, top_k=options.top_k)
-        kernel_costs, backward = {f"{options.operator}_fwd": cost}, None
+        kernel_costs = {f"{options.operator}_fwd": cost}
     operator = getattr(mixkernels, options.operator)
     keywords: dict[str, Any] = {"backend": options.backend}
     if options.operator == "score_candidates":
@@ -138,7 +138,6 @@ def _workload(options: argparse.Namespace, device: torch.device) -> Workload:
     if not options.backward:
         run = forward
     else:
-        cost = cost.and_then(backward)
         gradients = [torch.randn_like(out) for out in _floating(forward(*inputs[0]))]
 
         def run(*tensors: Tensor) -> object:
@@ -200,76 +199,6 @@ def profiled(workload: Workload, device: torch.device, repeats: int) -> torch.pr
 # -- rows of the table -------------------------------------------------------------------------------------------------
 
 
-class Work(NamedTuple):
-    """Bytes and FLOPs of all runs of one ATen operator under a call; FLOPs are None where PyTorch has no formula."""
-
-    bytes: int
-    flops: int | None
-
-
-class WorkCounter(TorchDispatchMode):
-    """Counts what each ATen operator reads and writes, and its FLOPs, by its own arguments.
-
-    For calls on the CPU. It looks into the operators of mixkernels. A broadcast dimension is counted once; views and
-    allocations are free.
-    """
-
-    _OVERWRITES = ("aten::copy_", "aten::fill_", "aten::zero_")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.work: dict[str, Work] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Run one operator and note its work."""
-        kwargs = kwargs or {}
-        if func.namespace == "mixkernels":
-            # to the operator's own implementation, with this mode still in force
-            with self:
-                return func.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs)
-        out = func(*args, **kwargs)
-        name = func._schema.name
-        done = self.work.get(name, Work(0, None))
-        flops = done.flops
-        if name == "aten::_scaled_dot_product_flash_attention_for_cpu":
-            # the one attention of PyTorch without a formula of its own (2.13)
-            flops = (flops or 0) + sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
-        elif func.overloadpacket in flop_registry:
-            flops = (flops or 0) + flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
-        self.work[name] = Work(done.bytes + self._bytes(func, name, [*args, *kwargs.values()], out), flops)
-        return out
-
-    def _bytes(self, func: Any, name: str, given: Iterable[Any], out: object) -> int:
-        read = _tensors(given)
-        written = _tensors([out])
-        held = {tensor.untyped_storage().data_ptr() for tensor in read}
-        if "empty" in name:
-            return 0
-        if not func._schema.is_mutable:
-            fresh = [tensor for tensor in written if tensor.untyped_storage().data_ptr() not in held]
-            if not fresh:
-                return 0
-            return sum(map(_memory, fresh)) + (0 if name.endswith("_like") else sum(map(_memory, read)))
-        reads = sum(map(_memory, read))
-        return reads if name in self._OVERWRITES else reads + sum(map(_memory, written))
-
-
-def _tensors(values: Iterable[Any]) -> list[Tensor]:
-    found = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found += _tensors(value)
-    return found
-
-
-def _memory(tensor: Tensor) -> int:
-    """Bytes of memory that a tensor stands on: expanded dimensions count once."""
-    sizes = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
-    return torch.Size(sizes).numel() * tensor.element_size() if tensor.numel() else 0
-
-
 def operator_rows(events: Iterable[Any], work: dict[str, Work]) -> list[Row]:
     """Rows of a CPU profile: time below each mark by ATen operator, longest first.
 
@@ -327,7 +256,7 @@ def _kernels(profiler: torch.profiler.profile) -> list[tuple[str, float]]:
     """Kernels and copies of a GPU profile in the order of their starts, in seconds."""
     events = [
         event
-        for event in profiler.events()
+        for event in profiler.events() or ()
         if event.device_type == torch.autograd.DeviceType.CUDA and event.name != _MARK
     ]
     events.sort(key=lambda event: event.time_range.start)
@@ -489,7 +418,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             with WorkCounter() as counter:
                 workload.run(*workload.inputs[0])
-            rows = operator_rows(profiler.events(), counter.work)
+            rows = operator_rows(profiler.events() or (), counter.work)
     cost = workload.cost
     print(f"{workload.words}, backend {workload.backend}")
     print(f"on {source}: {_rates(peaks)}\n")

@@ -233,11 +233,18 @@ def _read_cubin(cubin: bytes) -> _Found:
 def read_sass(usage: str, sass: str) -> _Found:
     """Read cuobjdump's resource usage and disassembly of a file with one kernel."""
     return _Found(
-        registers=int(re.search(r"\bREG:(\d+)", usage).group(1)),
-        stack_bytes=int(re.search(r"\bSTACK:(\d+)", usage).group(1)),
+        registers=_number(r"\bREG:(\d+)", usage),
+        stack_bytes=_number(r"\bSTACK:(\d+)", usage),
         tensor_instructions=dict(Counter(_SASS_TENSOR.findall(sass))),
         global_load_bits=max(_sass_load_bits(sass), default=0),
     )
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        raise BackendError(f"the compiler's output names no {pattern!r}; this version of Triton writes another format")
+    return int(found.group(1))
 
 
 def _sass_load_bits(sass: str) -> Iterator[int]:
@@ -252,8 +259,8 @@ def _sass_load_bits(sass: str) -> Iterator[int]:
 def _read_amdgcn(assembly: str) -> _Found:
     # agprs are part of the vgpr count on CDNA3
     return _Found(
-        registers=int(re.search(r"\.vgpr_count:\s*(\d+)", assembly).group(1)),
-        stack_bytes=int(re.search(r"\.private_segment_fixed_size:\s*(\d+)", assembly).group(1)),
+        registers=_number(r"\.vgpr_count:\s*(\d+)", assembly),
+        stack_bytes=_number(r"\.private_segment_fixed_size:\s*(\d+)", assembly),
         tensor_instructions=dict(Counter(_AMD_TENSOR.findall(assembly))),
         global_load_bits=max(map(_amd_load_bits, _AMD_LOAD.findall(assembly)), default=0),
     )

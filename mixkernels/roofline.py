@@ -5,7 +5,7 @@ place. What a device can do is `mixkernels.devices`. Time is bounded below by th
 product rate and exponentials / exponential rate. Bytes are counted once per tensor, as if nothing were read again.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -73,8 +73,8 @@ class _Rows(NamedTuple):
 def _rows(
     form: Form, num_candidates: int, num_context: int, batch: int, pool_size: int | None, *, has_state: bool
 ) -> _Rows:
-    if form not in Form.__args__:
-        raise ValueError(f"form is {form!r}; expected one of {', '.join(Form.__args__)}")
+    if form not in get_args(Form):
+        raise ValueError(f"form is {form!r}; expected one of {', '.join(get_args(Form))}")
     gathers = form in ("gathered", "ragged_gather")
     if pool_size is not None and not gathers:
         raise ValueError(f"pool_size belongs to the forms that gather by ids, but form is {form!r}")

@@ -82,6 +82,17 @@ def backbone_path(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTraine
     return path
 
 
+@pytest.fixture(scope="session")
+def checkpoint(backbone_path: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the folder of a tiny random MixEncoder with the dual term."""
+    from mixencoder import MixEncoder
+
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("checkpoint") / "model"
+    MixEncoder.from_backbone(backbone_path, dual_term=True).save_pretrained(path)
+    return str(path)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave tests out of a run that asks for benchmarks alone, instead of listing each as skipped."""
     if config.getoption("benchmark_only", False):
@@ -98,6 +109,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def count_kernel_run(config: pytest.Config) -> None:
     """Note that a test ran a real kernel; see `pytest_sessionfinish`."""
     config.stash[KERNEL_RUNS] = config.stash.get(KERNEL_RUNS, 0) + 1
+
+
+@pytest.fixture(params=["reference", "torch", "triton"])
+def backend(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> str:
+    """Return every backend in turn; without a GPU Triton's kernels are interpreted."""
+    if request.param == "triton":
+        pytest.importorskip("triton", reason="triton is not installed")
+        count_kernel_run(pytestconfig)
+    return request.param
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

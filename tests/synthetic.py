@@ -59,6 +59,22 @@ def class_accuracy(model: Engine, words: list[str]) -> float:
     return sum(name == row["label"] for name, row in zip(names, rows, strict=True)) / len(rows)
 
 
+def scored_pairs(words: list[str], count: int, seed: int = 0) -> list[dict]:
+    """The same as scored pairs: those that are both low score 1, the others 0."""
+    return [
+        {"sentence1": row["premise"], "sentence2": row["hypothesis"], "score": float(row["label"] == "low")}
+        for row in both_low_pairs(words, count, seed)
+    ]
+
+
+def order_accuracy(model: Engine, words: list[str]) -> float:
+    """Return how often, of two pairs drawn anew, the one with the higher target scores higher; one half is chance."""
+    rows = scored_pairs(words, 200, seed=1)
+    scores = model.predict([(row["sentence1"], row["sentence2"]) for row in rows], head="ranking")
+    high, low = ([score for score, row in zip(scores, rows, strict=True) if row["score"] == t] for t in (1.0, 0.0))
+    return sum(h > other for h in high for other in low) / (len(high) * len(low))
+
+
 def tiny_encoder(folder: Path, tokenizer: object) -> Path:
     """Write a tiny random encoder that learns fast."""
     from conftest import backbone_config

@@ -1,6 +1,7 @@
 """The command line as its user meets it: files, tables, JSON, errors with exit code 2 and no traceback."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,19 +12,12 @@ import torch
 from typer.testing import CliRunner
 
 from mixencoder import MixEncoder
+from mixencoder.architectures import ARCHITECTURES, front_door, load_engine
 from mixencoder.candidates import read_candidates
 from mixencoder.cli import app
 from mixencoder.errors import DataError
 
 LINES = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france"]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(backbone_path, tmp_path_factory) -> str:
-    torch.manual_seed(1)
-    path = tmp_path_factory.mktemp("checkpoint") / "model"
-    MixEncoder.from_backbone(backbone_path, dual_term=True).save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture
@@ -45,6 +39,12 @@ def test_rank_prints_a_table_and_the_times_apart(checkpoint, lines):
     assert "encoding 3 candidates" in result.stderr
     assert "ranking" in result.stderr
     assert "ms" not in result.stdout
+
+
+def test_square_brackets_of_a_query_are_printed_as_they_are(checkpoint, lines):
+    result = run("rank", "a[0] [/b]", "--candidates", lines, "--model", checkpoint)
+    assert result.exit_code == 0, result.output
+    assert "“a[0] [/b]”" in result.stdout
 
 
 def test_json_alone_stands_on_stdout(checkpoint, lines):
@@ -161,6 +161,64 @@ def test_train_then_evaluate(tmp_path, backbone_path, words):
     assert "dual" in table.stdout
     untrained = run("evaluate", str(tmp_path / "dev.jsonl"), "--backbone", str(backbone_path), "--score", "dual")
     assert untrained.exit_code == 0
+
+
+@pytest.fixture(scope="module")
+def lessons(tmp_path_factory) -> dict[str, str]:
+    """Training files of three kinds, and what to evaluate on."""
+    folder = tmp_path_factory.mktemp("lessons")
+    texts = ["cook rice", "undo the commit", "boil water", "the cat sat", "a dog", "paris is the capital"]
+    rows = {
+        "pairs": [{"query": text, "positive": f"{text} the"} for text in texts],
+        "nli": [{"premise": text, "hypothesis": "a", "label": "xy"[i % 2]} for i, text in enumerate(texts)],
+        "sts": [{"sentence1": text, "sentence2": "a", "score": i} for i, text in enumerate(texts)],
+        "dev": [{"query": text, "candidates": texts, "labels": [int(text == t) for t in texts]} for text in texts],
+    }
+    for name, lines in rows.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return {name: str(folder / f"{name}.jsonl") for name in rows}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_one_set_of_flags_trains_and_evaluates_every_architecture(tmp_path, backbone_path, lessons, architecture):
+    data = [word for name in ("pairs", "nli", "sts") for word in ("--data", lessons[name])]
+    flags = ["--backbone", str(backbone_path), "--steps", "3", "--batch-size", "3", "--mini-batch-size", "2"]
+    result = run("train", "--architecture", architecture, *data, *flags, "--output", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    model = load_engine(tmp_path / "out")
+    assert type(model) is front_door(architecture)
+    assert model.config.heads == ["ranking", "classification"]
+    result = run("evaluate", lessons["dev"], lessons["nli"], lessons["sts"], "--model", str(tmp_path / "out"), "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["results"]
+    # nDCG@10 written out: one right document, whose place counts all others that score at least as much
+    rows = [json.loads(line) for line in Path(lessons["dev"]).read_text().splitlines()]
+    gains = []
+    for row in rows:
+        scores = model.predict([(row["query"], text) for text in row["candidates"]], head="ranking")
+        place = int((scores >= scores[row["labels"].index(1)]).sum())
+        gains.append(1 / math.log2(place + 1))
+    assert found["dev"]["full"]["nDCG@10"] == pytest.approx(sum(gains) / len(gains), abs=1e-6)
+    assert set(found) == {"dev", "nli", "sts"}
+
+
+def test_mined_negatives_and_a_teacher_come_from_the_command_line(tmp_path, backbone_path, lessons):
+    start = ["--backbone", str(backbone_path), "--steps", "1", "--batch-size", "3", "--output"]
+    teach = ["train", "--architecture", "cross-encoder", "--data", lessons["pairs"], *start, str(tmp_path / "teacher")]
+    dual = ["train", "--architecture", "dual-encoder", "--data", lessons["pairs"], *start, str(tmp_path / "miner")]
+    mined = str(tmp_path / "mined.jsonl")
+    mine = ["mine", lessons["pairs"], "--model", str(tmp_path / "miner"), "--negatives", "2", "--output", mined]
+    for arguments in (teach, dual, mine):
+        result = run(*arguments)
+        assert result.exit_code == 0, result.output
+    distil = ["train", "--data", mined, "--teacher", str(tmp_path / "teacher"), "--distillation-weight", "1", *start]
+    students = []
+    for how in ("kl", "margin-mse"):
+        result = run(*distil, str(tmp_path / how), "--distillation", how)
+        assert result.exit_code == 0, result.output
+        students.append(load_engine(tmp_path / how).model.state_dict())
+        assert json.loads((tmp_path / how / "training.json").read_text())["settings"]["teacher"] == "teacher"
+    assert any(not torch.equal(tensor, students[1][name]) for name, tensor in students[0].items())
 
 
 def test_info_says_which_backend_and_why():

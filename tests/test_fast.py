@@ -111,6 +111,14 @@ def test_predict_forms(model):
     np.testing.assert_allclose(full, parts[0] + parts[1], rtol=1e-6)
 
 
+def test_the_dual_score_alone_takes_no_interaction(backbone_path, monkeypatch):
+    model = MixEncoder.from_backbone(backbone_path, dual_term=True)
+    queries, candidates = model.encode_query(["boil water", "undo"]), model.encode_document(DOCUMENTS)
+    full, interaction = (model.interact(queries, candidates, score=part) for part in ("full", "interaction"))
+    monkeypatch.setattr(model.model, "run_interaction", None)
+    torch.testing.assert_close(model.interact(queries, candidates, score="dual"), full - interaction)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_score_is_the_same_bit_for_bit_whatever_n_order_chunking_and_neighbours(backbone_path, words, threads, dtype):

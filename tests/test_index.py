@@ -1,5 +1,6 @@
 """The candidate index as its users see it: what it holds after any history, and what bad input gets."""
 
+import pickle
 import threading
 
 import numpy as np
@@ -416,6 +417,50 @@ def test_a_second_writer_is_told_at_once_and_can_write_afterwards(path):
     thread.join()
     other.add(["c"])
     assert [entry.text for entry in index.entries()] == ["a", "b", "c"]
+
+
+def test_threads_read_whole_transactions_while_one_writes(path):
+    index, done, seen = build(path, [f"0 of {i}" for i in range(5)], map(str, range(5))), threading.Event(), []
+    wrong = []
+
+    def read():
+        while not done.is_set():
+            view = index.snapshot()
+            texts = view.texts(range(len(view)))
+            (chunk,) = view.chunks(10)
+            rows, _ = rows_of(texts)
+            if len({text.split()[0] for text in texts}) > 1 or not chunk.fields["scale"].equal(rows["scale"]):
+                wrong.append(texts)
+            seen.append(texts[0])
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for version in range(1, 40):
+        index.update([f"{version} of {i}" for i in range(5)], list(map(str, range(5))))
+        if version % 10 == 0:
+            index.compact()
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert not wrong
+    assert len(set(seen)) > 1
+    assert index.verify().ok
+
+
+def test_nothing_is_pickled(path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("pickle was used")
+
+    for name in ("dump", "dumps", "load", "loads", "Pickler", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    index = build(path, ["a", "b|c"], ["x", "y"])
+    index.update(["d"], ["x"], metadata=[{"n": 1}])
+    index.compact()
+    if path is not None:
+        index = reopen(path)
+    assert index.verify().ok
+    check(index.snapshot(), [Entry("y", "b|c", None), Entry("x", "d", {"n": 1})])
 
 
 def test_every_handle_sees_the_newest_commit(tmp_path):

@@ -1,16 +1,13 @@
 """The contract of the operators of the rest of the layer, one property a test, every backend."""
 
-import itertools
-import math
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import count_kernel_run
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from attention_cases import device_of
+from layer_cases import DTYPES, EPS, error, gradients_of, parameters, randn, run, scoring_rows
 from layer_oracle import gate_norm_by_loops, residual_norm_by_loops, scores_by_loops
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,55 +21,12 @@ from mixkernels import (
     gate_layer_norm,
     residual_layer_norm,
     score_candidates,
+    select_backend,
 )
-from mixkernels.ranking import best_of, pack_keys, unpack_keys
 
-BACKENDS = ["reference", "torch", "triton"]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-EPS = 1e-12
 # one unit in the last place of an output near 4; of a score, a sum of d products near 1, that of its partial sums
 ABSOLUTE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 ABSOLUTE_SCORE = 2e-5
-
-
-def device_of(backend: str) -> str:
-    return "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request, pytestconfig) -> str:
-    if request.param == "triton":
-        pytest.importorskip("triton", reason="triton is not installed")
-        count_kernel_run(pytestconfig)
-    return request.param
-
-
-def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def parameters(d: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    return 1 + 0.3 * randn(d, seed=101, dtype=dtype), 0.3 * randn(d, seed=102, dtype=dtype)
-
-
-def scoring_rows(batch=2, n=11, k=3, d=48, *, dtype=torch.float32, seed=0) -> list[Tensor]:
-    """Inputs of `score_candidates`: contexts, their residual, states, theirs, weight, bias."""
-    shapes = [(batch, n, k, d)] * 2 + [(batch, n, d)] * 2
-    return [randn(*shape, seed=seed + i, dtype=dtype) for i, shape in enumerate(shapes)] + [*parameters(d, dtype)]
-
-
-def run(operator, backend: str, *tensors: Tensor | None, **options):
-    """Call an operator on the backend's device and bring the result back."""
-    device = device_of(backend)
-    options = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in options.items()}
-    if options.get("running") is not None:
-        options["running"] = TopK(*(t.to(device) for t in options["running"]))
-    result = operator(*(None if t is None else t.to(device) for t in tensors), backend=backend, **options)
-    return result.cpu() if isinstance(result, Tensor) else TopK(*(t.cpu() for t in result))
-
-
-def error(got: Tensor, exact: Tensor) -> float:
-    return (got.double() - exact).abs().max().item()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -239,109 +193,6 @@ def test_every_output_element_is_written(backend):
     assert not any(result.isnan().any() for result in results)
 
 
-def gradients_of(operator, backend: str, inputs: list[Tensor | None], **options) -> list[Tensor]:
-    """Gradients of a weighted sum of the operator's output, on the CPU."""
-    device = device_of(backend)
-    leaves = [None if t is None else t.to(device).detach().requires_grad_() for t in inputs]
-    out = operator(*leaves, backend=backend, **options)
-    weight = torch.arange(out.numel(), device=device, dtype=torch.float64).view(out.shape).cos().to(out.dtype)
-    wanted = [leaf for leaf in leaves if leaf is not None]
-    return [gradient.cpu() for gradient in torch.autograd.grad((out * weight).sum(), wanted)]
-
-
-def formula(operator):
-    """Write an operator for autograd in float64, with nothing of the project."""
-
-    def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.layer_norm(x, weight.shape, weight, bias, EPS)
-
-    def score(c, c_residual, s, s_residual, weight, bias, backend):
-        e, h = norm(c + c_residual, weight, bias).mean(dim=-2), norm(s + s_residual, weight, bias)
-        return (e * h).sum(dim=-1)
-
-    def gate(logits, u, h, weight, bias, backend):
-        z = logits.sigmoid()
-        return norm(z * u if h is None else z * u + (1 - z) * h, weight, bias)
-
-    def residual(x, r, weight, bias, backend):
-        return norm(x + r, weight, bias)
-
-    return {score_candidates: score, gate_layer_norm: gate, residual_layer_norm: residual}[operator]
-
-
-GRADIENT_CASES = {
-    "residual": (residual_layer_norm, lambda: [randn(2, 9, 3, 20), randn(9, 3, 20, seed=1), *parameters(20)]),
-    "residual, stacked": (
-        residual_layer_norm,
-        lambda: [randn(5, 4, 48)[:, :3], randn(5, 4, 48, seed=1)[:, 1:], *parameters(48)],
-    ),
-    "gate": (gate_layer_norm, lambda: [*(randn(7, 20, seed=i) for i in range(3)), *parameters(20)]),
-    "gate, first layer": (gate_layer_norm, lambda: [randn(7, 20), randn(7, 20, seed=1), None, *parameters(20)]),
-    "scores": (score_candidates, scoring_rows),
-    "scores, pool": (
-        score_candidates,
-        lambda: [randn(2, 9, 1, 20), randn(9, 1, 20, seed=1), randn(2, 9, 20), randn(9, 20), *parameters(20)],
-    ),
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", GRADIENT_CASES)
-def test_gradients_equal_those_of_the_formula_in_float64(backend, case, dtype):
-    operator, make = GRADIENT_CASES[case]
-    inputs = [None if tensor is None else tensor.to(dtype) for tensor in make()]
-    exact = gradients_of(formula(operator), backend, [None if t is None else t.double() for t in inputs])
-    plain = gradients_of(formula(operator), backend, inputs)
-    for got, usual, want in zip(gradients_of(operator, backend, inputs), plain, exact, strict=True):
-        assert got.dtype == dtype
-        # a gradient's own rounding, relative to its largest element
-        rounding = {torch.float32: 2e-6, torch.bfloat16: 1e-2}[dtype] * max(1.0, want.abs().max().item())
-        assert error(got, want) <= 2 * error(usual, want) + rounding
-
-
-def test_weight_gradients_are_summed_over_more_rows_than_one_program_takes(backend, monkeypatch):
-    if backend == "triton":
-        from mixkernels.triton_backend import rows
-
-        monkeypatch.setattr(rows, "_MOST_SUMMING_PROGRAMS", 3)
-        assert rows.runs(150, 32) == (3, 2)
-    inputs = [randn(150, 16), randn(150, 16, seed=1), *parameters(16)]
-    exact = gradients_of(formula(residual_layer_norm), backend, [t.double() for t in inputs])
-    twice = [gradients_of(residual_layer_norm, backend, inputs) for _ in range(2)]
-    for got, again, want in zip(*twice, exact, strict=True):
-        assert torch.equal(got, again)
-        assert error(got, want) < 2e-5
-
-
-def test_a_gradient_without_strides_and_additive_scores_differentiate(backend):
-    device = device_of(backend)
-    leaves = [tensor.to(device).requires_grad_() for tensor in scoring_rows(n=5)]
-    additive = randn(5).to(device).requires_grad_()
-    score_candidates(*leaves, additive=additive, backend=backend).sum().backward()
-    torch.testing.assert_close(additive.grad.cpu(), torch.full((5,), 2.0))
-    x = randn(6, 20).to(device).requires_grad_()
-    weight, bias = (tensor.to(device).requires_grad_() for tensor in parameters(20))
-    residual_layer_norm(x, x, weight, bias, backend=backend).sum().backward()
-    torch.testing.assert_close(bias.grad.cpu(), torch.full((20,), 6.0))
-
-
-@pytest.mark.parametrize("backend", ["reference", "torch"])
-@pytest.mark.parametrize("case", ["residual", "gate", "gate, first layer", "scores"])
-def test_gradcheck(backend, case):
-    operator, _ = GRADIENT_CASES[case]
-    shapes = {
-        "residual": [(2, 5), (5,), (5,), (5,)],
-        "gate": [(2, 5)] * 3 + [(5,)] * 2,
-        "gate, first layer": [(2, 5)] * 2 + [None] + [(5,)] * 2,
-        "scores": [(2, 3, 2, 5), (3, 2, 5), (2, 3, 5), (3, 5), (5,), (5,)],
-    }[case]
-    inputs = [
-        None if shape is None else randn(*shape, seed=seed, dtype=torch.float64).requires_grad_()
-        for seed, shape in enumerate(shapes)
-    ]
-    assert torch.autograd.gradcheck(lambda *tensors: operator(*tensors, backend=backend), inputs)
-
-
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("k", "d"), [(1, 384), (3, 100), (2, 33), (2, 5000)])
 def test_a_candidates_bits_do_not_depend_on_its_neighbours_on_the_torch_path(k, d, threads):
@@ -377,98 +228,6 @@ def test_permuting_candidates_permutes_scores(backend):
     scores = run(score_candidates, backend, *rows)
     permuted = run(score_candidates, backend, *(tensor[:, order] for tensor in rows[:4]), *rows[4:])
     torch.testing.assert_close(permuted, scores[:, order], rtol=0, atol=ABSOLUTE_SCORE)
-
-
-def test_the_best_are_those_of_all_scores(backend):
-    rows = scoring_rows(n=100, k=1, d=16)
-    scores = run(score_candidates, backend, *rows)
-    for top_k in (1, 10, 40, 1000):
-        best = run(score_candidates, backend, *rows, top_k=top_k, first_id=50)
-        expected = scores.sort(dim=-1, descending=True, stable=True)
-        assert torch.equal(best.scores, expected.values[:, :top_k])
-        assert torch.equal(best.ids, expected.indices[:, :top_k] + 50)
-
-
-FEW = st.sampled_from([0.0, -0.0, 1.0, 1.5, -1.0, -2.5, math.inf, -math.inf, 1e-40, 3e38])
-
-
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(
-    scores=st.lists(FEW, min_size=1, max_size=90),
-    top_k=st.integers(1, 40),
-    cuts=st.lists(st.integers(0, 90), max_size=3),
-    first=st.sampled_from([0, 7, 2**31 - 3, 2**32 - 90]),
-)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_streamed_chunks_rank_as_one_sort_with_ties_to_the_lower_id(backend, scores, top_k, cuts, first):
-    # with weight and bias zero the additive score is all there is
-    d, scores = 4, torch.tensor(scores).tolist()
-    zero = torch.zeros(d)
-    edges = sorted({0, len(scores), *(cut for cut in cuts if cut < len(scores))})
-    best = None
-    for start, stop in itertools.pairwise(edges):
-        rows = [randn(stop - start, 1, d), randn(stop - start, 1, d), randn(stop - start, d), randn(stop - start, d)]
-        best = run(
-            score_candidates,
-            backend,
-            *rows,
-            zero,
-            zero,
-            additive=torch.tensor(scores[start:stop]),
-            top_k=top_k,
-            running=best,
-            first_id=first + start,
-        )
-    expected = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[:top_k]
-    assert best.ids.tolist() == [first + index for index in expected]
-    assert best.scores.tolist() == [scores[index] for index in expected]
-
-
-def test_many_candidates_are_ranked_over_long_runs(backend, monkeypatch):
-    count = 150
-    if backend == "triton":
-        from mixkernels.triton_backend import scoring
-
-        monkeypatch.setattr(scoring, "_LONG_RUNS_FROM", 2 * count)
-        assert count < 2 * scoring.run_length(2 * count), "the last run should not be full"
-        assert scoring.run_length(2 * count) > scoring.run_length(2 * count - 1)
-    rows = [torch.ones(2, count, 1, 2), torch.zeros(1, 2), torch.ones(2, count, 2), torch.zeros(2)]
-    additive = (torch.arange(count) * 7919 % 50).float()
-    best = run(score_candidates, backend, *rows, torch.zeros(2), torch.zeros(2), additive=additive, top_k=130)
-    expected = additive.sort(descending=True, stable=True)
-    assert torch.equal(best.ids, expected.indices[:130].expand(2, 130))
-    assert torch.equal(best.scores, expected.values[:130].expand(2, 130))
-
-
-def test_a_nan_score_comes_first_and_stays_nan(backend):
-    rows = [tensor[0] for tensor in scoring_rows(n=40)[:4]]
-    additive = torch.zeros(40)
-    additive[[30, 12]] = torch.tensor([math.nan, -math.nan])
-    additive[5] = math.inf
-    best = run(score_candidates, backend, *rows, *parameters(48), additive=additive, top_k=4)
-    assert best.scores[:2].isnan().all()
-    assert best.ids[:3].tolist() == [12, 30, 5]
-    assert best.scores[2] == math.inf
-    assert best.scores[3].isfinite()
-    merged = run(score_candidates, backend, *rows, *parameters(48), top_k=4, running=best, first_id=100)
-    assert merged.ids[:3].tolist() == [12, 30, 5]
-
-
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(
-    pairs=st.lists(
-        st.tuples(st.floats(width=32, allow_nan=False), st.integers(0, 2**32 - 1)), min_size=2, max_size=2, unique=True
-    )
-)
-def test_keys_order_as_scores_then_as_falling_ids_and_give_both_back(pairs):
-    scores, ids = torch.tensor([score for score, _ in pairs]), torch.tensor([number for _, number in pairs])
-    keys = pack_keys(scores, ids)
-    (a, a_id), (b, b_id) = pairs
-    assert (keys[0] > keys[1]).item() == ((a, -a_id) > (b, -b_id))
-    back_scores, back_ids = unpack_keys(keys)
-    assert torch.equal(back_scores, scores)
-    assert torch.equal(back_ids, ids)
-    assert best_of(keys, 5)[0].tolist() == sorted((a, b), reverse=True)
 
 
 def test_autocast_casts_the_rows_to_one_dtype():
@@ -551,7 +310,7 @@ def test_what_is_wrong_is_told_with_what_was_found_and_expected(call, kind, mess
         call(context, state, weight)
 
 
-def test_rows_wider_than_a_tile_are_refused_by_triton_with_the_reason(monkeypatch):
+def test_rows_wider_than_a_tile_are_refused_by_triton_with_the_reason():
     pytest.importorskip("triton", reason="triton is not installed")
     device = device_of("triton")
     x, w = torch.zeros(2, 4097, device=device), torch.zeros(4097, device=device)
@@ -559,7 +318,8 @@ def test_rows_wider_than_a_tile_are_refused_by_triton_with_the_reason(monkeypatc
         residual_layer_norm(x, x, w, w, backend="triton")
     with pytest.raises(BackendError, match=r"float64 is not one of.*\"torch\": can run it"):
         residual_layer_norm(x[:, :4].double(), x[:, :4].double(), w[:4].double(), w[:4].double(), backend="triton")
-    monkeypatch.setattr("mixkernels.layer_ops.select_backend", lambda *_, **__: "triton")
+    # what would have been chosen for the device is passed over
+    assert select_backend("auto", x, x, w, w, operator="residual_layer_norm") == "torch"
     assert residual_layer_norm(x, x, w, w).shape == (2, 4097)
 
 
@@ -617,20 +377,6 @@ def test_one_compilation_serves_every_number_of_candidates(backend):
         for got, want in zip(compiled(*inputs, running), layer(*inputs, running), strict=True):
             torch.testing.assert_close(tuple(got), tuple(want))
     assert graphs == 1
-
-
-def test_gradients_compile_too(backend):
-    device = device_of(backend)
-    torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda *inputs: score_candidates(*inputs, backend=backend), backend="aot_eager", fullgraph=True
-    )
-    outcomes = []
-    for call in (compiled, lambda *inputs: score_candidates(*inputs, backend=backend)):
-        leaves = [tensor.to(device).requires_grad_() for tensor in scoring_rows(n=4, d=8)]
-        call(*leaves).cos().sum().backward()
-        outcomes.append([leaf.grad for leaf in leaves])
-    torch.testing.assert_close(*outcomes)
 
 
 def test_the_flop_counter_sees_the_dot_products():

@@ -3,9 +3,18 @@
 import pytest
 import torch
 
-from mixencoder.architectures import ARCHITECTURES, load_engine
+from mixencoder.architectures import ARCHITECTURES, front_door, load_engine
 from mixencoder.training.run import TrainConfig, train
-from tests.synthetic import both_low_pairs, class_accuracy, partner_pairs, ranking_accuracy, tiny_encoder, write
+from tests.synthetic import (
+    both_low_pairs,
+    class_accuracy,
+    order_accuracy,
+    partner_pairs,
+    ranking_accuracy,
+    scored_pairs,
+    tiny_encoder,
+    write,
+)
 
 LEARNED = 0.85
 """Seven pairs of eight, where chance is one: some starts, which differ with the threads, leave one pair unlearned."""
@@ -46,18 +55,45 @@ def test_it_learns_to_classify(tmp_path, encoder, words, architecture):
     assert class_accuracy(model, words) >= LEARNED
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_model_that_did_not_learn_does_not_pass(encoder, words, architecture):
+    """A loss without a gradient leaves a model as it starts: then the tests above fail."""
+    torch.manual_seed(0)
+    model = front_door(architecture).from_backbone(encoder).with_head("classification", ["low", "mixed"])
+    assert ranking_accuracy(model, words) <= LEARNED / 2
+    assert class_accuracy(model, words) <= (0.5 + LEARNED) / 2
+
+
+@pytest.mark.parametrize("architecture", ["mixencoder", "dual-encoder"])
+def test_it_learns_the_order_of_scores(tmp_path, encoder, words, architecture):
+    model = learn(tmp_path, encoder, scored_pairs(words, 800), architecture, {}, steps=150, batch_size=16)
+    assert order_accuracy(model, words) >= LEARNED
+
+
+def nothing(scores: torch.Tensor, *_: object) -> torch.Tensor:
+    """Stand in for a loss: no gradient."""
+    return 0 * scores.sum()
+
+
+def last_column(scores: torch.Tensor, *_: object) -> torch.Tensor:
+    """Stand in for a ranking loss: always the last document."""
+    return -torch.log_softmax(scores, 1)[:, -1].mean()
+
+
 @pytest.mark.parametrize(
-    ("loss", "broken"),
+    ("loss", "broken", "make_rows", "accuracy"),
     [
-        ("ranking_loss", lambda scores, targets, excluded=None: -torch.log_softmax(scores, 1)[:, -1].mean()),
-        ("ranking_loss", lambda scores, targets, excluded=None: 0 * scores.sum()),
+        ("ranking_loss", nothing, partner_pairs, ranking_accuracy),
+        ("ranking_loss", last_column, partner_pairs, ranking_accuracy),
+        ("classification_loss", nothing, both_low_pairs, class_accuracy),
+        ("similarity_loss", nothing, scored_pairs, order_accuracy),
     ],
-    ids=["wrong target", "no gradient"],
+    ids=["ranking", "ranking by a wrong target", "classification", "similarity"],
 )
-def test_it_does_not_learn_from_a_broken_loss(tmp_path, encoder, words, monkeypatch, loss, broken):
+def test_it_does_not_learn_from_a_broken_loss(tmp_path, encoder, words, monkeypatch, loss, broken, make_rows, accuracy):
     monkeypatch.setattr(f"mixencoder.training.objective.{loss}", broken)
-    model = learn(tmp_path, encoder, partner_pairs(words, 400), "dual-encoder", {}, steps=200, batch_size=16)
-    assert ranking_accuracy(model, words) < LEARNED / 2
+    model = learn(tmp_path, encoder, make_rows(words, 400), "dual-encoder", {}, steps=150, batch_size=16)
+    assert accuracy(model, words) < LEARNED
 
 
 def test_graded_lists_teach_their_order(tmp_path, encoder, words):
@@ -77,12 +113,37 @@ def test_graded_lists_teach_their_order(tmp_path, encoder, words):
     assert right / len(content) >= LEARNED
 
 
-def test_a_student_learns_from_a_teacher_alone(tmp_path, encoder, words):
-    """With all weight on the teacher the labels, which are wrong here, teach nothing."""
-    (tmp_path / "teacher").mkdir()
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, encoder, words):
+    folder = tmp_path_factory.mktemp("teacher")
+    learn(folder, encoder, partner_pairs(words, 400), "dual-encoder", {}, steps=200, batch_size=16)
+    return str(folder / "out")
+
+
+@pytest.mark.parametrize(
+    ("distillation", "student", "broken"),
+    [
+        ("kl", "mixencoder-dual", None),
+        ("margin-mse", "dual-encoder", None),
+        ("kl", "dual-encoder", "listwise_kl"),
+        ("margin-mse", "dual-encoder", "margin_mse"),
+    ],
+)
+def test_a_student_learns_from_a_teacher_alone(
+    tmp_path, encoder, words, teacher, monkeypatch, distillation, student, broken
+):
+    """With all weight on the teacher the labels, which are wrong here, teach nothing; nor does a broken loss."""
+    if broken:
+        monkeypatch.setattr(f"mixencoder.training.objective.{broken}", nothing)
     rows = partner_pairs(words, 400)
-    learn(tmp_path / "teacher", encoder, rows, "dual-encoder", {}, steps=200, batch_size=16)
     shuffled = [{**row, "positive": rows[i - 3]["positive"]} for i, row in enumerate(rows)]
-    options = {"steps": 300, "batch_size": 16, "negatives": 6, "teacher": str(tmp_path / "teacher" / "out")}
-    student = learn(tmp_path, encoder, shuffled, "mixencoder", {"dual_term": True}, distillation_weight=1.0, **options)
-    assert ranking_accuracy(student, words) >= LEARNED
+    # without a gradient more steps change nothing
+    options = {
+        "steps": 50 if broken else 300,
+        "batch_size": 16,
+        "negatives": 6,
+        "teacher": teacher,
+        "distillation": distillation,
+    }
+    model = learn(tmp_path, encoder, shuffled, *VARIANTS[student], distillation_weight=1.0, **options)
+    assert (ranking_accuracy(model, words) >= LEARNED) == (broken is None)

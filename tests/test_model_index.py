@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from mixencoder import MixEncoder
+from mixencoder import MixEncoder, indexing
 from mixencoder.cli import app
 from mixencoder.errors import InputError, TruncationWarning
+from mixencoder.index import Snapshot
 from mixencoder.storage.errors import DuplicateIdError, IndexMismatchError, IndexStateError, UnknownIdError
 from tests.conftest import WORDS
 
@@ -89,6 +90,38 @@ def test_a_prefilter_interacts_with_the_best_by_dual_score_alone(dual):
         dual.rank(QUERIES[0], TEXTS, prefilter=6)
 
 
+def test_named_documents_are_read_some_at_a_time(dual, monkeypatch):
+    index = dual.index(TEXTS, [str(number) for number in range(len(TEXTS))])
+    ids = [str(number) for number in (7, 3, 30, 11, 2, 29, 5)]
+    expected = [dual.rank(QUERIES[0], index, ids=ids, prefilter=kept) for kept in (None, 5)]
+    sizes, gather = [], Snapshot.gather
+
+    def spied(view, positions):
+        sizes.append(len(positions))
+        return gather(view, positions)
+
+    monkeypatch.setattr(indexing, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(Snapshot, "gather", spied)
+    assert [dual.rank(QUERIES[0], index, ids=ids, prefilter=kept) for kept in (None, 5)] == expected
+    # and what a prefilter keeps of them is asked for by place
+    assert sizes == [3, 3, 1, 3, 3, 1, 3, 2]
+
+
+def test_a_prefilter_reads_all_candidates_once_for_all_queries(dual, monkeypatch):
+    index = dual.index(TEXTS, [str(number) for number in range(len(TEXTS))])
+    index.remove(["1", "4"])
+    expected = [dual.rank(query, index, prefilter=6) for query in QUERIES]
+    calls, chunks = [], Snapshot.chunks
+
+    def spied(view, size):
+        calls.append(size)
+        return chunks(view, size)
+
+    monkeypatch.setattr(Snapshot, "chunks", spied)
+    assert dual.rank(QUERIES, index, prefilter=6) == expected
+    assert len(calls) == 1
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(
@@ -131,7 +164,8 @@ def test_scores_do_not_notice_history_order_or_neighbours(dual, tmp_path_factory
 def test_long_documents_are_cut_split_or_refused(dual):
     reader = dual.with_limits(max_document_length=6)
     long = "cook the rice in a pot of water"  # 8 tokens, of which 4 fit
-    cut = reader.index([long, "paris"])
+    with pytest.warns(TruncationWarning, match=r"1 of 2 documents are longer than 6 tokens.*on_overflow"):
+        cut = reader.index([long, "paris"])
     assert cut.snapshot().rows == 2
     split = reader.index([long, "paris"], on_overflow="chunk")
     assert (len(split), split.snapshot().rows) == (2, 3)
@@ -156,7 +190,7 @@ def test_an_index_of_another_checkpoint_or_setting_is_refused_and_named(dual, ba
     dual.index(TEXTS[:2], path=tmp_path / "index").close()
     torch.manual_seed(1)
     other = MixEncoder.from_backbone(backbone_path, num_context_embeddings=2, dual_term=True)
-    with pytest.raises(IndexMismatchError, match=r"made by MixEncoder\(d=32, k=1\), but this is .*k=2.*weights is"):
+    with pytest.raises(IndexMismatchError, match=r"made by MixEncoder \(d=32, k=1\), but this is .*k=2.*weights is"):
         other.open_index(tmp_path / "index")
     with pytest.raises(IndexMismatchError, match="document tokens is 40, expected 6"):
         dual.with_limits(max_document_length=6).open_index(tmp_path / "index")
@@ -165,6 +199,27 @@ def test_an_index_of_another_checkpoint_or_setting_is_refused_and_named(dual, ba
     with pytest.raises(InputError, match="on_overflow is 'cut'; expected one of truncate, chunk, error"):
         dual.index(TEXTS, on_overflow="cut")
     assert len(dual.open_index(tmp_path / "index")) == 2
+
+
+def test_an_index_is_ranked_by_the_model_that_made_it_alone(dual, backbone_path, tmp_path):
+    names = []
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        MixEncoder.from_backbone(backbone_path, dual_term=True).save_pretrained(tmp_path / name)
+        names.append(MixEncoder.from_pretrained(tmp_path / name))
+    first, second = names
+    index = first.index(TEXTS[:3])
+    message = (
+        r'made by MixEncoder "first" \(d=32, k=1\), but this is MixEncoder "second" .*weights is \w+, expected \w+'
+    )
+    with pytest.raises(IndexMismatchError, match=message):
+        second.rank(QUERIES[0], index)
+    same = MixEncoder.from_pretrained(tmp_path / "first")
+    assert same.rank(QUERIES[0], index) == first.rank(QUERIES[0], index)
+    with torch.no_grad():
+        first.model.codes.add_(1)
+    with pytest.raises(IndexMismatchError, match="weights"):
+        first.rank(QUERIES[0], index)
 
 
 def test_given_embeddings_serve_as_texts_do(dual):
@@ -181,6 +236,32 @@ def test_an_estimate_tells_the_bytes_that_the_arrays_will_have(dual, tmp_path):
     assert found.seconds > 0
     with pytest.raises(InputError, match="documents is empty"):
         dual.estimate_index([])
+
+
+def test_an_estimate_counts_the_rows_of_documents_that_are_split(dual):
+    reader, long = dual.with_limits(max_document_length=6), "cook the rice in a pot of water"
+    found = reader.estimate_index([long, "paris"] * 50, on_overflow="chunk")
+    assert found.array_bytes == 1.5 * reader.estimate_index(["paris"] * 100).array_bytes
+    with pytest.raises(InputError, match="document 0 has 8 tokens"):
+        reader.estimate_index([long], on_overflow="error")
+
+
+def test_an_interrupted_building_goes_on_with_the_same_call(dual, tmp_path):
+    texts = [f"{a} {b} {c}" for a, b, c in itertools.product(WORDS, WORDS, WORDS[:4])]
+
+    def broken():
+        yield from texts[:1500]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dual.index(broken(), path=tmp_path / "index", layout="compact")
+    with pytest.raises(IndexStateError, match="1,024 documents"):
+        dual.open_index(tmp_path / "index")
+    with pytest.raises(IndexMismatchError, match="unfinished index with s"):
+        dual.index(texts, path=tmp_path / "index", layout="projected")
+    index = dual.index(texts, path=tmp_path / "index", layout="compact")
+    assert [entry.text for entry in index.entries()] == texts
+    assert dual.rank(QUERIES[0], index, 5) == dual.rank(QUERIES[0], dual.index(texts, layout="compact"), 5)
 
 
 def test_a_repeated_query_is_encoded_once(dual, monkeypatch):
@@ -223,10 +304,31 @@ def test_the_commands_build_change_and_rank_an_index(dual, tmp_path):
     shard = next(index.glob("generation-*/shard-*.context.bin"))
     shard.write_bytes(b"x" + shard.read_bytes()[1:])
     damaged = run("index", "verify", index)
-    assert (damaged.exit_code, "context" in damaged.output) == (2, True)
+    assert (damaged.exit_code, "context" in damaged.output, "mixencoder index repair" in damaged.output) == (
+        2,
+        True,
+        True,
+    )
     repaired = run("index", "repair", index, *where)
     assert "7 encoded again, 0 lost" in repaired.output, repaired.output
     assert run("index", "verify", index).exit_code == 0
+    run("index", "remove", index, *(f"i{number}" for number in (0, 1, 3, 4, 5)))
+    held = json.loads(run("rank", "x", "--index", index, "--json", *where).stdout)
+    run("index", "remove", index, *(entry["id"] for entry in held))
+    empty = run("rank", "x", "--index", index, *where)
+    assert (empty.exit_code, "holds no candidate" in empty.output) == (2, True)
+
+
+def test_a_build_tells_what_it_cuts_and_a_dry_run_what_it_splits(dual, tmp_path):
+    dual.save_pretrained(tmp_path / "model")
+    long = " ".join(WORDS * 3)
+    (tmp_path / "a.txt").write_text(f"{long}\n{WORDS[3]}\n")
+    command = ["index", "build", tmp_path / "index", "--candidates", tmp_path / "a.txt", "--model", tmp_path / "model"]
+    whole, split = (run(*command, "--dry-run", *more).output for more in ([], ["--on-overflow", "chunk"]))
+    sizes = [int(output.split(": ")[1].split(" bytes of arrays")[0]) for output in (whole, split)]
+    # 66 tokens in rows of 38
+    assert sizes[1] == 1.5 * sizes[0]
+    assert "warning: 1 of 2 documents are longer than 40 tokens" in run(*command).output
 
 
 @pytest.mark.parametrize(

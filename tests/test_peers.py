@@ -418,6 +418,31 @@ def test_long_pairs_are_cut_and_counted_once(backbone_path):
         assert model.predict(("how to cook", long + "dog")) == pytest.approx(cut[0], abs=1e-5)
 
 
+@pytest.mark.parametrize("peer", PEERS, ids=by_name)
+def test_texts_of_like_length_are_read_together_by_the_fused_attention(peer, backbone_path, words, monkeypatch):
+    """Speed that a comparison owes its rivals: hardly any padding, and no attention matrix of their own."""
+    chance = np.random.default_rng(2)
+    documents = [" ".join(chance.choice(words, length)) for length in chance.permutation(np.arange(1, 17)).repeat(8)]
+    model = peer.from_backbone(backbone_path)
+    read, padding, fused = [], [], []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def attend(*rows, **options):
+        fused.append(1)
+        return kernel(*rows, **options)
+
+    def embed(module, positional, inputs):
+        read.append(inputs["input_ids"].numel())
+        padding.append(int((inputs["input_ids"] == 0).sum()))
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", attend)
+    model.model.backbone.embeddings.register_forward_pre_hook(embed, with_kwargs=True)
+    model.rank("the cat", documents, batch_size=16)
+    assert len(fused) >= len(read)
+    # read in the order given, a third would be padding
+    assert sum(padding) <= 0.05 * sum(read)
+
+
 def test_a_single_head_is_the_default(model, backbone_path):
     classifier = type(model).from_backbone(backbone_path, num_labels=2)
     assert classifier.predict([("a", "the cat")]).shape == (1, 2)

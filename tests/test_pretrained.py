@@ -1,11 +1,15 @@
 """The bundled default checkpoint: it loads without a network, is small, described, and ranks everyday questions."""
 
+import hashlib
+import json
 import os
 import re
 
 import pytest
 import torch
 
+from benchmarks.checkpoint.card import CARD, PRETRAINED, rendered
+from benchmarks.report.tables import FOLDER
 from mixencoder import MixEncoder
 from mixencoder.checkpoint import default_checkpoint
 
@@ -78,3 +82,28 @@ def test_the_card_names_data_licences_commands_and_quality():
     for word in ("CC BY", "mixencoder train", "mixencoder evaluate", "interaction alone", "dual term alone", "SciFact"):
         assert word in card
     assert re.search(r"0\.\d{3}", card)
+
+
+def test_the_card_is_what_the_records_say():
+    assert CARD.read_text(encoding="utf-8") == rendered(PRETRAINED, FOLDER)
+
+
+def test_the_records_are_those_of_these_weights():
+    record = json.loads((FOLDER / "quality_default.json").read_text(encoding="utf-8"))
+    digest = hashlib.sha256((PRETRAINED / "model.safetensors").read_bytes()).hexdigest()
+    assert record["provenance"]["weights_sha256"] == {"model.safetensors": digest}
+
+
+def test_the_second_head_tells_plain_cases_apart(model):
+    pairs = [
+        ("A man is playing a guitar on stage.", "A man plays an instrument."),
+        ("A man is playing a guitar on stage.", "Nobody is playing a guitar."),
+    ]
+    classes = model.predict(pairs, head="classification").argmax(axis=1)
+    assert [model.config.id2label[number] for number in classes] == ["entailment", "contradiction"]
+
+
+def test_probabilities_are_fitted(model):
+    found = model.rank("Why is the sky blue?", list(EVERYDAY.values()), return_probabilities=True)
+    assert all(0 < hit["probability"] < 1 for hit in found)
+    assert found[0]["probability"] > found[-1]["probability"]

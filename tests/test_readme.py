@@ -27,10 +27,3 @@ def test_ci_runs_the_readmes_own_commands():
         (command,) = re.findall(rf"<!-- command: {name} -->\n```bash\n(.*)\n```", README)
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install")
         assert "-c constraints.txt" in command
-
-
-def test_every_link_to_a_file_leads_somewhere():
-    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "mixencoder/pretrained/README.md"]
-    for document in documents:
-        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text(encoding="utf-8")):
-            assert (document.parent / link).exists(), f"{document.name}: {link}"

@@ -1,86 +1,17 @@
 """Ranking from streamed records: the model's own scores, the same bits however they stream, and exact top-k."""
 
 import threading
+from functools import partial
 
 import pytest
 import torch
 
-from mixencoder.configuration import MixEncoderConfig
+from benchmarks.timing import peak_bytes
+from mixencoder import interaction
 from mixencoder.errors import InputError, NonFiniteError
-from mixencoder.modeling import MixEncoderModel, QueryState
-from mixencoder.query_cache import QueryStateCache
 from mixencoder.records import LAYOUTS, RecordFormat
-from mixencoder.streaming import StreamRanker
-from tests.conftest import backbone_config
-
-FORMS = [
-    {},
-    {"num_context_embeddings": 3, "dual_term": True},
-    {"num_context_embeddings": 16, "interaction_layers": (0, 1, 2)},
-    {"interaction_layers": (1, -1), "dual_term": True},
-    {"state_row": False, "num_context_embeddings": 3, "interaction_layers": (0, 2)},
-    {"context_update": False, "num_context_embeddings": 2, "interaction_layers": (0, 2), "dual_term": True},
-]
-N = 1100
-"""Two full pieces, and some."""
-
-
-def make_model(options, dtype=torch.float32, **changes) -> MixEncoderModel:
-    torch.manual_seed(0)
-    config = MixEncoderConfig(backbone_config(initializer_range=0.3, **changes), **options)
-    return MixEncoderModel(config).eval().to(dtype)
-
-
-def queries(model, lengths=(9, 4, 17)) -> QueryState:
-    """Queries of several lengths, padded."""
-    ids = torch.randint(5, 27, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(2))
-    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-    with torch.inference_mode():
-        return model.encode_query(ids, mask)
-
-
-def contexts(model, count=N, seed=1) -> torch.Tensor:
-    return torch.randn(count, *model.codes.shape, generator=torch.Generator().manual_seed(seed)).to(model.dtype)
-
-
-def chunks(rows, positions=None, size=400):
-    count = len(next(iter(rows.values())))
-    positions = torch.arange(count) if positions is None else positions
-    return [
-        (positions[start : start + size], {name: tensor[start : start + size] for name, tensor in rows.items()})
-        for start in range(0, count, size)
-    ]
-
-
-def dense(ranking, count=N) -> torch.Tensor:
-    """Scores (B, N) by position."""
-    assert ranking.ids.shape[1] == count
-    return torch.full((len(ranking.ids), count), torch.nan).scatter_(1, ranking.ids, ranking.scores)
-
-
-@torch.inference_mode()
-def exact_scores(model, query_state, context, score="full") -> torch.Tensor:
-    """The model's own scores in float64."""
-    state = QueryState(
-        tuple(key.double() for key in query_state.keys),
-        tuple(value.double() for value in query_state.values),
-        query_state.lengths,
-        *(None if vector is None else vector.double() for vector in (query_state.pooled, query_state.first)),
-    )
-    parameters = {name: parameter.double() for name, parameter in model.named_parameters()}
-    model = make_model_like(model)
-    model.load_state_dict(parameters)
-    return getattr(model.interact(state, context.double()), score)
-
-
-def make_model_like(model) -> MixEncoderModel:
-    return MixEncoderModel(model.config).eval().double()
-
-
-def ratio_of_errors(got, want, plain) -> float:
-    """Largest error beside the largest that PyTorch's plain expressions make in the same precision."""
-    floor = 1e-6 * float(want.abs().max())
-    return float((got - want).abs().max()) / (float((plain - want).abs().max()) + floor)
+from mixencoder.streaming import RowSource, StreamRanker
+from tests.streaming_cases import FORMS, N, chunks, contexts, dense, exact_scores, make_model, queries, ratio_of_errors
 
 
 @pytest.mark.parametrize("options", FORMS)
@@ -246,6 +177,31 @@ def test_many_scores_are_merged_as_few_are(monkeypatch):
         assert torch.equal(a.scores, b.scores)
 
 
+@pytest.mark.parametrize("prefilter", [None, 20])
+def test_memory_does_not_grow_with_the_number_of_candidates(prefilter):
+    model = make_model(FORMS[1])
+    record_format, query_state = RecordFormat(model), queries(model)
+    rows, ranker = record_format.encode(contexts(model, 512)), StreamRanker(model, record_format)
+
+    class Many(RowSource):
+        def __init__(self, pieces):
+            self.pieces = pieces
+
+        def __iter__(self):
+            for number in range(self.pieces):
+                yield torch.arange(512) + 512 * number, rows
+
+        def select(self, positions):
+            yield positions, {name: tensor[positions % 512] for name, tensor in rows.items()}
+
+    ranker.rank(query_state, Many(1), 10, prefilter=prefilter)
+    # enough for scores to be merged more than once
+    few, many = (
+        peak_bytes(partial(ranker.rank, query_state, Many(pieces), 10, prefilter=prefilter)) for pieces in (40, 120)
+    )
+    assert many == few
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_prefilter_interacts_with_the_best_of_the_dual_score_alone(layout):
     model = make_model(FORMS[1])
@@ -331,41 +287,10 @@ def test_the_operators_give_the_scores_of_the_fused_path(options, backend, monke
     record_format = RecordFormat(model, "projected", "float32")
     rows = record_format.encode(context)
     fused = StreamRanker(model, record_format).rank(query_state, chunks(rows))
-    from mixencoder import interaction
-
     monkeypatch.setattr(interaction, "FusedLayers", interaction.OperatorLayers)
     model.kernel_backend = backend
     operators = StreamRanker(model, record_format).rank(query_state, chunks(rows))
     torch.testing.assert_close(dense(operators, 150), dense(fused, 150), rtol=1e-4, atol=1e-4)
-
-
-def test_int8_products_move_scores_by_what_seven_bits_allow():
-    model = make_model({"dual_term": True}, intermediate_size=96)
-    query_state, context = queries(model), contexts(model)
-    record_format = RecordFormat(model, "projected", "float32")
-    rows = record_format.encode(context)
-    want, got = (
-        dense(StreamRanker(model, record_format, products=products).rank(query_state, chunks(rows)))
-        for products in ("native", "int8")
-    )
-    # noise of half a step, uniform, in the FFN's activations and weights alike
-    noisy = make_model({"dual_term": True}, intermediate_size=96)
-    generator = torch.Generator().manual_seed(4)
-    layer = noisy.interaction[0]
-    with torch.no_grad():
-        for linear in (layer.intermediate, layer.output):
-            step = linear.weight.abs().amax(dim=1, keepdim=True) / 63
-            linear.weight += (torch.rand(linear.weight.shape, generator=generator) - 0.5) * step * 2
-    budget = dense(StreamRanker(noisy, record_format).rank(query_state, chunks(rows))) - want
-    assert 0 < (got - want).pow(2).mean().sqrt() < budget.pow(2).mean().sqrt()
-
-
-def test_int8_products_refuse_what_they_do_not_know():
-    with pytest.raises(InputError, match=r'products "int8" cannot run in torch.float64 on cpu'):
-        StreamRanker(make_model({}, torch.float64), RecordFormat(make_model({})), products="int8")
-    model = make_model({}, hidden_act="tanh")
-    with pytest.raises(InputError, match='products "int8" do not know the activation Tanh'):
-        StreamRanker(model, RecordFormat(model), products="int8")
 
 
 def test_any_activation_gives_the_models_scores():
@@ -408,67 +333,8 @@ def test_bad_arguments_are_named():
     del rows["gate"]
     with pytest.raises(InputError, match="a chunk lacks gate; expected the fields context"):
         ranker.rank(query_state, [(torch.arange(4), rows)])
-    with pytest.raises(InputError, match="products is 'int4'; expected one of native, int8"):
+    with pytest.raises(InputError, match="products is 'int4'; expected one of native, bfloat16, int8"):
         StreamRanker(model, record_format, products="int4")
     dual = make_model(FORMS[1])
     with pytest.raises(InputError, match="candidates is an iterator"):
         StreamRanker(dual, RecordFormat(dual)).rank(queries(dual), iter([]), prefilter=3)
-
-
-class TestQueryStateCache:
-    def fetch(self, cache, model, rows, seen):
-        def encode(missing):
-            seen.append(missing)
-            ids = torch.zeros(len(missing), max(map(len, missing)), dtype=torch.int64)
-            mask = torch.zeros_like(ids)
-            for number, row in enumerate(missing):
-                ids[number, : len(row)], mask[number, : len(row)] = torch.tensor(row), 1
-            with torch.inference_mode():
-                return model.encode_query(ids, mask)
-
-        return cache.fetch(model, rows, encode)
-
-    def test_a_query_is_encoded_once(self):
-        model, cache, seen = make_model(FORMS[1]), QueryStateCache(), []
-        first = self.fetch(cache, model, [[5, 6, 7], [8, 9], [5, 6, 7]], seen)
-        again = self.fetch(cache, model, [[8, 9], [10]], seen)
-        assert seen == [[(5, 6, 7), (8, 9)], [(10,)]]
-        assert first[0] is first[2]
-        assert first[1] is again[0]
-        assert [len(state.keys[0][0]) for state in first] == [3, 2, 3]
-        assert [int(state.lengths) for state in first] == [3, 2, 3]
-
-    def test_states_rank_as_they_do_together(self):
-        model, cache = make_model(FORMS[1]), QueryStateCache()
-        record_format = RecordFormat(model)
-        ranker, rows = StreamRanker(model, record_format), record_format.encode(contexts(model, 40))
-        states = self.fetch(cache, model, [[5, 6, 7], [8, 9]], [])
-        both = ranker.rank(states, chunks(rows))
-        for number, state in enumerate(states):
-            assert torch.equal(both.scores[number], ranker.rank(state, chunks(rows)).scores[0])
-
-    def test_memory_is_bounded_and_the_least_recently_used_goes_first(self):
-        model, seen = make_model({}), []
-        cache = QueryStateCache()
-        self.fetch(cache, model, [[5]], seen)
-        one = cache.nbytes
-        assert one == 2 * 32 * 4 + 8
-        cache = QueryStateCache(max_bytes=2 * one)
-        for rows in ([[5]], [[6]], [[5]], [[7]], [[5]], [[6]]):
-            self.fetch(cache, model, rows, seen)
-            assert cache.nbytes <= 2 * one
-        assert seen[1:] == [[(5,)], [(6,)], [(7,)], [(6,)]]
-        assert len(self.fetch(cache, model, [[5] * 9], seen)) == 1
-        assert cache.nbytes <= 2 * one
-
-    def test_changed_weights_are_noticed(self):
-        model, cache, seen = make_model({}), QueryStateCache(), []
-        (before,) = self.fetch(cache, model, [[5, 6]], seen)
-        with torch.no_grad():
-            model.backbone.embeddings.word_embeddings.weight.mul_(2)
-        (after,) = self.fetch(cache, model, [[5, 6]], seen)
-        assert not torch.equal(before.keys[0], after.keys[0])
-        model.to(torch.float64)
-        (wide,) = self.fetch(cache, model, [[5, 6]], seen)
-        assert wide.keys[0].dtype == torch.float64
-        assert len(seen) == 3

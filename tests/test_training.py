@@ -1,16 +1,20 @@
 """Runs of the trainer: what stops one, what an interrupted one leaves, and that it goes on exactly."""
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mixencoder import MixEncoder
 from mixencoder.architectures import ARCHITECTURES, front_door, load_engine
@@ -141,6 +145,51 @@ def test_what_cannot_be_trained_is_found_before_training(tmp_path, backbone_path
     assert not (tmp_path / "out.unfinished").exists()
 
 
+@pytest.mark.parametrize(
+    ("rows", "changes", "message"),
+    [
+        ([{"premise": "a", "hypothesis": " ", "label": "x"}], {}, r"data\.jsonl, line 2: ' ' holds no token; expected"),
+        ([{"premise": "", "hypothesis": "a", "label": "x"}], {}, r"data\.jsonl, line 2: '' holds no token"),
+        # blank to a tokenizer, though not to Python
+        (
+            [{"premise": "a", "hypothesis": "\u200b", "label": "x"}],
+            {},
+            r"data\.jsonl, line 2: '\\u200b' holds no token",
+        ),
+    ],
+)
+def test_a_text_without_a_token_is_found_before_training(tmp_path, backbone_path, words, rows, changes, message):
+    from tokenizers import normalizers
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(backbone_path)
+    tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer()
+    shutil.copytree(backbone_path, tmp_path / "cleaning")
+    tokenizer.save_pretrained(tmp_path / "cleaning")
+    data = write(tmp_path / "data.jsonl", [{"premise": "a", "hypothesis": "the", "label": "y"}, *rows])
+    with pytest.raises(DataError, match=message):
+        train(options(tmp_path, tmp_path / "cleaning", words, data=[str(data)], **changes))
+    assert not (tmp_path / "out.unfinished").exists()
+
+
+def test_batches_with_nothing_to_tell_apart_are_refused(tmp_path, backbone_path, words):
+    scored = write(
+        tmp_path / "sts.jsonl", [{"sentence1": "a", "sentence2": word, "score": i} for i, word in enumerate(words)]
+    )
+    hard = write(tmp_path / "hard.jsonl", [{"query": word, "positive": word, "negative": "the"} for word in words])
+    one = write(tmp_path / "one.jsonl", [{"query": "a", "positive": "cat"}])
+    for changes, message in (
+        ({"batch_size": 1}, "pairs has 40 rows and comes in batches of 1 a process: there is nothing to tell apart"),
+        ({"batch_size": 1, "data": [str(scored)]}, "sts has 22 rows and comes in batches of 1"),
+        ({"batch_size": 1, "data": [str(hard)], "negatives": 0}, "hard has 22 rows"),
+        ({"data": [str(one)]}, "one has 1 rows"),
+        ({"data": [str(one)], "architecture": "cross-encoder"}, "one has 1 rows"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(options(tmp_path, backbone_path, words, **changes))
+    train(options(tmp_path, backbone_path, words, batch_size=1, data=[str(hard)]))
+
+
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path, backbone_path, words):
     labelled = write(
         tmp_path / "nli.jsonl",
@@ -169,6 +218,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(tmp_path, ba
     assert "; and 2 more; nothing more is saved" in message
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.unfinished").exists()
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_spoils_the_weights(
+    tmp_path, backbone_path, words, monkeypatch
+):
+    """A loss may be finite where its gradient is not: here the root of nothing, from the fourth step on."""
+    calls = []
+
+    def loss(scores, *_):
+        calls.append(1)
+        return scores.mean() + (0 * scores.sum()).sqrt() if len(calls) > 3 else scores.mean()
+
+    monkeypatch.setattr("mixencoder.training.objective.ranking_loss", loss)
+    with pytest.raises(NonFiniteError, match=r"gradient's norm is nan at step 3 .*pairs\.jsonl, line .*nothing more"):
+        train(options(tmp_path, backbone_path, words, steps=6, save_every=2))
+    kept = last_checkpoint(tmp_path / "out.unfinished")
+    assert kept.name == "checkpoint-2"
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(kept / "model.safetensors").values())
+    assert not (tmp_path / "out").exists()
 
 
 def test_bfloat16_trains(tmp_path, backbone_path, words):
@@ -221,17 +289,28 @@ def test_accumulated_batches_make_the_step_of_a_large_one(tmp_path, backbone_pat
     rows = [{"premise": "a", "hypothesis": w, "label": ["x", "y"][i % 2]} for i, w in enumerate(words[:16])]
     data = [str(write(tmp_path / "nli.jsonl", rows))]
     fields = {"data": data, "architecture": "dual-encoder", "steps": 1, "config": {"classifier_dropout": 0.0}}
-    fields |= {"learning_rate": 1e-3, "backbone": str(without_dropout(backbone_path, tmp_path))}
+    fields |= {"learning_rate": 1e-3, "log_every": 1, "backbone": str(without_dropout(backbone_path, tmp_path))}
+    start = weights(front_door("dual-encoder").from_backbone(backbone_path))
     whole = train(options(tmp_path, backbone_path, words, batch_size=16, **fields))
     fields |= {"output": str(tmp_path / "parts")}
     parts = train(options(tmp_path, backbone_path, words, batch_size=4, gradient_accumulation_steps=4, **fields))
     assert_close(weights(parts), weights(whole))
+    moved = "backbone.encoder.layer.2.output.dense.weight"
+    assert not torch.equal(weights(whole)[moved], start[moved])
+    # AdamW's first step is the same whatever a gradient's size
+    first, second = (gradient_norms(tmp_path / name) for name in ("out", "parts"))
+    assert len(first) == 1
+    assert second == pytest.approx(first, rel=1e-4)
+
+
+def gradient_norms(output: Path) -> list[float]:
+    """Return the norm of each step's gradient, as a run with log_every=1 wrote it down."""
+    log = json.loads((output / "training.json").read_text())["log"]
+    return [entry["grad_norm"] for entry in log if "grad_norm" in entry]
 
 
 def without_dropout(backbone_path: Path, tmp_path: Path) -> Path:
     """Copy an encoder, its dropout switched off."""
-    import shutil
-
     folder = tmp_path / "plain"
     shutil.copytree(backbone_path, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -241,8 +320,11 @@ def without_dropout(backbone_path: Path, tmp_path: Path) -> Path:
 
 
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    # the first step of AdamW moves weights by the sign of their gradients, which may flip where they are nothing
+    # the first step of AdamW moves weights by the sign of their gradients, which may flip where they are nothing; those
+    # of keys' biases are: they move all logits of a softmax alike
     for name, tensor in expected.items():
+        if name.endswith("key.bias"):
+            continue
         off = (found[name] - tensor).abs() > 1e-5
         assert off.float().mean() < 0.02, name
 
@@ -278,6 +360,41 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(tmp_path, b
     resumed = train(TrainConfig(**{**asdict(config), "resume": True}))
     assert same(weights(resumed), whole)
     assert same(weights(load_engine(tmp_path / "out")), whole)
+    assert not unfinished.exists()
+
+
+def test_a_run_killed_after_its_end_is_found_to_be_done(tmp_path, backbone_path, words, monkeypatch):
+    config = options(tmp_path, backbone_path, words, steps=2)
+    with monkeypatch.context() as patch:
+        # as if killed between the last two things that it does
+        patch.setattr("mixencoder.training.run.shutil", SimpleNamespace(rmtree=lambda *_: None))
+        done = weights(train(config))
+    assert (tmp_path / "out.unfinished").is_dir()
+    with pytest.raises(InputError, match="exists and is not empty"):
+        train(config)
+    with pytest.raises(InputError, match="begun with other settings: seed 5 instead of 0"):
+        train(TrainConfig(**{**asdict(config), "resume": True, "seed": 5}))
+    assert same(weights(train(TrainConfig(**{**asdict(config), "resume": True}))), done)
+    assert not (tmp_path / "out.unfinished").exists()
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["settings"]["steps"] == 2
+
+
+def test_a_second_run_keeps_its_hands_off_the_first_ones_folder(tmp_path, backbone_path, words):
+    config = options(tmp_path, backbone_path, words)
+    unfinished = tmp_path / "out.unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.json").write_text("{}")
+    first = os.open(unfinished, os.O_RDONLY)
+    try:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        for resume in (False, True):
+            with pytest.raises(InputError, match=r"out\.unfinished is being written by a run that still goes on"):
+                train(TrainConfig(**{**asdict(config), "resume": resume}))
+        assert (unfinished / "config.json").read_text() == "{}"
+    finally:
+        os.close(first)
+    # the system let go of it, as it does when a run dies
+    train(config)
     assert not unfinished.exists()
 
 

@@ -87,6 +87,11 @@ def test_lists_without_a_right_candidate_are_left_out_and_counted_once(tmp_path,
         ([{"query": "q", "candidates": ["a"], "labels": ["x"]}], "line 1: labels are"),
         ([{"premise": "a", "hypothesis": "b", "label": "maybe"}], "label is 'maybe'; expected one of no, yes"),
         ([{"premise": "a", "hypothesis": "b", "label": 2}], "label is 2; expected a class from 0 to 1"),
+        ([{"premise": "a", "hypothesis": "b", "label": None}], "line 1: label is None; expected a number"),
+        (
+            [{"premise": "a", "hypothesis": "b", "label": 1}, {"premise": "a", "hypothesis": "b", "label": None}],
+            "line 2",
+        ),
         ([{"premise": "a", "hypothesis": "b", "label": "yes"}] * 2, "all 2 examples have the class number 1; expected"),
         ([{"sentence1": "a", "sentence2": "b", "score": "high"}], "score is 'high'; expected a number"),
         ([{"sentence1": "a", "sentence2": "b", "score": float("nan")}], "score is nan; expected a number"),
@@ -138,6 +143,22 @@ def test_any_column_names_serve_in_their_order(tmp_path):
     rows = [{"question": "a", "docs": ["b", "c"], "scores": [2, 1]}]
     lists = read_source(write(tmp_path / "d.jsonl", rows))
     assert (lists.task, examples(lists)) == ("graded", [Example("a", ("b", "c"), grades=(2.0, 1.0))])
+
+
+def test_wrong_documents_beside_a_named_pair_are_read_and_other_columns_said_once(tmp_path, caplog):
+    rows = [{"negative": "c", "query": "a", "positive": "b", "negative_2": "d", "id": 1}] * 2
+    assert examples(read_source(write(tmp_path / "a.jsonl", rows))) == [Example("a", ("b",), ("c", "d"))] * 2
+    rows = [{"query": "a", "positive": "b", "negatives": ["c", "d"]}]
+    assert examples(read_source(write(tmp_path / "b.jsonl", rows))) == [Example("a", ("b",), ("c", "d"))]
+    rows = [{"query": "a", "positives": ["b"], "neg": "c"}]
+    assert examples(read_source(write(tmp_path / "c.jsonl", rows))) == [Example("a", ("b",), ("c",))]
+    assert not caplog.records
+    rows = [{"query": "a", "positive": "b", "source": "forum", "hard": "c"}] * 2
+    assert examples(read_source(write(tmp_path / "d.jsonl", rows))) == [Example("a", ("b",))] * 2
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path / 'd.jsonl'}: source, hard not read beside query, positive; wrong documents stand in columns "
+        "negative, negative_2 and so on"
+    ]
 
 
 def test_numbers_are_classes_for_a_model_with_classes_and_scores_otherwise(tmp_path):

@@ -10,9 +10,10 @@ from transformers import AutoModel
 
 from mixencoder import MixEncoder
 from mixencoder.architectures import ARCHITECTURES, front_door
-from mixencoder.backbones import SUPPORTED, layout_of
+from mixencoder.backbones import SUPPORTED, encoder_layers, layout_of
 from mixencoder.configuration import HEADS
 from mixencoder.errors import InputError
+from mixencoder.training.run import DataSpec, TrainConfig, train
 
 DOCUMENTS = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france", "the cat sat", "water"]
 QUERIES = ["how to undo a commit", "boil water", "the capital of france"]
@@ -66,6 +67,30 @@ def check(model: MixEncoder, folder: Path) -> None:
 @pytest.mark.parametrize("kind", SUPPORTED)
 def test_every_backbone_serves_the_front_door(kind, encoders, tmp_path):
     check(make(encoders[kind], interaction_layers=(1, -1), dual_term=True, **BOTH), tmp_path / "model")
+
+
+@pytest.mark.parametrize("kind", SUPPORTED)
+@pytest.mark.parametrize("architecture", ["mixencoder", "cross-encoder"])
+def test_every_backbone_trains(architecture, kind, encoders, tmp_path):
+    rows = [{"query": query, "positive": document} for query, document in zip(QUERIES, DOCUMENTS, strict=False)]
+    fields = {"steps": 1, "batch_size": 3, "mini_batch_size": 2, "freeze_layers": 1, "learning_rate": 1e-3}
+    config = TrainConfig(
+        output=str(tmp_path / "out"),
+        data=[DataSpec(rows, name="rows")],
+        backbone=str(encoders[kind]),
+        architecture=architecture,
+        **fields,
+    )
+    after = train(config).model.backbone
+    before = dict(front_door(architecture).from_backbone(encoders[kind]).model.backbone.named_parameters())
+    moved = {name for name, parameter in after.named_parameters() if not torch.equal(parameter, before[name])}
+    # embeddings and the lowest layer are frozen, the others are not
+    layers = encoder_layers(after)
+    frozen = {id(parameter) for module in (after.embeddings, layers[0]) for parameter in module.parameters()}
+    assert moved
+    assert not any(id(parameter) in frozen for name, parameter in after.named_parameters() if name in moved)
+    last = {id(parameter) for parameter in layers[-1].parameters()} - frozen
+    assert any(id(parameter) in last for name, parameter in after.named_parameters() if name in moved)
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)

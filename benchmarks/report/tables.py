@@ -4,9 +4,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.checkpoint.card import quality_rows
 from benchmarks.comparison.tables import comparison_rows, growth_rows, part_rows
 from benchmarks.comparison.tables import read_records as read_comparison
 from benchmarks.contest import Record
+from benchmarks.markdown import markdown, with_line
 from benchmarks.results_files import RESULTS, read_results
 
 DEVICE = "cpu-zen3-2-threads"
@@ -14,7 +16,6 @@ DEVICE = "cpu-zen3-2-threads"
 FOLDER = RESULTS / DEVICE
 ATTENTION = "candidate_attention"
 STEP = "candidate_attention training step"
-MEASURES = ("nDCG@10", "Success@1")
 
 Rows = list[list[str]]
 
@@ -180,24 +181,10 @@ def end_to_end_table() -> str:
 
 def quality_table() -> str:
     """Every task's measures: the untrained dual-encoder, and the default's score whole and by parts."""
-    path = FOLDER / "quality_default.json"
-    default = json.loads(path.read_text(encoding="utf-8"))["results"]
-    untrained = json.loads(path.with_name("quality_untrained.json").read_text(encoding="utf-8"))["results"]
-    columns = {
-        "all-MiniLM-L6-v2, untrained": [values["dual"] for values in untrained.values()],
-        "full score": [values["full"] for values in default.values()],
-        "interaction alone": [values["interaction"] for values in default.values()],
-        "dual term alone": [values["dual"] for values in default.values()],
-    }
-    rows = [["task", "measure", *columns], ["---"] * (2 + len(columns))]
-    for measure in MEASURES:
-        rows += [
-            [task, measure, *(f"{column[number][measure]:.3f}" for column in columns.values())]
-            for number, task in enumerate(default)
-        ]
-        means = [sum(values[measure] for values in column) / len(column) for column in columns.values()]
-        rows.append(["mean", measure, *(f"{mean:.3f}" for mean in means)])
-    return markdown(rows)
+    default, untrained = (
+        json.loads((FOLDER / f"quality_{name}.json").read_text(encoding="utf-8")) for name in ("default", "untrained")
+    )
+    return with_line(quality_rows(default, untrained))
 
 
 def index_table() -> str:
@@ -321,8 +308,3 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "comparison growth": lambda: _comparison(growth_rows),
 }
 """By the name between a document's marks."""
-
-
-def markdown(rows: Rows) -> str:
-    """A table of cells."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,5 +1,4 @@
-"""The command line: ``mixencoder rank | index | train | mine | evaluate | calibrate | info``, a
-module each.
+"""The command line: ``mixencoder rank | demo | index | train | mine | evaluate | calibrate | info``, a module each.
 
 Results go to standard output; times, progress and warnings to standard error. Every error of the project, and bad
 usage, ends with exit code 2 and one message; the model's own modules are imported by the command that needs them.
@@ -7,7 +6,7 @@ usage, ends with exit code 2 and one message; the model's own modules are import
 
 import typer
 
-from mixencoder.cli import calibrate, evaluate, index, info, mine, rank, train
+from mixencoder.cli import calibrate, demo, evaluate, index, info, mine, rank, train
 from mixencoder.cli.shared import command
 
 app = typer.Typer(
@@ -17,6 +16,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for function in (rank.rank, train.train, mine.mine, evaluate.evaluate, calibrate.calibrate, info.info):
+for function in (rank.rank, demo.demo, train.train, mine.mine, evaluate.evaluate, calibrate.calibrate, info.info):
     app.command()(command(function))
 app.add_typer(index.app, name="index")

@@ -38,7 +38,7 @@ def calibrate(
     from mixencoder.evaluation.calibration import fit_calibration
 
     engine = load_engine(model, device=device, dtype=dtype, backend=backend)
-    label2id = engine.config.label2id if "classification" in engine.config.heads else None
+    label2id = engine.config.class_numbers
     tasks = read_tasks(data, split=split, limit=limit, sample=sample, label2id=label2id)
     fitted = fit_calibration(engine, tasks, batch_size=batch_size)
     write_calibration(model, {"temperature": fitted.temperature, "bias": fitted.bias})

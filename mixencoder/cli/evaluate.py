@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -80,12 +80,13 @@ def evaluate(
     from mixencoder.evaluation import read_tasks
     from mixencoder.evaluation.files import check_writable, write_run, write_text
     from mixencoder.evaluation.provenance import describe, report
+    from mixencoder.evaluation.tasks import RankingTask
 
     engine = _load(model, backbone, architecture, device=device, dtype=dtype, backend=backend)
     engine = engine.with_limits(max_query_length=max_query_length, max_document_length=max_document_length)
-    label2id = engine.config.label2id if "classification" in engine.config.heads else None
+    label2id = engine.config.class_numbers
     tasks = read_tasks(data, split=split, limit=limit, sample=sample, label2id=label2id)
-    rankings = [task for task in tasks if task.kind == "ranking"]
+    rankings = [task for task in tasks if isinstance(task, RankingTask)]
     if run_dir is not None and not rankings:
         raise InputError("run files hold rankings, but none of the data are candidate lists; expected no --run-dir")
     for folder in filter(None, (run_dir, output and output.parent)):
@@ -117,7 +118,7 @@ def evaluate(
         _print_figures(found)
 
 
-def _load(model: str | None, backbone: str | None, architecture: str | None, **where: str | None) -> "Engine":
+def _load(model: str | None, backbone: str | None, architecture: str | None, **where: Any) -> "Engine":
     import torch
 
     from mixencoder.architectures import front_door, load_engine

@@ -24,7 +24,7 @@ from mixencoder.cli.shared import (
 from mixencoder.errors import InputError
 
 app = typer.Typer(
-    help="Keep candidates on disk, encoded once (docs/index.md).", no_args_is_help=True, add_completion=False
+    help="Keep candidates on disk, encoded once (docs/candidate-index.md).", no_args_is_help=True, add_completion=False
 )
 
 PathArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the index.")]
@@ -60,7 +60,8 @@ def build(
     engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
     if dry_run:
         texts = read_candidates(where, column=column).texts
-        found = engine.estimate_index(texts, precision=precision, layout=layout, batch_size=batch_size)
+        options = {"precision": precision, "layout": layout, "on_overflow": on_overflow, "batch_size": batch_size}
+        found = engine.estimate_index(texts, **options)
         typer.echo(
             f"{found.documents:,} candidates: {_size(found.array_bytes)} of arrays, "
             f"some {_size(found.catalogue_bytes)} of ids and texts, about {found.seconds:,.0f} s"
@@ -183,7 +184,7 @@ def _columns(source: str, column: str | None) -> tuple[Iterable[str], Iterable[s
     if first is None:
         raise InputError(f"{source} holds no candidate")
     texts, ids = itertools.tee(itertools.chain([first], rows))
-    return (text for text, _ in texts), None if first[1] is None else (name for _, name in ids)
+    return (text for text, _ in texts), None if first[1] is None else (name for _, name in ids if name is not None)
 
 
 def _shown(name: str, value: Any) -> str:

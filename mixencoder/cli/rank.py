@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from mixencoder.cli.shared import (
     BackendOption,
@@ -18,6 +16,7 @@ from mixencoder.cli.shared import (
     DeviceOption,
     DtypeOption,
     ModelOption,
+    print_ranking,
     say,
 )
 from mixencoder.errors import InputError
@@ -46,35 +45,41 @@ def rank(
         raise InputError("the query is empty; expected some text")
     if (candidates is None) == (index is None):
         raise InputError("expected either --candidates FILE or --index DIR")
+    found = None
     if candidates is not None:
         if prefilter is not None:
             raise InputError("--prefilter is for an index; make one with mixencoder index build")
-        texts, ids = read_candidates(candidates, column=column)
+        found = read_candidates(candidates, column=column)
     from mixencoder.fast import MixEncoder
 
     start = time.perf_counter()
     engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
     times = [f"loading the model {_milliseconds(time.perf_counter() - start)}"]
     start = time.perf_counter()
-    if index is None:
-        documents = engine.encode_document(texts, batch_size=batch_size, show_progress_bar=sys.stderr.isatty())
-        times.append(f"encoding {_count(texts)} {_milliseconds(time.perf_counter() - start)} (once, ahead of time)")
-        options = {"ids": ids}
+    options: dict[str, Any] = {}
+    if found is not None:
+        documents = engine.encode_document(found.texts, batch_size=batch_size, show_progress_bar=sys.stderr.isatty())
+        spent = _milliseconds(time.perf_counter() - start)
+        times.append(f"encoding {_count(found.texts)} {spent} (once, ahead of time)")
+        options["ids"] = found.ids
     else:
+        assert index is not None, "either candidates or an index is given"
         documents = engine.open_index(index, read_only=True)
+        if len(documents) == 0:
+            raise InputError(f"{index} holds no candidate; add some with mixencoder index add")
         times.append(f"opening {_count(documents)} {_milliseconds(time.perf_counter() - start)}")
-        options = {"return_documents": documents.store_text, "prefilter": prefilter}
+        options |= {"return_documents": documents.store_text, "prefilter": prefilter}
     options["return_probabilities"] = engine.config.calibration is not None
     start = time.perf_counter()
     results = engine.rank(query, documents, top_k=top_k, **options)
     times.append(f"ranking {_milliseconds(time.perf_counter() - start)} (per query)")
-    if index is None:
+    if found is not None:
         for result in results:
-            result["text"] = texts[result["corpus_id"]]
+            result["text"] = found.texts[result["corpus_id"]]
     if as_json:
         typer.echo(json.dumps(results, ensure_ascii=False, indent=2))
     else:
-        _print_ranking(query, results)
+        print_ranking(query, results)
     say(", ".join(times))
 
 
@@ -84,28 +89,3 @@ def _count(candidates: Sized) -> str:
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:,.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.1f} ms"
-
-
-def _print_ranking(query: str, results: list[dict[str, Any]]) -> None:
-    table = Table(title=f"“{query}”", title_justify="left", box=None, pad_edge=False)
-    table.add_column("#", justify="right")
-    table.add_column("score", justify="right")
-    has_probabilities = "probability" in results[0]
-    if has_probabilities:
-        table.add_column("probability", justify="right")
-    has_ids = "id" in results[0]
-    if has_ids:
-        table.add_column("id")
-    table.add_column("candidate")
-    for place, result in enumerate(results, start=1):
-        names = [result["id"]] if has_ids else []
-        numbers = [f"{result['score']:.2f}"] + ([f"{result['probability']:.0%}"] if has_probabilities else [])
-        table.add_row(str(place), *numbers, *map(_literal, [*names, result.get("text") or ""]))
-    Console(highlight=False).print(table)
-
-
-def _literal(text: str) -> Any:
-    """Keep square brackets of a text from being read as markup."""
-    from rich.text import Text
-
-    return Text(text)

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from mixencoder.errors import MixEncoderError
 from mixkernels.errors import MixKernelsError
@@ -52,6 +54,25 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 def say(text: str) -> None:
     """Print a message on standard error."""
     _errors.print(text, markup=False)
+
+
+def print_ranking(query: str, results: list[dict[str, Any]]) -> None:
+    """Print what `MixEncoder.rank` gave for a query, with the texts, as a table on standard output."""
+    table = Table(title=Text(f"“{query}”", style="italic"), title_justify="left", box=None, pad_edge=False)
+    table.add_column("#", justify="right")
+    table.add_column("score", justify="right")
+    has_probabilities = "probability" in results[0]
+    if has_probabilities:
+        table.add_column("probability", justify="right")
+    has_ids = "id" in results[0]
+    if has_ids:
+        table.add_column("id")
+    table.add_column("candidate")
+    for place, result in enumerate(results, start=1):
+        names = [result["id"]] if has_ids else []
+        numbers = [f"{result['score']:.2f}"] + ([f"{result['probability']:.0%}"] if has_probabilities else [])
+        table.add_row(str(place), *numbers, *map(Text, [*names, result.get("text") or ""]))
+    Console(highlight=False).print(table)
 
 
 def _quiet_transformers() -> None:

@@ -52,7 +52,7 @@ def evaluate(
         batch_size, show_progress_bar: as in `mixencoder.engine.Engine.predict`.
 
     Returns:
-        {task name: Evaluation}.
+        ``{task name: Evaluation}``.
 
     Raises:
         MissingExtraError: ir-measures, scikit-learn or SciPy is not installed.
@@ -67,7 +67,9 @@ def evaluate(
         if isinstance(task, RankingTask):
             rankers[task.name] = RankingMeasures(chosen["ranking"], task.qrels)
             # in the order given: what ir-measures cannot compute is found before hours of scoring
-            given = [list(zip(ids, range(0, -len(ids), -1), strict=True)) for ids in task.document_ids]
+            given: list[Ranking] = [
+                [(name, float(-place)) for place, name in enumerate(ids)] for ids in task.document_ids
+            ]
             rankers[task.name](given)
     options = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
     found = {}

@@ -14,6 +14,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from mixencoder import __version__
 from mixencoder.checkpoint import default_checkpoint
+from mixencoder.durable import standing
 from mixencoder.engine import Engine
 from mixencoder.evaluation import bootstrap
 from mixencoder.evaluation.evaluator import Evaluation
@@ -112,7 +113,7 @@ def _weights(name_or_path: str | Path) -> dict[str, str]:
         if not isinstance(cached, str):
             return {}
         path = Path(cached).parent
-    return {file.name: _sha256(file) for file in sorted(path.glob("*.safetensors"))}
+    return {file.name: _sha256(file) for file in sorted(standing(path).glob("*.safetensors"))}
 
 
 def _sha256(path: Path) -> str:

@@ -91,5 +91,7 @@ def predict_classes(
     return highest.argmax(axis=1)
 
 
-def _predict(engine: Engine, pairs: Sequence[tuple[str, str]], options: Mapping[str, Any], **request: str) -> Tensor:
-    return engine.predict(pairs, convert_to_tensor=True, **request, **options).cpu()
+def _predict(
+    engine: Engine, pairs: Sequence[tuple[str, str]], options: Mapping[str, Any], *, head: str, score: str = "full"
+) -> Tensor:
+    return engine.predict(pairs, convert_to_tensor=True, head=head, score=score, **options).cpu()

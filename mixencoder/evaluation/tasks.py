@@ -228,12 +228,14 @@ def _ranking_task(
 def _check_labels(path: Path, label2id: dict[str, int] | None) -> None:
     """Refuse labels that the model's classification head does not know."""
     names = class_names(path)
-    if names and label2id is None:
+    if not names:
+        return
+    if label2id is None:
         raise DataError(
             f"{path} holds pairs labelled {', '.join(sorted(names))}, but the model has no classification head "
             "(its configuration's heads); expected a model trained on such labels"
         )
-    if unknown := sorted(names - set(label2id or names)):
+    if unknown := sorted(names - set(label2id)):
         raise DataError(
             f"{path} has labels {', '.join(sorted(names))}, but the model's classification head has "
             f"{', '.join(label2id)} (label2id): no place for {', '.join(unknown)}"

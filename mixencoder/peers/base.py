@@ -16,7 +16,8 @@ from mixencoder.checkpoint import load_backbone, load_model, load_tokenizer
 from mixencoder.configuration import check_names
 from mixencoder.engine import EncodingEngine, Engine, Request, resolve_device, resolve_dtype
 from mixencoder.errors import InputError
-from mixencoder.peers.modeling import PeerModel, TokenStates
+from mixencoder.modeling import full_scores
+from mixencoder.peers.modeling import PeerModel, TokenStates, TwoTowerModel
 from mixencoder.peers.packed import PackedTokens
 from mixencoder.scoring import Pairs, check_finite
 
@@ -104,6 +105,7 @@ class EncodingPeer(Peer, EncodingEngine):
         query_block: queries that `interact` scores at once.
     """
 
+    model: TwoTowerModel
     query_block: int = 1
 
     @torch.inference_mode()
@@ -134,13 +136,13 @@ class EncodingPeer(Peer, EncodingEngine):
         query_state = self._encode_queries(queries, request.batch_size, request.show_progress_bar)
         candidates = self._encode_documents(documents, request.batch_size, request.show_progress_bar)
         pairs = Pairs(pairs.query.to(self.device), pairs.candidate.to(self.device))
-        size = () if request.head == "ranking" else (self.config.num_labels,)
+        size = () if request.head == "ranking" else (self.config.num_classes,)
         out = torch.empty(len(pairs.query), *size, device=self.device)
         for rows in self._pair_batches(query_state, candidates, pairs):
             query, candidate = self._take(query_state, pairs.query[rows]), self._take(candidates, pairs.candidate[rows])
             # each row is a query with one candidate of its own
             scored = self.model.interact(query, candidate.unflatten(0, (-1, 1)), request.head)
-            out[rows] = (scored.full if request.head == "ranking" else scored).squeeze(1).float()
+            out[rows] = full_scores(scored).squeeze(1).float()
         return check_finite(out, self.dtype)
 
     def _score_pool(self, query_state: Any, candidates: Any) -> Tensor:
@@ -197,7 +199,7 @@ class VectorPeer(EncodingPeer):
             count = len(block)
             if count % 64:
                 block = torch.cat([block, block[-1:].expand(-count % 64, -1)])
-            parts.append(self.model.interact(query_state, block, "ranking").full[:, :count])
+            parts.append(full_scores(self.model.interact(query_state, block, "ranking"))[:, :count])
         return torch.cat(parts, dim=1).float()
 
     def _pair_batches(self, query_state: Tensor, candidates: Tensor, pairs: Pairs) -> Iterator[Tensor]:
@@ -259,7 +261,7 @@ class TokenPeer(EncodingPeer):
         queries = query_state.pad()
         out = torch.empty(len(query_state), len(distinct), device=self.device)
         for rows in self._batches(distinct.lengths, int(query_state.lengths.max()) if self.joins_query else 0):
-            out[:, rows] = self.model.interact(queries, distinct[rows].pad(), "ranking").full.float()
+            out[:, rows] = full_scores(self.model.interact(queries, distinct[rows].pad(), "ranking")).float()
         return out[:, place]
 
     def _pair_batches(self, query_state: PackedTokens, candidates: PackedTokens, pairs: Pairs) -> Iterator[Tensor]:

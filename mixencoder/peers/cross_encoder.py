@@ -11,17 +11,17 @@ from transformers import AutoConfig, AutoModel
 
 from mixencoder.backbones import max_positions
 from mixencoder.chunking import in_chunks
+from mixencoder.configuration import EncoderConfig
 from mixencoder.engine import Request, check_batch_size, progress_bar, unique
 from mixencoder.errors import CheckpointError, InputError, TruncationWarning
 from mixencoder.modeling import RankingScores
 from mixencoder.peers.base import Peer
-from mixencoder.peers.configuration import PeerConfig
 from mixencoder.peers.modeling import Batch, FirstTokenHeads, PeerModel
 from mixencoder.scoring import Pairs, check_finite
 from mixencoder.tokenization import pad
 
 
-class CrossEncoderConfig(PeerConfig):
+class CrossEncoderConfig(EncoderConfig):
     """Configuration of `CrossEncoderModel`.
 
     How a tokenizer joins a pair is described by what makes it from the texts' own token rows: the query's row, the
@@ -31,7 +31,7 @@ class CrossEncoderConfig(PeerConfig):
         separator: token ids between the query's row and what remains of the document's row.
         document_prefix: tokens that the document's row loses at its start.
         document_suffix: special tokens at its end, which are kept when a document is cut to fit.
-        kwargs: fields of `PeerConfig`. A query is read up to half of the backbone's positions, a document is cut to
+        kwargs: fields of `EncoderConfig`. A query is read up to half of the backbone's positions, a document is cut to
             what the query leaves.
 
     Raises:
@@ -141,6 +141,7 @@ class CrossEncoder(Peer):
         [{'corpus_id': ..., 'score': ...}]
     """
 
+    model: CrossEncoderModel
     model_class = CrossEncoderModel
     reads_jointly = True
 
@@ -178,7 +179,7 @@ class CrossEncoder(Peer):
                 TruncationWarning,
                 stacklevel=4,
             )
-        size = () if request.head == "ranking" else (self.config.num_labels,)
+        size = () if request.head == "ranking" else (self.config.num_classes,)
         out = torch.empty(len(lengths), *size, device=self.device)
         with progress_bar(len(lengths), "Pairs", "pair", request.show_progress_bar) as bar:
             # longest first: what does not fit into memory fails at once
@@ -186,7 +187,7 @@ class CrossEncoder(Peer):
                 query = pad([queries[number] for number in pairs.query[rows].tolist()], 0)
                 document = pad([documents[number] for number in pairs.candidate[rows].tolist()], 0)
                 tensors = (tensor.to(self.device) for tensor in (*query, *document))
-                out[rows.to(self.device)] = self.model.score(*tensors, request.head).float()
+                out[rows.to(self.device)] = self.model.score(*tensors, head=request.head).float()
                 bar.update(len(rows))
         return check_finite(out, self.dtype)
 

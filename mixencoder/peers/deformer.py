@@ -8,10 +8,10 @@ from transformers import AutoConfig, AutoModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from mixencoder.backbones import encoder_layers
+from mixencoder.configuration import EncoderConfig, check_integer
 from mixencoder.errors import UnsupportedBackboneError
 from mixencoder.modeling import RankingScores
 from mixencoder.peers.base import TokenPeer
-from mixencoder.peers.configuration import PeerConfig, check_integer
 from mixencoder.peers.modeling import FirstTokenHeads, TokenStates, TwoTowerModel, token_mask
 
 SPLITTABLE = ("bert", "roberta", "xlm-roberta", "electra")
@@ -23,12 +23,12 @@ _REASONS = {
 }
 
 
-class DeFormerConfig(PeerConfig):
+class DeFormerConfig(EncoderConfig):
     """Configuration of `DeFormerModel`.
 
     Args:
         joint_layers: upper layers that read query and document together; published: 2 and 3.
-        kwargs: fields of `PeerConfig`.
+        kwargs: fields of `EncoderConfig`.
 
     Raises:
         ValueError: a value is outside its range.
@@ -99,11 +99,11 @@ class DeFormerModel(TwoTowerModel):
 
     def _run(self, states: Tensor, mask: Tensor | None, *, upper: bool) -> Tensor:
         """Run states (R, n, d) with mask (R, n) through the upper or the lower layers."""
-        mask = create_bidirectional_mask(config=self.backbone.config, inputs_embeds=states, attention_mask=mask)
+        allowed = create_bidirectional_mask(config=self.backbone.config, inputs_embeds=states, attention_mask=mask)
         layers = encoder_layers(self.backbone)
         split = len(layers) - self.config.joint_layers
         for layer in layers[split:] if upper else layers[:split]:
-            states = layer(states, mask)
+            states = layer(states, allowed)
         return states
 
 

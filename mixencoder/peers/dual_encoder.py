@@ -8,20 +8,20 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
+from mixencoder.configuration import EncoderConfig, check_choice
 from mixencoder.modeling import RankingScores
 from mixencoder.peers.base import VectorPeer
-from mixencoder.peers.configuration import PeerConfig, check_choice
 from mixencoder.peers.modeling import PairClassifier, TwoTowerModel, at_least_float32, pool
 
 
-class DualEncoderConfig(PeerConfig):
+class DualEncoderConfig(EncoderConfig):
     """Configuration of `DualEncoderModel`.
 
     Args:
         pooling: "mean" over tokens, or the "first" token.
         similarity: "cosine", times a learned scale, or "dot".
         scale_init: the scale at the start.
-        kwargs: fields of `PeerConfig`.
+        kwargs: fields of `EncoderConfig`.
 
     Raises:
         ValueError: a value is outside its range.
@@ -71,6 +71,7 @@ class DualEncoderModel(TwoTowerModel):
     def interact(self, query_state: Tensor, candidates: Tensor, head: str | None = None) -> RankingScores | Tensor:
         """Score candidates (N, d), or (B, N, d), for queries (B, d); results as in `TwoTowerModel.interact`."""
         if self.check_head(head) == "classification":
+            assert self.classifier is not None, "check_head has found this head"
             return self.classifier(query_state.unsqueeze(1), candidates)
         query, candidate = at_least_float32(query_state), at_least_float32(candidates)
         if self.scale is not None:

@@ -7,19 +7,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 
+from mixencoder.configuration import EncoderConfig, check_choice, check_integer
 from mixencoder.modeling import RankingScores
 from mixencoder.peers.base import TokenPeer
-from mixencoder.peers.configuration import PeerConfig, check_choice, check_integer
 from mixencoder.peers.modeling import PairClassifier, TokenStates, TwoTowerModel, at_least_float32, pool, token_mask
 
 
-class LateInteractionConfig(PeerConfig):
+class LateInteractionConfig(EncoderConfig):
     """Configuration of `LateInteractionModel`.
 
     Args:
         projection_dim: numbers a token that are kept; None keeps the backbone's own vectors.
         similarity: of two tokens, "cosine" or "dot".
-        kwargs: fields of `PeerConfig`.
+        kwargs: fields of `EncoderConfig`.
 
     Raises:
         ValueError: a value is outside its range.
@@ -95,6 +95,7 @@ class LateInteractionModel(TwoTowerModel):
         matched = vectors.gather(2, chosen.unsqueeze(-1).expand(-1, -1, -1, vectors.shape[-1]))
         mask = query_state.mask.unsqueeze(1).expand_as(chosen)
         v = pool(matched.flatten(0, 1), mask.flatten(0, 1), "mean").unflatten(0, chosen.shape[:2])
+        assert self.classifier is not None, "check_head has found this head"
         return self.classifier(pool(query, query_state.mask, "mean").unsqueeze(1), v)
 
 

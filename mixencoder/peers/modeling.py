@@ -5,13 +5,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from mixencoder.backbones import build_backbone
 from mixencoder.chunking import in_chunks
-from mixencoder.modeling import MixEncoderModel, RankingScores
-from mixencoder.peers.configuration import PeerConfig
+from mixencoder.configuration import EncoderConfig
+from mixencoder.modeling import HeadedModel, RankingScores
 
 
 class Batch(NamedTuple):
@@ -37,11 +36,11 @@ class TokenStates(NamedTuple):
 class PairClassifier(nn.Module):
     """``MLP([u ; v ; |u-v|])``, 3d -> 3d -> labels."""
 
-    def __init__(self, width: int, config: PeerConfig) -> None:
+    def __init__(self, width: int, config: EncoderConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(3 * width, 3 * width)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.out_proj = nn.Linear(3 * width, config.num_labels)
+        self.out_proj = nn.Linear(3 * width, config.num_classes)
 
     def forward(self, u: Tensor, v: Tensor) -> Tensor:
         """Logits (..., num_labels), at least float32, from vectors (..., d) that broadcast against each other."""
@@ -53,10 +52,10 @@ class PairClassifier(nn.Module):
 class FirstTokenHeads(nn.Module):
     """Linear heads on a vector (..., d) that has seen query and document: a score, class logits, or both."""
 
-    def __init__(self, config: PeerConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.dropout = nn.Dropout(config.classifier_dropout)
-        sizes = {"ranking": 1, "classification": config.num_labels}
+        sizes = {"ranking": 1, "classification": config.num_classes}
         self.heads = nn.ModuleDict({head: nn.Linear(config.hidden_size, sizes[head]) for head in config.heads})
 
     def forward(self, first: Tensor, head: str) -> Tensor:
@@ -65,22 +64,20 @@ class FirstTokenHeads(nn.Module):
         return out.squeeze(-1) if head == "ranking" else out
 
 
-class PeerModel(PreTrainedModel):
+class PeerModel(HeadedModel):
     """A backbone and what a peer puts on top of it.
 
     ``forward`` is what a trainer calls, with the arguments and results of `MixEncoderModel.forward`. For ranking and
     classifying texts use the front doors of `mixencoder.peers`.
     """
 
-    config_class = PeerConfig
+    config_class = EncoderConfig
     base_model_prefix = "peer"
     _supports_sdpa = True
 
-    def __init__(self, config: PeerConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
         self.backbone = build_backbone(config.backbone_config)
-
-    check_head = MixEncoderModel.check_head
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise what is not loaded: normal weights as in BERT."""

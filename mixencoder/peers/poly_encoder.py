@@ -7,19 +7,19 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
+from mixencoder.configuration import EncoderConfig, check_choice, check_integer
 from mixencoder.modeling import RankingScores
 from mixencoder.peers.base import VectorPeer
-from mixencoder.peers.configuration import PeerConfig, check_choice, check_integer
 from mixencoder.peers.modeling import PairClassifier, TwoTowerModel, at_least_float32, pool
 
 
-class PolyEncoderConfig(PeerConfig):
+class PolyEncoderConfig(EncoderConfig):
     """Configuration of `PolyEncoderModel`.
 
     Args:
         num_codes: learned codes, and so vectors of a query; published: 16 and 64.
         pooling: how a candidate becomes one vector: "mean" over tokens, or the "first" token.
-        kwargs: fields of `PeerConfig`.
+        kwargs: fields of `EncoderConfig`.
 
     Raises:
         ValueError: a value is outside its range.
@@ -78,6 +78,7 @@ class PolyEncoderModel(TwoTowerModel):
             # (sum of w_i y_i) . c is the sum of w_i (y_i . c), and the products are there already
             return RankingScores((weights * logits).sum(dim=-1), None)
         attended = torch.matmul(weights.to(query_state.dtype), query_state)
+        assert self.classifier is not None, "check_head has found this head"
         return self.classifier(attended, candidates)
 
 

@@ -10,12 +10,12 @@ import sqlite3
 import threading
 import weakref
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixencoder.storage.errors import IndexDamagedError, IndexLockedError, IndexStorageError
+from mixencoder.storage.errors import IndexDamagedError, IndexLockedError, IndexMismatchError, IndexStorageError
 from mixencoder.storage.rows import BLOCK_ROWS, BlockRecord, RowMap, unpack
 from mixencoder.storage.schema import Schema
 
@@ -59,6 +59,25 @@ class Manifest:
     shard_rows: int
     complete: bool
 
+    def check_fingerprint(self, what: str, expected: Mapping[str, str]) -> None:
+        """Refuse to be taken for what something else encoded; "name" is for the message alone.
+
+        Args:
+            what: the index, for the message.
+            expected: the fingerprint it should have.
+
+        Raises:
+            IndexMismatchError: it has another; the message names both and the parts that differ.
+        """
+        found = self.fingerprint
+        parts = [key for key in {**found, **expected} if key != "name" and found.get(key) != expected.get(key)]
+        if parts:
+            differ = "; ".join(f"{part} is {found.get(part)}, expected {expected.get(part)}" for part in parts)
+            raise IndexMismatchError(
+                f"{what} was made by {found.get('name', 'another model')}, but this is "
+                f"{expected.get('name', 'another one')}: {differ}. Use it with what made it, or build it again"
+            )
+
 
 class EntryRecord(NamedTuple):
     """A document as the catalogue keeps it.
@@ -79,7 +98,7 @@ class EntryRecord(NamedTuple):
 
     def checksum(self) -> int:
         """CRC-32 of all attributes."""
-        values = (str(self.row), self.id, self.digest and self.digest.hex(), self.metadata, self.text)
+        values = (str(self.row), self.id, None if self.digest is None else self.digest.hex(), self.metadata, self.text)
         return zlib.crc32("\0".join("\1" if value is None else value for value in values).encode())
 
 
@@ -145,9 +164,11 @@ class Catalogue:
 
     def manifest(self) -> Manifest:
         """Read the manifest."""
-        values = {name: json.loads(value) for name, value in self._query("SELECT name, value FROM manifest")}
+        rows = self._query("SELECT name, value FROM manifest")
+        values: dict[str, Any] = {name: json.loads(value) for name, value in rows}
         try:
-            return Manifest(**{**values, "schema": Schema.from_json(values["schema"])})
+            values["schema"] = Schema.from_json(values["schema"])
+            return Manifest(**values)
         except (KeyError, TypeError) as error:
             raise IndexDamagedError(f"{self.name} holds no whole manifest ({error}); build the index again") from error
 
@@ -178,7 +199,7 @@ class Catalogue:
     def find(self, ids: Sequence[str], rows: int) -> dict[str, tuple[int, bytes | None]]:
         """Return for ids the first row and digest of their last entry among the first rows; it may be removed."""
         # of the columns beside max(), SQLite takes the row that holds the maximum
-        columns = f"SELECT id, max(row), digest FROM entries WHERE row < {int(rows)} AND"
+        columns = f"SELECT id, max(row), digest FROM entries WHERE row < {rows:d} AND"
         return {id: (row, digest) for id, row, digest in self._chunked(columns, "id", ids, "GROUP BY id")}
 
     def live(self, ids: Sequence[str]) -> dict[str, tuple[int, bytes | None]]:
@@ -224,7 +245,7 @@ class Catalogue:
             self._connection.executemany("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?, ?)", blocks)
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> Generator[None]:
         """Write in one transaction, undone by any exception."""
         with self._mutex, _translated(self.name):
             self._connection.execute("BEGIN IMMEDIATE")
@@ -271,6 +292,7 @@ class Catalogue:
 
     def _undo_interrupted_commit(self) -> None:
         """Let a connection that may write roll back what a killed writer left half-committed."""
+        assert self._read_only is not None, "only a reading connection asks for it"
         try:
             with contextlib.closing(sqlite3.connect(self._read_only, timeout=BUSY_SECONDS)) as connection:
                 connection.execute("SELECT count(*) FROM manifest").fetchall()
@@ -282,7 +304,7 @@ class Catalogue:
 
 
 @contextlib.contextmanager
-def _translated(name: str) -> Iterator[None]:
+def _translated(name: str) -> Generator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:

@@ -27,9 +27,7 @@ def compact(store: FolderStore | MemoryStore, generation: Generation) -> int:
     report = verify(generation.catalogue, generation.arrays, manifest.schema)
     if not report.ok:
         raise IndexDamagedError(f"{store.name} is damaged and was left as it is: {report.damages[0]}")
-    view = Snapshot(
-        generation.catalogue, row_map, manifest.schema, generation.arrays.map(row_map.rows), manifest.shard_rows
-    )
+    view = Snapshot(generation.catalogue, row_map, manifest, generation.arrays.map(row_map.rows))
     try:
         fresh = store.new_generation(manifest)
         with transaction(fresh.writer(), fresh.arrays, manifest.schema) as current:

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,7 +97,7 @@ def batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]
 
 
 def _rows(columns: Mapping[str, Iterable[Any]]) -> Iterator[dict[str, Any]]:
-    counts = {name: len(column) for name, column in columns.items() if hasattr(column, "__len__")}
+    counts = {name: len(column) for name, column in columns.items() if isinstance(column, Sized)}
     if len(set(counts.values())) > 1:
         raise InputError(f"numbers differ: {', '.join(f'{count} {name}' for name, count in counts.items())}")
     missing = object()
@@ -113,7 +113,7 @@ def _document(number: int, row: Mapping[str, Any]) -> Document:
     if "documents" in row:
         content = _encoded(text, f"document {number}")
     else:
-        content = raw_bytes(embedding.detach().cpu().contiguous())
+        content = raw_bytes(row["embeddings"].detach().cpu().contiguous())
     digest = hashlib.blake2b(content, digest_size=_DIGEST_BYTES)
     id = row.get("ids", digest.hexdigest())
     if not _encoded(id, f"id {number}"):

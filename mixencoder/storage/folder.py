@@ -13,14 +13,15 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mixencoder.durable import sync_folder
 from mixencoder.storage.catalogue import Catalogue, Manifest
 from mixencoder.storage.errors import IndexDamagedError, IndexLockedError, IndexStateError, IndexStorageError
-from mixencoder.storage.shards import Arrays, ShardFiles, refusal, sync_folder
+from mixencoder.storage.shards import Arrays, ShardFiles, refusal
 
 KIND = "mixencoder-candidate-index"
 FORMAT = 1
@@ -51,6 +52,7 @@ class Generation:
     def writer(self) -> Catalogue:
         """Return the connection for writing; only under the lock."""
         if self.writing is None:
+            assert self.folder is not None, "a generation in memory is made with its connection"
             self.writing = Catalogue.on_disk(self.folder / _CATALOGUE, "rw")
         return self.writing
 
@@ -122,6 +124,7 @@ class FolderStore:
 
     def publish(self, generation: Generation) -> None:
         """Make a generation the current one, whole or not at all, and delete all others."""
+        assert generation.folder is not None, "a generation of a folder has one"
         pointer, draft = self.path / _POINTER, self.path / f"{_POINTER}.new"
         content = json.dumps({"kind": KIND, "format": FORMAT, "generation": generation.number}) + "\n"
         try:
@@ -138,7 +141,7 @@ class FolderStore:
         self._sweep(generation.number)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> Generator[None]:
         """Hold the right to write.
 
         Raises:

@@ -1,7 +1,7 @@
 """An index that is not kept: the arrays and the store behind the interface of `shards` and `folder`, in memory."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -86,6 +86,7 @@ class MemoryStore:
 
     def current(self) -> Generation:
         """Return the generation published last."""
+        assert self._generation is not None, "an index publishes its first generation when it is made"
         return self._generation
 
     def prepare(self) -> bool:
@@ -107,7 +108,7 @@ class MemoryStore:
         """There is nothing to delete."""
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> Generator[None]:
         """Hold the right to write.
 
         Raises:

@@ -112,4 +112,4 @@ class Schema:
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """Return the bytes of a contiguous CPU tensor without a copy."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from mixencoder.durable import sync_folder
 from mixencoder.storage.errors import IndexDamagedError, IndexStorageError
 from mixencoder.storage.rows import BLOCK_ROWS
 from mixencoder.storage.schema import Field, Schema, raw_bytes
@@ -229,15 +230,6 @@ def refusal(error: OSError, path: Path) -> IndexStorageError:
         f"{path} cannot be written: {error.strerror or error}; what was committed before is intact. Make room or allow "
         "writing there, then do the same again"
     )
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names created, renamed or deleted in a folder survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _size(path: Path) -> int:

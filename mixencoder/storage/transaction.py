@@ -4,7 +4,7 @@ The order that makes a crash harmless: rows are written, then flushed, then the 
 one SQLite transaction. What lies in the arrays beyond the committed rows is dropped by the next writer.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -91,7 +91,9 @@ class Transaction:
         number = max(0, self.rows - 1) // BLOCK_ROWS
         block = self._block(number)
         for place, array in enumerate(self._schema.fields):
-            block.checksums[place] = checksum(self._arrays.readable(array, number * BLOCK_ROWS, block.rows))
+            rows = self._arrays.readable(array, number * BLOCK_ROWS, block.rows)
+            assert rows is not None, "files that were too short have been padded"
+            block.checksums[place] = checksum(rows)
 
     def commit(self) -> None:
         """Make everything count, at once."""
@@ -123,7 +125,7 @@ class Transaction:
 
 
 @contextmanager
-def transaction(catalogue: Catalogue, arrays: Arrays, schema: Schema) -> Iterator[Transaction]:
+def transaction(catalogue: Catalogue, arrays: Arrays, schema: Schema) -> Generator[Transaction]:
     """Commit what the body did; an exception undoes all of it.
 
     Args:

@@ -39,7 +39,8 @@ class Verification:
     """What `verify` found.
 
     Attributes:
-        documents, rows: live ones, when it looked.
+        documents: live ones, when it looked.
+        rows: live ones, when it looked.
         checked_bytes: of array data compared with checksums.
         damages: empty where all is well.
     """
@@ -92,7 +93,10 @@ def verify(catalogue: Catalogue, arrays: Arrays, schema: Schema) -> Verification
             ids = tuple(catalogue.ids(heads).values())
             wrong = "missing" if found is None else "not what was written (checksum)"
             what = f"rows {first:,} to {first + record.rows - 1:,} of field {field.name} are {wrong}"
-            mend = "repair() encodes these documents again from their stored texts; without texts, add them again"
+            mend = (
+                "repair() (mixencoder index repair) encodes these documents again from their stored texts, and removes "
+                "those without: add them again"
+            )
             damages.append(Damage(str(arrays.file_of(first, field)), what, mend, ids, heads))
     damages += _entry_damages(catalogue, row_map)
     return Verification(row_map.documents, row_map.live_rows, checked, tuple(damages))

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from mixencoder.errors import InputError
-from mixencoder.storage.catalogue import PAGE, Catalogue
+from mixencoder.storage.catalogue import PAGE, Catalogue, Manifest
 from mixencoder.storage.errors import UnknownIdError, naming
 from mixencoder.storage.rows import RowMap
-from mixencoder.storage.schema import Schema
 from mixencoder.storage.shards import Shard, spread
 
 
@@ -21,7 +20,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         positions: (R,) int64 numpy; for every row the place of the document that it belongs to.
-        fields: name -> (R, *shape).
+        fields: name -> ``(R, *shape)``.
     """
 
     positions: np.ndarray
@@ -35,7 +34,7 @@ class Entry(NamedTuple):
         id: its name.
         text: None where none is kept.
         metadata: the object given with it, or None.
-        fields: name -> (rows of the document, *shape), where asked for.
+        fields: name -> ``(rows of the document, *shape)``, where asked for.
     """
 
     id: str
@@ -112,14 +111,14 @@ class Listing:
         for places in self._pages():
             yield from self._entries(self._heads(places))
 
-    def with_arrays(self, schema: Schema, map_rows: Callable[[int], tuple[Shard, ...]], shard_rows: int) -> "Snapshot":
+    def with_arrays(self, manifest: Manifest, map_rows: Callable[[int], tuple[Shard, ...]]) -> "Snapshot":
         """Return the same documents with their arrays."""
-        return Snapshot(self._catalogue, self._map, schema, map_rows(self._map.rows), shard_rows)
+        return Snapshot(self._catalogue, self._map, manifest, map_rows(self._map.rows))
 
     def _entries(self, heads: list[int]) -> list[Entry]:
         found = self._catalogue.entries(heads)
         return [
-            Entry(record.id, record.text, record.metadata and json.loads(record.metadata))
+            Entry(record.id, record.text, json.loads(record.metadata) if record.metadata else None)
             for record in (found[head] for head in heads)
         ]
 
@@ -148,15 +147,25 @@ class Snapshot(Listing):
 
     Attributes:
         rows: live rows; more than documents where documents have several.
-        schema: the fields of a row.
+        manifest: what the index is.
     """
 
-    def __init__(
-        self, catalogue: Catalogue, row_map: RowMap, schema: Schema, shards: tuple[Shard, ...], shard_rows: int
-    ) -> None:
+    def __init__(self, catalogue: Catalogue, row_map: RowMap, manifest: Manifest, shards: tuple[Shard, ...]) -> None:
         super().__init__(catalogue, row_map)
-        self.schema = schema
-        self._shards, self._shard_rows = shards, shard_rows
+        self.manifest = manifest
+        self._shards, self._shard_rows = shards, manifest.shard_rows
+
+    def to(self, device: str | torch.device) -> "Snapshot":
+        """Return the same view with all its arrays in the memory of a device.
+
+        A GPU then ranks them without reading them again. Takes the bytes of all rows, removed ones included; what the
+        index becomes later is not seen.
+        """
+        shards = tuple(
+            Shard(shard.first, {name: array.to(device) for name, array in shard.fields.items()})
+            for shard in self._shards
+        )
+        return Snapshot(self._catalogue, self._map, self.manifest, shards)
 
     def chunks(self, size: int) -> Iterator[Chunk]:
         """Yield all live rows in iteration order, size at a time, fewer in the last chunk.
@@ -195,11 +204,16 @@ class Snapshot(Listing):
                 return parts[0]
             return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         numbers = rows // self._shard_rows
-        out = {field.name: torch.empty(count, *field.shape, dtype=field.torch_dtype) for field in self.schema.fields}
+        device = next(iter(self._shards[0].fields.values())).device if self._shards else None
+        out = {
+            field.name: torch.empty(count, *field.shape, dtype=field.torch_dtype, device=device)
+            for field in self.manifest.schema.fields
+        }
         for number in np.unique(numbers).tolist():
             shard = self._shards[number]
-            places = torch.from_numpy(np.flatnonzero(numbers == number))
-            within = torch.from_numpy(rows)[places] - shard.first
+            places = np.flatnonzero(numbers == number)
+            within = torch.from_numpy(rows[places] - shard.first).to(device)
+            places = torch.from_numpy(places).to(device)
             for name, array in shard.fields.items():
                 out[name].index_copy_(0, places, array.index_select(0, within))
         return out

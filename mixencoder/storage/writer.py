@@ -26,7 +26,7 @@ class Encoded(NamedTuple):
     """What an encode function returns.
 
     Attributes:
-        fields: name -> (R, *shape), the rows of all texts in order.
+        fields: name -> ``(R, *shape)``, the rows of all texts in order.
         row_counts: rows of each text, at least 1, adding up to R.
         cut: texts that were truncated.
     """
@@ -104,7 +104,7 @@ class Writer:
                     cut += self._replace(fresh)
                 added, skipped = added + len(fresh), skipped + len(group) - len(fresh)
         except Exception as error:
-            if added:
+            if added > 0:
                 error.add_note(f"{added:,} documents had been committed before and stay in the index")
             raise
         return AddResult(added=added, skipped=skipped, cut=cut)
@@ -183,15 +183,16 @@ class Writer:
         return encoded.cut
 
     def _encoded(self, batch: Sequence[Document]) -> Encoded:
-        given = batch[0].embedding is not None
-        if (self._project if given else self._encode) is None:
-            what = "embeddings" if given else "texts"
-            raise IndexStateError(f"the index was opened without a model, so it cannot take {what}; open it with one")
-        if given:
-            fields = self._project(torch.stack([item.embedding for item in batch]))
-            encoded = Encoded(fields, [1] * len(batch))
+        # either all documents of a call come as embeddings, or none
+        embeddings = [item.embedding for item in batch if item.embedding is not None]
+        if embeddings and self._project is not None:
+            encoded = Encoded(self._project(torch.stack(embeddings)), [1] * len(batch))
+        elif not embeddings and self._encode is not None:
+            texts = [item.text for item in batch if item.text is not None]
+            encoded = self._encode(texts, batch_size=self._batch_size)
         else:
-            encoded = self._encode([item.text for item in batch], batch_size=self._batch_size)
+            what = "embeddings" if embeddings else "texts"
+            raise IndexStateError(f"the index was opened without a model, so it cannot take {what}; open it with one")
         fields, rows = self._manifest.schema.check(encoded.fields)
         counts = encoded.row_counts
         if len(counts) != len(batch) or min(counts) < 1 or sum(counts) != rows:

@@ -65,7 +65,10 @@ class Shape(NamedTuple):
     """"tuple" (query, right document, wrong ones), "lists" (query, right documents, wrong ones), "candidates" (query,
     documents, a label each) or "labelled" (a pair and its label)."""
     inputs: tuple[str, ...]
-    label: str | None
+    label: str
+    """Column of the labels; empty where the kind has none."""
+    unread: tuple[str, ...] = ()
+    """Further columns, which are passed over."""
 
 
 def recognise(row: Row, where: str) -> Shape:
@@ -74,8 +77,15 @@ def recognise(row: Row, where: str) -> Shape:
     Raises:
         DataError: it has none; the message names the row, what was found and what was expected.
     """
+    columns = tuple(name for name in row if name not in _NAME_COLUMNS)
     named = next((shape for shape in _NAMED_SHAPES if set(shape) <= set(row)), None)
-    columns = named or tuple(name for name in row if name not in _NAME_COLUMNS)
+    unread: tuple[str, ...] = ()
+    if named:
+        # who names both texts may have notes beside them, which are no wrong documents
+        has_right = named[1] in ("positive", "positives")
+        wrong = tuple(name for name in columns if name.startswith("neg")) if has_right else ()
+        unread = tuple(name for name in columns if name not in named + wrong)
+        columns = named + wrong
     label = next((name for name in LABEL_COLUMNS if name in columns), None)
     inputs = tuple(name for name in columns if name != label)
     has_lists = len(inputs) > 1 and (isinstance(row[inputs[1]], list) or inputs[1] in _LIST_COLUMNS)
@@ -88,7 +98,7 @@ def recognise(row: Row, where: str) -> Shape:
             f"{where}: fields are {', '.join(row) or 'none'}; expected {expected}, or two texts in any columns, then "
             f"columns of wrong documents or a label in {', '.join(LABEL_COLUMNS)}"
         )
-    return Shape(kind, inputs, label)
+    return Shape(kind, inputs, label or "", unread)
 
 
 def read_source(
@@ -175,6 +185,13 @@ def _read_examples(
     for where, row in read_rows(source, name):
         if shape is None:
             shape = recognise(row, where)
+            if shape.unread:
+                logger.warning(
+                    "%s: %s not read beside %s; wrong documents stand in columns negative, negative_2 and so on",
+                    source if isinstance(source, Path) else name,
+                    ", ".join(shape.unread),
+                    ", ".join(shape.inputs),
+                )
             if shape.kind == "labelled":
                 found = task or _task_of_label(shape.label, row[shape.label], label2id)
         fields = [*shape.inputs, *([shape.label] if shape.label else [])]
@@ -197,7 +214,8 @@ def _task_of_label(column: str, value: Any, label2id: dict[str, int] | None) -> 
     """Names are classes; numbers are classes for a model that has some, unless the column says that they are scores."""
     if column in ("score", "scores"):
         return "similarity"
-    is_class = _is_name(value) or (label2id is not None and float(value).is_integer())
+    number = _number(value)
+    is_class = _is_name(value) or (label2id is not None and number is not None and number.is_integer())
     return "classification" if is_class else "similarity"
 
 
@@ -219,11 +237,11 @@ def _number(value: Any) -> float | None:
 def _read_example(row: Row, shape: Shape, where: str, task: str, label2id: dict[str, int] | None) -> Example | None:
     first, second, *rest = shape.inputs
     query = _text(row[first], where, first)
-    if shape.kind == "tuple":
-        return _ranking(query, [_text(row[second], where, second)], [_text(row[name], where, name) for name in rest])
-    if shape.kind == "lists":
-        wrong = [text for name in rest for text in _texts(row[name], where, name)]
-        return _ranking(query, _texts(row[second], where, second), wrong)
+    if shape.kind in ("tuple", "lists"):
+        read_right = _texts if shape.kind == "lists" else _text
+        right = read_right(row[second], where, second)
+        wrong = [text for name in rest for text in _one_or_more(row[name], where, name)]
+        return _ranking(query, [right] if isinstance(right, str) else right, wrong)
     if shape.kind == "candidates":
         candidates, labels = _candidates_and_labels(row, shape, where)
         graded = [(text, label) for text, label in zip(candidates, labels, strict=True) if label > 0 and text.strip()]
@@ -259,6 +277,10 @@ def _text(value: Any, where: str, field: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where}: {field} is a {type(value).__name__}; expected a string")
     return value
+
+
+def _one_or_more(value: Any, where: str, field: str) -> list[str]:
+    return _texts(value, where, field) if isinstance(value, list) else [_text(value, where, field)]
 
 
 def _texts(value: Any, where: str, field: str) -> list[str]:

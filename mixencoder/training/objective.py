@@ -94,7 +94,7 @@ class Objective:
         if self.teacher is None:
             return loss
         lists, excluded = batch["lists"], batch["lists_excluded"]
-        wanted = self._teach(batch, scores.device)
+        wanted = self._teach(self.teacher, batch, scores.device)
         found = scores.gather(1, lists)
         if self.distillation == "kl":
             taught = listwise_kl(found, wanted, excluded, self.temperature)
@@ -102,7 +102,7 @@ class Objective:
             taught = margin_mse(found, wanted, excluded)
         return (1 - self.distillation_weight) * loss + self.distillation_weight * taught
 
-    def _teach(self, batch: dict[str, Any], device: torch.device) -> Tensor:
+    def _teach(self, teacher: Teacher, batch: dict[str, Any], device: torch.device) -> Tensor:
         """The teacher's scores (B, c) of the batch's lists."""
         lists, count = batch["lists"], batch["candidates_per_query"]
         # where every query has documents of its own, they stand one list after the other
@@ -112,7 +112,7 @@ class Objective:
             for query, row in zip(batch["queries"], columns.tolist(), strict=True)
             for column in row
         ]
-        return self.teacher.score(pairs, "ranking").to(device).view(lists.shape)
+        return teacher.score(pairs, "ranking").to(device).view(lists.shape)
 
     def _classify(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
         loss = classification_loss(logits, batch["targets"])

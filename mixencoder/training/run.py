@@ -1,6 +1,7 @@
 """`train`: from data and an encoder or checkpoint to a saved model of any architecture."""
 
 import dataclasses
+import fcntl
 import json
 import logging
 import math
@@ -10,6 +11,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,22 +19,23 @@ from typing import Any
 
 import torch
 
-from mixencoder.architectures import ARCHITECTURES, front_door, load_engine
+from mixencoder.architectures import ARCHITECTURES, load_engine
 from mixencoder.backbones import encoder_layers
-from mixencoder.checkpoint import default_checkpoint
+from mixencoder.checkpoint import save
+from mixencoder.durable import is_vacant, standing
 from mixencoder.engine import Engine
 from mixencoder.errors import DataError, InputError, TruncationWarning
 from mixencoder.training.batches import Collator, ExampleDataset
-from mixencoder.training.examples import Source, class_names, read_source
+from mixencoder.training.checks import check_contrast, check_heads, check_texts, ranked
+from mixencoder.training.examples import Source, read_source
 from mixencoder.training.objective import DISTILLATIONS, Objective, Teacher
+from mixencoder.training.start import BUNDLED, CLASS_FIELDS, checkpoint_path, new_model, trained_model
 from mixencoder.training.trainer import ObjectiveTrainer, PartialState, TrainingArguments, last_checkpoint
 
 logger = logging.getLogger(__name__)
 
 RECORD = "training.json"
 """File beside the weights of a trained model: how it was trained."""
-BUNDLED = "bundled"
-"""Name of the checkpoint that the package holds, where a model is named."""
 _MAY_CHANGE = ("resume", "save_every", "log_every")
 """Fields that a resumed run may have other values of."""
 
@@ -64,12 +67,14 @@ class TrainConfig:
     architecture: str | None = None
     """Of `mixencoder.architectures.ARCHITECTURES`; None is that of `model`, or mixencoder."""
     model: str | None = None
-    """A trained model to go on from: a directory, a hub id, or "bundled"."""
+    """A trained model to go on from: a directory, a hub id, or "bundled". It gets a head that the data need and it
+    lacks; all other weights go on as they are."""
     backbone: str | None = None
     """An encoder to start from instead, or a trained model whose encoder to take. None: that of the bundled one."""
     config: dict[str, Any] = field(default_factory=dict)
     """With backbone: fields of the architecture's configuration. Heads and class names are read off the data where
-    they are left out."""
+    they are left out. With model: only `CLASS_FIELDS`, for a classification head that it lacks, where the data hold
+    class numbers instead of names."""
     steps: int = 1000
     """Optimiser steps."""
     batch_size: int = 32
@@ -137,9 +142,18 @@ def train(config: TrainConfig) -> Engine:
     # without a GPU accelerate takes the processes that torchrun started for one another only when told of the CPU
     state = PartialState(cpu=not torch.cuda.is_available())
     unfinished = Path(f"{config.output.rstrip('/')}.unfinished")
-    if state.is_main_process:
-        _prepare_folder(config, unfinished)
-    state.wait_for_everyone()
+    with _alone(unfinished) if state.is_main_process else nullcontext() as was_there:
+        if state.is_main_process:
+            _prepare_folder(config, unfinished, was_there=was_there)
+        state.wait_for_everyone()
+        if not is_vacant(Path(config.output)):
+            # the interrupted run had come to its end
+            return load_engine(config.output, device="cpu")
+        return _run(config, specs, state, unfinished)
+
+
+def _run(config: TrainConfig, specs: list[DataSpec], state: PartialState, unfinished: Path) -> Engine:
+    """Train, from the last checkpoint if there is one, and save."""
     checkpoint = last_checkpoint(unfinished)
     try:
         engine, trainer = _prepare(config, specs, unfinished)
@@ -150,9 +164,8 @@ def train(config: TrainConfig) -> Engine:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         engine.model.requires_grad_(True).eval()
         if state.is_main_process:
-            seconds = time.perf_counter() - start
-            engine.save_pretrained(config.output)
-            _write_record(config, trainer, specs, seconds)
+            record = _record(config, trainer, specs, time.perf_counter() - start)
+            save(engine.model, engine.tokenizer, Path(config.output), beside={RECORD: record})
             shutil.rmtree(unfinished)
         state.wait_for_everyone()
     finally:
@@ -161,11 +174,39 @@ def train(config: TrainConfig) -> Engine:
     return engine
 
 
+@contextmanager
+def _alone(unfinished: Path) -> Iterator[bool]:
+    """Keep other runs from a folder of checkpoints, until this one ends or dies; yields whether the folder was there.
+
+    Raises:
+        InputError: a run that is still going on has it.
+    """
+    was_there = unfinished.exists()
+    unfinished.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(unfinished, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = f"{unfinished} is being written by a run that still goes on; wait for it, or end it"
+            raise InputError(message) from error
+        yield was_there
+    finally:
+        os.close(descriptor)
+        if not was_there:
+            # a run that was refused leaves nothing
+            with suppress(OSError):
+                unfinished.rmdir()
+
+
 def _check(config: TrainConfig) -> None:
     if config.model is not None and config.backbone is not None:
         raise InputError("expected either a model to go on from or a backbone to start from, not both")
-    if config.model is not None and config.config:
-        raise InputError(f"config is {config.config}, but a model to go on from has its own; leave one out")
+    if config.model is not None and not set(config.config) <= set(CLASS_FIELDS):
+        raise InputError(
+            f"config is {config.config}, but a model to go on from has its own; expected nothing but the classes of a "
+            f"head that it is to get ({', '.join(CLASS_FIELDS)})"
+        )
     if config.architecture is not None and config.architecture not in ARCHITECTURES:
         raise InputError(f"architecture is {config.architecture!r}; expected one of {', '.join(ARCHITECTURES)}")
     least = {"steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "graded_list": 2, "log_every": 1}
@@ -211,43 +252,46 @@ def _spec(item: str | dict[str, Any] | DataSpec, data_dir: str) -> DataSpec:
     return dataclasses.replace(item, source=source)
 
 
-def _prepare_folder(config: TrainConfig, unfinished: Path) -> None:
-    """Make the folder of checkpoints; refuse to overwrite anything."""
-    output = Path(config.output)
-    if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
-        raise InputError(f"{output} exists and is not empty; name another output, or move it away")
+def _prepare_folder(config: TrainConfig, unfinished: Path, *, was_there: bool) -> None:
+    """Begin in a folder of checkpoints, or see that a run can go on from those that it holds; overwrite nothing."""
+    output, known = Path(config.output), unfinished / "config.json"
     # not asdict, which would copy rows that were given as data
     fields = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
     settings = json.loads(json.dumps(fields, default=_named))
-    known = unfinished / "config.json"
-    if unfinished.exists():
-        if last_checkpoint(unfinished) is None:
-            # nothing in it can be used: a run died before its first checkpoint was whole
-            shutil.rmtree(unfinished)
-        elif not config.resume:
-            raise InputError(
-                f"{unfinished} holds an interrupted run; go on with it (resume), or remove it to start again"
-            )
-        else:
-            before = json.loads(known.read_text(encoding="utf-8"))
-            changed = [name for name in settings if name not in _MAY_CHANGE and settings[name] != before.get(name)]
-            if changed:
-                found = ", ".join(f"{name} {settings[name]!r} instead of {before.get(name)!r}" for name in changed)
-                raise InputError(f"{unfinished} was begun with other settings: {found}; resume with the same ones")
-            return
-    unfinished.mkdir(parents=True)
-    known.write_text(json.dumps(settings), encoding="utf-8")
+    is_done = was_there and (standing(output) / RECORD).is_file()
+    if not is_vacant(output) and not (config.resume and is_done):
+        raise InputError(f"{output} exists and is not empty; name another output, or move it away")
+    if not is_done and last_checkpoint(unfinished) is None:
+        # what is there cannot be used: a run died before its first checkpoint was whole
+        for path in unfinished.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        known.write_text(json.dumps(settings), encoding="utf-8")
+        return
+    if not config.resume:
+        raise InputError(f"{unfinished} holds an interrupted run; go on with it (resume), or remove it to start again")
+    # of a run that died while it cleaned up, they may be gone
+    before = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else settings
+    changed = [name for name in settings if name not in _MAY_CHANGE and settings[name] != before.get(name)]
+    if changed:
+        found = ", ".join(f"{name} {settings[name]!r} instead of {before.get(name)!r}" for name in changed)
+        raise InputError(f"{unfinished} was begun with other settings: {found}; resume with the same ones")
+    if is_done:
+        shutil.rmtree(unfinished)
 
 
 def _prepare(config: TrainConfig, specs: list[DataSpec], folder: Path) -> tuple[Engine, ObjectiveTrainer]:
     torch.manual_seed(config.seed)
     engine = _start(config, specs)
-    label2id = engine.config.label2id if "classification" in engine.config.heads else None
+    label2id = engine.config.class_numbers
     sources = [
         read_source(spec.source, weight=spec.weight, label2id=label2id, task=spec.task, name=spec.name)
         for spec in specs
     ]
-    _check_heads(engine, sources, "this model")
+    if config.model is not None and "ranking" not in engine.config.heads and ranked(sources):
+        logger.info("%s gets a ranking head for %s", config.model, ", ".join(ranked(sources)))
+        engine = engine.with_head("ranking")
+    check_heads(engine, sources, "this model")
+    check_texts(sources, engine.tokenizer)
     for source in sources:
         logger.info("%s: %d examples, %s", source.name, len(source.examples), source.task)
     model = engine.model
@@ -259,6 +303,7 @@ def _prepare(config: TrainConfig, specs: list[DataSpec], folder: Path) -> tuple[
     negatives = config.negatives if config.negatives is not None else (1 if in_batch else 4)
     if not in_batch and negatives < 1:
         raise InputError("negatives is 0, but queries have lists of their own (in_batch); expected at least 1")
+    check_contrast(sources, config.batch_size, PartialState().num_processes, negatives)
     reader = _limited(engine, config)
     collator = Collator(
         reader.read_query,
@@ -278,7 +323,7 @@ def _prepare(config: TrainConfig, specs: list[DataSpec], folder: Path) -> tuple[
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        warmup_steps=math.ceil(config.steps / 10),
+        warmup_steps=config.steps // 10,
         lr_scheduler_type="linear",
         bf16=config.bf16,
         use_cpu=not torch.cuda.is_available(),
@@ -313,30 +358,10 @@ def _prepare(config: TrainConfig, specs: list[DataSpec], folder: Path) -> tuple[
 
 
 def _start(config: TrainConfig, specs: list[DataSpec]) -> Engine:
-    """Load the model to go on from, or make one with the heads that the data asks for."""
+    sources = [spec.source for spec in specs]
     if config.model is not None:
-        engine = load_engine(_path(config.model), device="cpu")
-        if config.architecture is not None and not isinstance(engine, front_door(config.architecture)):
-            raise InputError(f"{config.model} is a {type(engine).__name__}; expected a {config.architecture}")
-        return engine
-    fields = dict(config.config)
-    if "label2id" not in fields and "id2label" not in fields:
-        found = [class_names(spec.source) for spec in specs]
-        names = sorted(set().union(*found))
-        if names:
-            fields.setdefault("heads", ["classification"] if all(found) else ["ranking", "classification"])
-        if names and "classification" in fields["heads"]:
-            fields |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    elif "id2label" in fields:
-        # YAML and JSON may hold class numbers as text
-        fields["id2label"] = {int(number): name for number, name in fields["id2label"].items()}
-        fields.setdefault("label2id", {name: number for number, name in fields["id2label"].items()})
-    backbone = _path(config.backbone or BUNDLED)
-    return front_door(config.architecture or "mixencoder").from_backbone(backbone, device="cpu", **fields)
-
-
-def _path(name: str) -> str | Path:
-    return default_checkpoint() if name == BUNDLED else name
+        return trained_model(config.model, config.architecture, config.config, sources)
+    return new_model(config.architecture or "mixencoder", config.backbone or BUNDLED, config.config, sources)
 
 
 def _limited(engine: Engine, config: TrainConfig) -> Engine:
@@ -346,32 +371,25 @@ def _limited(engine: Engine, config: TrainConfig) -> Engine:
     )
 
 
-def _check_heads(engine: Engine, sources: list[Source], who: str) -> None:
-    """Refuse sources that a model has no head for; whether there is one for classes was seen when they were read."""
-    lacking = [source.name for source in sources if source.task != "classification"]
-    if lacking and "ranking" not in engine.config.heads:
-        raise DataError(f"{', '.join(lacking)}: ranking and similarity need a ranking head, which {who} lacks")
-
-
 def _load_teacher(
     config: TrainConfig, sources: list[Source], label2id: dict[str, int] | None, device: torch.device
 ) -> Teacher | None:
     if config.teacher is None:
         return None
-    engine = _limited(load_engine(_path(config.teacher), device=device), config)
+    engine = _limited(load_engine(checkpoint_path(config.teacher), device=device), config)
     taught = [source for source in sources if source.task != "similarity"]
     if not taught:
         raise DataError("a teacher was named, but all data are scored pairs, which teach by themselves")
-    _check_heads(engine, taught, f"the teacher {config.teacher}")
+    check_heads(engine, taught, f"the teacher {config.teacher}")
     if any(source.task == "classification" for source in sources):
-        found = engine.config.label2id if "classification" in engine.config.heads else None
+        found = engine.config.class_numbers
         if found != label2id:
             raise DataError(f"the teacher {config.teacher} knows the classes {found}; expected {label2id}")
     return Teacher(engine)
 
 
-def _write_record(config: TrainConfig, trainer: ObjectiveTrainer, specs: list[DataSpec], seconds: float) -> None:
-    """Write how the model was trained beside its weights; names alone, as paths are nobody's business."""
+def _record(config: TrainConfig, trainer: ObjectiveTrainer, specs: list[DataSpec], seconds: float) -> str:
+    """Return how the model was trained, as JSON; names alone, as paths are nobody's business."""
     settings = {
         entry.name: getattr(config, entry.name)
         for entry in dataclasses.fields(TrainConfig)
@@ -391,10 +409,7 @@ def _write_record(config: TrainConfig, trainer: ObjectiveTrainer, specs: list[Da
         "versions": {name: version(name) for name in ("mixencoder", "torch", "transformers", "accelerate")},
         "log": trainer.state.log_history,
     }
-    path = Path(config.output, RECORD)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2, default=_named) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    return json.dumps(record, indent=2, default=_named) + "\n"
 
 
 def _named(value: Any) -> Any:

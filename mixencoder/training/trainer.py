@@ -1,6 +1,6 @@
 """transformers' Trainer with our batches, loss and rates, and with checkpoints that are whole or not there."""
 
-import os
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mixencoder.durable import sync_files, sync_folder
 from mixencoder.errors import MissingExtraError, NonFiniteError
 from mixencoder.training.batches import SourceBatchSampler
 from mixencoder.training.examples import Source
@@ -47,6 +48,7 @@ class ObjectiveTrainer(Trainer):
         self.train_sources = sources
         self._objective = objective
         self._head_learning_rate = head_learning_rate
+        self._rows: list[str] = []
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the batches of this process."""
@@ -58,12 +60,15 @@ class ObjectiveTrainer(Trainer):
             process=self.args.process_index,
             processes=self.args.world_size,
         )
+        assert self.train_dataset is not None, "training has a dataset"
         return DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return AdamW with two rates; biases, norms and single vectors are not decayed."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, parameter in (model or self.model).named_parameters():
+        trained = self.model if model is None else model
+        assert trained is not None, "training has a model"
+        for name, parameter in trained.named_parameters():
             if parameter.requires_grad:
                 in_backbone = name.removeprefix("module.").startswith("backbone.")
                 rate = self.args.learning_rate if in_backbone else self._head_learning_rate
@@ -75,7 +80,11 @@ class ObjectiveTrainer(Trainer):
         return self.optimizer
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return the loss of a batch, and the scores if asked for.
 
@@ -83,23 +92,42 @@ class ObjectiveTrainer(Trainer):
             NonFiniteError: it is NaN or infinite; the message names the step and the batch's rows.
         """
         loss, scores = self._objective(model, inputs)
+        self._rows += inputs["where"]
         if not torch.isfinite(loss):
-            where = inputs["where"]
-            rows = "; ".join(where[:_SHOWN]) + (f"; and {len(where) - _SHOWN} more" if len(where) > _SHOWN else "")
-            raise NonFiniteError(
-                f"the loss is {loss.item()} at step {self.state.global_step} ({inputs['task']}); the batch holds "
-                f"{rows}; nothing more is saved. A lower learning_rate, or float32 instead of bf16, may help"
-            )
+            raise self._refusal(f"the loss is {loss.item()}", inputs["task"], inputs["where"])
         return (loss, scores) if return_outputs else loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
+        """Refuse a step by a gradient that is not finite, which would spoil every weight.
+
+        Raises:
+            NonFiniteError: the message names the step and the rows of its batches.
+        """
+        norm, rows = super()._get_grad_norm(model, grad_norm=grad_norm), self._rows
+        self._rows = []
+        if norm is not None and not math.isfinite(norm):
+            raise self._refusal(f"the gradient's norm is {float(norm)}", "its loss is finite", rows)
+        return norm
+
+    def _refusal(self, what: str, which: str, rows: list[str]) -> NonFiniteError:
+        shown = "; ".join(rows[:_SHOWN]) + (f"; and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else "")
+        return NonFiniteError(
+            f"{what} at step {self.state.global_step} ({which}); the batch holds {shown}; nothing more is saved. "
+            "A lower learning_rate, or float32 instead of bf16, may help"
+        )
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            assert self.args.output_dir is not None, "TrainingArguments fills it in"
             folder = Path(self.args.output_dir)
             written = folder / f"checkpoint-{self.state.global_step}"
-            _flush(written)
+            sync_files(written)
             (written / _COMPLETE).touch()
+            # the mark is on the disk before anything else goes
+            sync_folder(written)
+            sync_folder(folder)
             for other in folder.glob("checkpoint-*"):
                 if other != written:
                     shutil.rmtree(other)
@@ -110,14 +138,3 @@ def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint in a folder that was written to its end, None if there is none."""
     whole = [path.parent for path in folder.glob(f"checkpoint-*/{_COMPLETE}")]
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-def _flush(folder: Path) -> None:
-    """Make sure that a folder's files are on the disk."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)

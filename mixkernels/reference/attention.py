@@ -25,7 +25,7 @@ _PER_CANDIDATE = (
 )
 
 
-def candidate_attention(call: Call, *, scale: float) -> Results:
+def candidate_attention(call: Call, *, scale: float) -> tuple[Tensor | None, ...]:
     """Return context, state (None without a state query) and their log-sum-exps, whatever form candidates have."""
     batch = call.key.shape[0]
     if call.candidate_offsets is None:
@@ -85,6 +85,7 @@ def _per_query(call: Call, scale: float) -> Results:
     if call.own_logits is not None:
         scores_own = call.own_logits.to(dtype).movedim(-1, -3)
     else:
+        assert call.context_key is not None, "either own keys or their logits are given"
         scores_own = torch.einsum("bnkhd,bnlhd->bnhkl", q, widened(call.context_key, call.key_scale)) * scale
     # (B, N, H, k, m + k): query tokens and the candidate's own context embeddings under one softmax
     scores = torch.cat([scores_query, scores_own], dim=-1)

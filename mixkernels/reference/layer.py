@@ -52,7 +52,7 @@ def score_top_k(
     """Scores and ids (B, at most top_k) of the best of the running ones and those of `score_candidates`."""
     scores = score_candidates(*rows, eps=eps, additive=additive)
     ids = torch.arange(first_id, first_id + scores.shape[-1], device=scores.device).expand(scores.shape)
-    if running_scores is not None:
+    if running_scores is not None and running_ids is not None:
         scores, ids = torch.cat([running_scores, scores], dim=-1), torch.cat([running_ids, ids], dim=-1)
     # by id, then by score without moving equals: best first, ties to the lower id; NaN counts as the largest
     by_id = ids.argsort(dim=-1)

@@ -32,8 +32,9 @@ def candidate_attention(call: Call, *, scale: float, return_lse: bool) -> Result
     pairs = _SLAB_ELEMENTS.get(key.device.type, 2**26) // ((k + has_state) * heads * dim)
     parts = list(slabs(call, pairs, queries=pairs // max(call.lead[-1], 1)))
     if len(parts) == 1 and call.candidate_offsets is None and key.shape[0]:
-        results = _attend(take(call, parts[0], dtype), scale, return_lse=return_lse)
-        return results[0].to(key.dtype), results[1].to(key.dtype) if has_state else None, *results[2:]
+        context, state, context_lse, state_lse = _attend(take(call, parts[0], dtype), scale, return_lse=return_lse)
+        state = None if state is None else state.to(key.dtype)
+        return context.to(key.dtype), state, context_lse, state_lse
 
     lead = call.lead
     lse_dtype = torch.promote_types(key.dtype, torch.float32)
@@ -47,7 +48,7 @@ def candidate_attention(call: Call, *, scale: float, return_lse: bool) -> Result
         for whole, part in zip(
             results, _attend(take(call, slab, dtype), scale, return_lse=return_lse, out=out), strict=True
         ):
-            if part is not None and part is not out:
+            if whole is not None and part is not None and part is not out:
                 put(call, whole, slab).copy_(part)
     return results
 
@@ -126,11 +127,11 @@ def _attend_shared_products(
     scores = scores.to(dtype) * scale
     if key_lengths is not None:
         valid = torch.arange(m, device=key.device) < key_lengths[:, None]
-        some = (key_lengths > 0)[:, None, None]
         scores.masked_fill_(~valid[:, None, None, :], torch.finfo(dtype).min)
     lse = scores.logsumexp(dim=-1)
     probs = scores.sub_(lse.unsqueeze(-1)).exp_()
     if key_lengths is not None:
+        some = (key_lengths > 0)[:, None, None]
         probs *= some.unsqueeze(-1)
         lse = lse.masked_fill(~some, -torch.inf)
     out = torch.matmul(probs.to(value.dtype), value.transpose(1, 2))
@@ -144,15 +145,17 @@ def _attend_own(call: Call, scale: float, *, on_cpu: bool) -> tuple[Tensor, Tens
     wide = torch.promote_types(query.dtype, torch.float32)
     if k == 1:
         # one own key has all the weight
-        if key is None:
+        if call.own_logits is not None:
             return value, call.own_logits.squeeze(-2)
+        assert key is not None, "either own keys or their logits are given"
         return value, (query.to(wide) * key.to(wide)).sum(dim=-1).mul_(scale)
     if on_cpu and key is not None:
         return _attend_own_flash(query, key, value, scale)
     # (..., n, H, k, k)
-    if key is None:
+    if call.own_logits is not None:
         scores = call.own_logits.movedim(-1, -3).to(wide)
     else:
+        assert key is not None, "either own keys or their logits are given"
         scores = torch.matmul(query.transpose(-3, -2).to(wide), key.to(wide).movedim(-3, -1)) * scale
     own = torch.matmul(scores.softmax(dim=-1), value.transpose(-3, -2).to(wide))
     return own.transpose(-3, -2).to(value.dtype), scores.logsumexp(dim=-1).transpose(-1, -2)

@@ -73,15 +73,19 @@ class _Outputs(NamedTuple):
 def _outputs(
     call: Call, grads: list[Tensor | None], results: list[Tensor], slab: Slab, group: slice, dtype: torch.dtype
 ) -> _Outputs:
-    given = [None if t is None else put(call, t, slab)[group].to(dtype) for t in grads]
-    kept = [put(call, t, slab)[group].to(dtype) if t.numel() else None for t in results]
-    grad_context, context_delta = _delta(given[0], kept[0], given[2])
+    def own(tensor: Tensor) -> Tensor:
+        return put(call, tensor, slab)[group].to(dtype)
+
+    given = [None if grad is None else own(grad) for grad in grads]
+    grad_context, context_delta = _delta(given[0], own(results[0]), given[2])
+    context_lse = own(results[2])
     if call.state_query is None:
-        return _Outputs(grad_context, None, context_delta, None, kept[2], None)
-    grad_state, state_delta = _delta(given[1], kept[1], given[3])
+        return _Outputs(grad_context, None, context_delta, None, context_lse, None)
+    grad_state, state_delta = _delta(given[1], own(results[1]), given[3])
+    state_lse = own(results[3])
     # a row without any key: its P meets zero keys alone, and has to be finite
-    state_lse = kept[3].masked_fill(kept[3] == -torch.inf, 0.0)
-    return _Outputs(grad_context, grad_state, context_delta, state_delta, kept[2], state_lse)
+    state_lse = state_lse.masked_fill(state_lse == -torch.inf, 0.0)
+    return _Outputs(grad_context, grad_state, context_delta, state_delta, context_lse, state_lse)
 
 
 def _delta(grad: Tensor | None, result: Tensor, grad_lse: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -113,9 +117,10 @@ class _Candidates:
         # all rows that meet the shared keys, times scale: (H, R, D)
         self.rows = _joined(part.context_query, part.state_query)[0].transpose(0, 1).contiguous() * scale
         # (n, k, k, H): every context row with every own key
-        if self.key is None:
+        if part.own_logits is not None:
             self.own_logits = part.own_logits[0].to(self.query.dtype)
         else:
+            assert self.key is not None, "either own keys or their logits are given"
             own = [(self.query * self.key[:, this : this + 1]).sum(dim=-1) for this in range(self.k)]
             self.own_logits = torch.stack(own, dim=2).mul_(scale)
         self.grad_rows = torch.zeros_like(self.rows)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mixkernels.ranking import best_of, pack_keys
+from mixkernels.tensors import needs_grad
 
 _NORM_CHUNK = 2**20
 """Elements of a chunk of the LayerNorms: larger ones go through memory, smaller ones through many calls."""
@@ -33,7 +34,7 @@ def residual_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tenso
     """Same contract as `mixkernels.reference.layer.residual_layer_norm`."""
     wide = torch.promote_types(x.dtype, torch.float32)
     weight, bias = weight.to(wide), bias.to(wide)
-    if _needs_grad(x, residual, weight, bias) or x.device.type != "cpu" or x.numel() <= _NORM_CHUNK:
+    if needs_grad(x, residual, weight, bias) or x.device.type != "cpu" or x.numel() <= _NORM_CHUNK:
         return _layer_norm(x.to(wide) + residual.to(wide), weight, bias, eps).to(x.dtype)
     out = x.new_empty(x.shape)
     for one_x, one_residual, one_out in _chunks(_NORM_CHUNK, x.dim() - 1, x, residual, out):
@@ -47,7 +48,7 @@ def gate_layer_norm(
     """Same contract as `mixkernels.reference.layer.gate_layer_norm`."""
     wide = torch.promote_types(update.dtype, torch.float32)
     weight, bias = weight.to(wide), bias.to(wide)
-    if update.device.type != "cpu" or _needs_grad(gate, update, state, weight, bias):
+    if update.device.type != "cpu" or needs_grad(gate, update, state, weight, bias):
         z, u = gate.to(wide).sigmoid(), update.to(wide)
         mixed = z * u if state is None else z * u + (1 - z) * state.to(wide)
         return _layer_norm(mixed, weight, bias, eps).to(update.dtype)
@@ -80,7 +81,7 @@ def score_candidates(
     """Same contract as `mixkernels.reference.layer.score_candidates`."""
     wide = torch.promote_types(state.dtype, torch.float32)
     weight, bias = weight.to(wide), bias.to(wide)
-    if state.device.type != "cpu" or _needs_grad(context, context_residual, state, state_residual, weight, bias):
+    if state.device.type != "cpu" or needs_grad(context, context_residual, state, state_residual, weight, bias):
         e = _layer_norm(context.to(wide) + context_residual.to(wide), weight, bias, eps).mean(dim=-2)
         h = _layer_norm(state.to(wide) + state_residual.to(wide), weight, bias, eps)
         scores = (h * e).sum(dim=-1)
@@ -116,7 +117,7 @@ def score_top_k(
     if scores.dtype == torch.float64:
         return _top_k_by_sorting(scores, ids.expand(scores.shape), running_scores, running_ids, top_k)
     keys = pack_keys(scores, ids)
-    if running_scores is not None:
+    if running_scores is not None and running_ids is not None:
         keys = torch.cat([pack_keys(running_scores, running_ids), keys], dim=-1)
     return best_of(keys, top_k)
 
@@ -125,7 +126,7 @@ def _top_k_by_sorting(
     scores: Tensor, ids: Tensor, running_scores: Tensor | None, running_ids: Tensor | None, top_k: int
 ) -> tuple[Tensor, Tensor]:
     """The best where a score has 64 bits of its own and cannot be packed with an id."""
-    if running_scores is not None:
+    if running_scores is not None and running_ids is not None:
         scores, ids = torch.cat([running_scores, scores], dim=-1), torch.cat([running_ids, ids], dim=-1)
     ids, by_id = ids.sort(dim=-1)
     scores, by_score = scores.gather(-1, by_id).sort(dim=-1, descending=True, stable=True)
@@ -134,10 +135,6 @@ def _top_k_by_sorting(
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, weight.shape, weight, bias, eps)
-
-
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _sigmoid(gate: Tensor, dtype: torch.dtype) -> Tensor:

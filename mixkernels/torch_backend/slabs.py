@@ -6,7 +6,7 @@ query dimension (1 for a pool), `put` and `add` bring results and gradients back
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ def _cut(start: int, stop: int, most: int) -> Iterator[slice]:
 
 def take(call: Call, slab: Slab, dtype: torch.dtype) -> Call:
     """The slab's part of a call: candidates (1 or B, n, ...), numbers in dtype, int8 ones times their scales."""
-    parts = {name: _select(call, getattr(call, name), slab) for name in _PER_CANDIDATE}
+    parts: dict[str, Any] = {name: _select(call, getattr(call, name), slab) for name in _PER_CANDIDATE}
     for name in ("query", "key", "value"):
         factor, numbers = _select(call, getattr(call, f"{name}_scale"), slab), parts[f"context_{name}"]
         if factor is not None and numbers is not None:
@@ -74,19 +74,12 @@ def _select(call: Call, tensor: Tensor | None, slab: Slab) -> Tensor | None:
     if tensor is None:
         return None
     if call.candidate_ids is not None:
-        return tensor[_ids(call, slab)]
+        return tensor[put(call, call.candidate_ids, slab)]
     return tensor[slab.rows].unsqueeze(0) if call.context_query.dim() == 4 else tensor[slab.queries, slab.rows]
 
 
-def _ids(call: Call, slab: Slab) -> Tensor:
-    """Ids of the slab's candidates, (B, n)."""
-    if call.candidate_offsets is not None:
-        return call.candidate_ids[slab.rows].unsqueeze(0)
-    return call.candidate_ids[slab.queries, slab.rows]
-
-
 def put(call: Call, results: Tensor, slab: Slab) -> Tensor:
-    """View of the slab's part (B, n, ...) of results."""
+    """View of the slab's part (B, n, ...) of results, or of ids."""
     if call.candidate_offsets is not None:
         return results[slab.rows].unsqueeze(0)
     return results[slab.queries, slab.rows]
@@ -95,7 +88,7 @@ def put(call: Call, results: Tensor, slab: Slab) -> Tensor:
 def add(call: Call, gradient: Tensor, part: Tensor, slab: Slab) -> None:
     """Add a slab's gradient (1, n, ...) to the candidates' gradient, where a candidate may occur more than once."""
     if call.candidate_ids is not None:
-        gradient.index_add_(0, _ids(call, slab).flatten(), part.flatten(0, 1).to(gradient.dtype))
+        gradient.index_add_(0, put(call, call.candidate_ids, slab).flatten(), part.flatten(0, 1).to(gradient.dtype))
     elif call.context_query.dim() == 4:
         gradient[slab.rows] += part.squeeze(0)
     else:

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mixkernels.checks import Call
 from mixkernels.roofline import Cost, candidate_attention_cost
-from mixkernels.triton_backend.tiles import INTERPRET
+from mixkernels.triton_backend.runtime import INTERPRET
 
 STRIDE_NAMES = (
     *("cq_b", "cq_n", "cq_c", "cq_h", "ck_b", "ck_n", "ck_c", "ck_h", "cv_b", "cv_n", "cv_c", "cv_h"),
@@ -68,16 +67,6 @@ def num_tiles(call: Call, candidates: int) -> int:
     if call.candidate_offsets is not None:
         return call.lead[0] // candidates + batch
     return -(-call.lead[1] // candidates) * batch
-
-
-def out_dtype(key: Tensor) -> torch.dtype:
-    """Dtype in which a kernel stores: the interpreter truncates where a GPU rounds, so there PyTorch rounds."""
-    return torch.float32 if INTERPRET else key.dtype
-
-
-def device_of(tensor: Tensor) -> torch.cuda.device:
-    """Make a tensor's GPU the current one."""
-    return torch.cuda.device(tensor.device if tensor.device.type == "cuda" else -1)
 
 
 def forward_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:

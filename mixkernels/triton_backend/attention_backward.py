@@ -18,7 +18,6 @@ from mixkernels.checks import Call
 from mixkernels.triton_backend.arguments import (
     constants_of,
     dense,
-    device_of,
     num_tiles,
     strides_of,
 )
@@ -27,7 +26,7 @@ from mixkernels.triton_backend.attention_backward_kernels import (
     candidate_attention_bwd_shared_kernel,
 )
 from mixkernels.triton_backend.launch import Kind, LaunchConfig, launch_config
-from mixkernels.triton_backend.tiles import INTERPRET
+from mixkernels.triton_backend.runtime import INTERPRET, device_of
 from mixkernels.triton_backend.variant import KernelVariant, attention_variants
 
 _PROGRAMS = 512
@@ -64,7 +63,8 @@ def _given(grads: list[Tensor | None], results: list[Tensor], *, has_state: bool
     def given(grad: Tensor | None, result: Tensor) -> Tensor:
         return torch.zeros_like(result) if grad is None else grad.contiguous()
 
-    return [given(*pair) if want else None for *pair, want in zip(grads, results, wanted, strict=True)]
+    every = zip(grads, results, wanted, strict=True)
+    return [given(grad, result) if want else None for grad, result, want in every]
 
 
 def _pointers(tensors: tuple[Tensor | None, ...], stand_in: Tensor) -> list[Tensor]:
@@ -117,7 +117,10 @@ def _candidates_backward(
     else:
         outputs = [None if t is None else torch.zeros_like(t) for t in inputs]
         return outputs
-    return [None if t is None else _gathered_back(g, t, call, pool=pool) for g, t in zip(outputs, inputs, strict=True)]
+    return [
+        None if output is None else _gathered_back(output, tensor, call, pool=pool)
+        for output, tensor in zip(outputs, inputs, strict=True)
+    ]
 
 
 def _gathered_back(gradient: Tensor, tensor: Tensor, call: Call, *, pool: bool) -> Tensor:
@@ -179,7 +182,8 @@ def _shared_backward(
     launch(launch_config(Kind("backward_shared", k, slots, head_dim, key.element_size()), key.device, launch))
     if atomic:
         return outputs[0].to(key.dtype), outputs[1].to(key.dtype)
-    return tuple((t.sum(dim=0) if t.shape[0] > 1 else t[0]).to(key.dtype) for t in outputs)
+    dkey, dvalue = ((t.sum(dim=0) if t.shape[0] > 1 else t[0]).to(key.dtype) for t in outputs)
+    return dkey, dvalue
 
 
 def variants() -> list[KernelVariant]:

@@ -13,13 +13,12 @@ from mixkernels.checks import Call
 from mixkernels.triton_backend.arguments import (
     constants_of,
     dense,
-    device_of,
     forward_metadata,
     num_tiles,
-    out_dtype,
     strides_of,
 )
 from mixkernels.triton_backend.launch import Kind, LaunchConfig, launch_config
+from mixkernels.triton_backend.runtime import device_of, empty_output
 from mixkernels.triton_backend.tiles import LN2, LOG2E, dot, locate_candidates, locate_query
 from mixkernels.triton_backend.variant import KernelVariant, attention_variants
 
@@ -228,10 +227,10 @@ def candidate_attention(
     key, lead = call.key, call.lead
     heads, head_dim = key.shape[2:]
     k, has_state = call.context_query.shape[-3], call.state_query is not None
-    context = key.new_empty(*lead, k, heads, head_dim, dtype=out_dtype(key))
-    state = key.new_empty(*lead, heads, head_dim, dtype=out_dtype(key)) if has_state else None
+    context = empty_output(key, *lead, k, heads, head_dim)
+    state = empty_output(key, *lead, heads, head_dim) if has_state else None
     context_lse = key.new_empty(context.shape[:-1], dtype=torch.float32) if return_lse else None
-    state_lse = key.new_empty(state.shape[:-1], dtype=torch.float32) if return_lse and has_state else None
+    state_lse = key.new_empty(state.shape[:-1], dtype=torch.float32) if return_lse and state is not None else None
     outputs = (context, state, context_lse, state_lse)
     if context.numel():
         slots = k + has_state

@@ -17,8 +17,6 @@ from mixkernels.triton_backend.rows import (
     SHIPPED_WIDTHS,
     TRITON_TYPES,
     TileConfig,
-    device_of,
-    empty_output,
     load_tile,
     row_layout,
     row_offset,
@@ -28,6 +26,7 @@ from mixkernels.triton_backend.rows import (
     tile_config,
     variant,
 )
+from mixkernels.triton_backend.runtime import device_of, empty_output
 from mixkernels.triton_backend.variant import KernelVariant
 
 _SIZES = ["rows", "n1", "n2"]
@@ -347,7 +346,8 @@ def residual_layer_norm_backward(
                 BLOCK_D=config.block_d,
                 num_warps=config.num_warps,
             )
-    return dx.to(x.dtype), *(part.sum(dim=0).to(weight.dtype) for part in partial)
+    dweight, dbias = (part.sum(dim=0).to(weight.dtype) for part in partial)
+    return dx.to(x.dtype), dweight, dbias
 
 
 def gate_layer_norm(
@@ -412,7 +412,8 @@ def gate_layer_norm_backward(
             )
     dtype = update.dtype
     dstate = None if dstate is None else dstate.to(dtype)
-    return dgate.to(dtype), dupdate.to(dtype), dstate, *(part.sum(dim=0).to(weight.dtype) for part in partial)
+    dweight, dbias = (part.sum(dim=0).to(weight.dtype) for part in partial)
+    return dgate.to(dtype), dupdate.to(dtype), dstate, dweight, dbias
 
 
 def variants() -> list[KernelVariant]:

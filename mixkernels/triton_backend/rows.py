@@ -5,7 +5,6 @@ dimensions, so slices of stacked rows, expanded pools and transposes are read wh
 """
 
 import math
-import os
 import re
 from typing import NamedTuple
 
@@ -14,10 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mixkernels.tensors import dense_rows
 from mixkernels.triton_backend.variant import KernelVariant
-
-INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
-"""Fixed when triton is imported, as triton fixes it."""
 
 SHIPPED_WIDTHS = (384, 768, 1024)
 """Hidden sizes of common encoders: the variants that are compiled ahead of time."""
@@ -76,8 +73,9 @@ def variant(kernel, width: int, dtype: torch.dtype, config: TileConfig, **consta
 class RowLayout(NamedTuple):
     """Leading dimensions of several tensors (..., d) of one shape, merged where all of them allow it."""
 
-    sizes: tuple[int, int, int]
-    strides: list[tuple[int, int, int]]
+    sizes: tuple[int, ...]
+    """Of the three dimensions, outermost first."""
+    strides: list[tuple[int, ...]]
     """Of every tensor, in elements, for the three dimensions."""
     tensors: list[Tensor]
     """The tensors to hand to the kernel: copies where three dimensions do not describe them."""
@@ -90,13 +88,13 @@ class RowLayout(NamedTuple):
 
 def row_layout(*tensors: Tensor) -> RowLayout:
     """Describe tensors (..., d) of one shape as rows; copies what has more than three unmergeable dimensions."""
-    # the kernels read dense rows
-    tensors = [t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous() for t in tensors]
-    sizes, strides = [], []
-    for dim, size in enumerate(tensors[0].shape[:-1]):
+    dense = [dense_rows(tensor) for tensor in tensors]
+    sizes: list[int] = []
+    strides: list[list[int]] = []
+    for dim, size in enumerate(dense[0].shape[:-1]):
         if size == 1:
             continue
-        steps = [tensor.stride(dim) for tensor in tensors]
+        steps = [tensor.stride(dim) for tensor in dense]
         if sizes and all(outer == step * size for outer, step in zip(strides[-1], steps, strict=True)):
             sizes[-1] *= size
             strides[-1] = steps
@@ -104,24 +102,11 @@ def row_layout(*tensors: Tensor) -> RowLayout:
             sizes.append(size)
             strides.append(steps)
     if len(sizes) > _LEVELS:
-        return row_layout(*(tensor.contiguous() for tensor in tensors))
+        return row_layout(*(tensor.contiguous() for tensor in dense))
     missing = _LEVELS - len(sizes)
     sizes = [1] * missing + sizes
     strides = [[0] * len(tensors)] * missing + strides
-    return RowLayout(tuple(sizes), list(zip(*strides, strict=True)), tensors)
-
-
-def empty_output(like: Tensor, *shape: int) -> Tensor:
-    """Memory for a kernel's output in the dtype of `like`; `finished` makes it that dtype.
-
-    The interpreter truncates to bfloat16 where a GPU rounds, so there PyTorch rounds.
-    """
-    return like.new_empty(shape, dtype=torch.float32 if INTERPRET else like.dtype)
-
-
-def device_of(tensor: Tensor) -> torch.cuda.device:
-    """Context in which kernels run on the tensor's GPU."""
-    return torch.cuda.device(tensor.device if tensor.device.type == "cuda" else -1)
+    return RowLayout(tuple(sizes), list(zip(*strides, strict=True)), dense)
 
 
 @triton.jit

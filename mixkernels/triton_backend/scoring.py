@@ -20,8 +20,6 @@ from mixkernels.triton_backend.rows import (
     SHIPPED_WIDTHS,
     TRITON_TYPES,
     TileConfig,
-    device_of,
-    empty_output,
     load_tile,
     runs,
     standardise,
@@ -29,6 +27,7 @@ from mixkernels.triton_backend.rows import (
     tile_config,
     variant,
 )
+from mixkernels.triton_backend.runtime import device_of, empty_output
 from mixkernels.triton_backend.variant import KernelVariant
 
 _EMPTY_KEY = tl.constexpr(EMPTY_KEY)
@@ -291,7 +290,7 @@ def score_top_k(
     if keys.numel():
         _launch_forward(rows, eps, additive, scores=None, keys=keys, run=run, first_id=first_id)
     keys, total = keys.flatten(1), num_candidates
-    if running_scores is not None:
+    if running_scores is not None and running_ids is not None:
         total += running_scores.shape[1]
         keys = torch.cat([pack_keys(running_scores, running_ids), keys], dim=1)
     # no more than exist: the last run is padded with empty keys
@@ -388,8 +387,8 @@ def score_candidates_backward(
                 BLOCK_D=config.block_d,
                 num_warps=config.num_warps,
             )
-    sums = (part.sum(dim=0).to(weight.dtype) for part in partial)
-    return dcontext.to(context.dtype), dstate.to(state.dtype), *sums
+    dweight, dbias = (part.sum(dim=0).to(weight.dtype) for part in partial)
+    return dcontext.to(context.dtype), dstate.to(state.dtype), dweight, dbias
 
 
 def forward_config(width: int) -> TileConfig:

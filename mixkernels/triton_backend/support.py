@@ -6,8 +6,12 @@ import os
 import torch
 from torch import Tensor
 
+from mixkernels.tensors import needs_grad
+
 HEAD_DIMS = (16, 32, 64, 128)
 MAX_CONTEXT = 16
+MAX_WIDTH = 4096
+"""Widest row of the rest of the layer: a row is one tile."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -35,12 +39,18 @@ def not_supported_reasons(tensors: tuple[Tensor, ...], operator: str) -> list[st
         reasons.append("tensors are on cpu (set TRITON_INTERPRET=1 to run kernels in the interpreter)")
     elif device not in ("cpu", "cuda"):
         reasons.append(f"tensors are on {device}; expected cuda")
-    return reasons + (_attention_reasons(tensors) if operator == "candidate_attention" else _dtype_reasons(tensors))
+    return reasons + (_attention_reasons(tensors) if operator == "candidate_attention" else _row_reasons(tensors))
 
 
 def _dtype_reasons(tensors: tuple[Tensor, ...]) -> list[str]:
     wrong = [tensor.dtype for tensor in tensors if tensor.is_floating_point() and tensor.dtype not in DTYPES]
     return [f"dtype {wrong[0]} is not one of {', '.join(map(str, DTYPES))}"] if wrong else []
+
+
+def _row_reasons(tensors: tuple[Tensor, ...]) -> list[str]:
+    width = tensors[0].shape[-1]
+    too_wide = [f"hidden size {width} is more than {MAX_WIDTH}"] if width > MAX_WIDTH else []
+    return _dtype_reasons(tensors) + too_wide
 
 
 def _attention_reasons(tensors: tuple[Tensor, ...]) -> list[str]:
@@ -50,7 +60,7 @@ def _attention_reasons(tensors: tuple[Tensor, ...]) -> list[str]:
         reasons.append(f"head dimension {head_dim} is not one of {', '.join(map(str, HEAD_DIMS))}")
     if num_context > MAX_CONTEXT:
         reasons.append(f"{num_context} context embeddings a candidate are more than {MAX_CONTEXT}")
-    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    wanted = needs_grad(*tensors)
     if wanted and head_dim == 128 and tensors[0].dtype == torch.float32 and num_context == MAX_CONTEXT:
         # 17 rows a candidate need tiles of 32 rows, which spill: see launch.rule
         reasons.append("float32 gradients at head dimension 128 take at most 15 context embeddings (use bfloat16)")

@@ -7,13 +7,8 @@ r of a tile belongs to candidate r // (k + 1) and is slot r % (k + 1): slots bel
 All programs lie on grid x, whose limit is 2^31 - 1 (y and z stop at 65,535), and every offset is 64 bits wide.
 """
 
-import os
-
 import triton
 import triton.language as tl
-
-INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
-"""Fixed when triton is imported, as triton fixes it."""
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)

@@ -1,0 +1,102 @@
+"""Files that a crash and a power failure leave whole: flushing, and replacing a folder's files as if in one step."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+STAGED = ".saved"
+"""Folder inside a folder: a complete set of files that are being moved to their places."""
+_DRAFT = f"{STAGED}-"
+"""Start of the names of what an interrupted call leaves behind, which nobody reads."""
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names created, renamed or deleted in a folder survive a power failure."""
+    _sync(folder)
+
+
+def sync_files(folder: Path) -> None:
+    """Make sure that a folder's files, those of folders below it too, are on the disk under their names."""
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let write fill a folder so that readers (`standing`) find all of its files as they were or all as they become.
+
+    A folder that is not there appears whole. In one that is there, files are replaced or added and others stay; the
+    folder itself stays too, as it may be a mount point or somebody's working directory.
+
+    Args:
+        folder: where.
+        write: fills the empty folder that it is given, with files alone.
+
+    Raises:
+        OSError: something cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            _fill(Path(temporary, "new"), write).rename(folder)
+        sync_folder(folder.parent)
+        return
+    finish(folder)
+    for leftover in folder.glob(f"{_DRAFT}*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_DRAFT) as temporary:
+        # this is the moment from which the new files are the folder's
+        _fill(Path(temporary, "new"), write).rename(folder / STAGED)
+    sync_folder(folder)
+    finish(folder)
+
+
+def finish(folder: Path) -> None:
+    """Carry a `write_folder` that was interrupted to its end, if it had come to the point where its files count."""
+    staged = folder / STAGED
+    if not staged.is_dir():
+        return
+    for file in staged.iterdir():
+        draft = folder / f"{_DRAFT}{file.name}"
+        draft.unlink(missing_ok=True)
+        try:
+            os.link(file, draft)
+        except OSError:
+            # some file systems have no links
+            shutil.copyfile(file, draft)
+            _sync(draft)
+        os.replace(draft, folder / file.name)
+        # two names of one file are both left by the call above
+        draft.unlink(missing_ok=True)
+    sync_folder(folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_DRAFT) as temporary:
+        # in one step, so that half of it is never read
+        staged.rename(Path(temporary, "done"))
+
+
+def standing(folder: Path) -> Path:
+    """Return where a folder's files are to be read: there, or where an interrupted `write_folder` left them."""
+    staged = folder / STAGED
+    return staged if staged.is_dir() else folder
+
+
+def is_vacant(path: Path) -> bool:
+    """Return whether nothing is there, or an empty folder, but for what an interrupted `write_folder` left."""
+    return not path.exists() or (path.is_dir() and all(entry.name.startswith(_DRAFT) for entry in path.iterdir()))
+
+
+def _fill(folder: Path, write: Callable[[Path], None]) -> Path:
+    folder.mkdir()
+    write(folder)
+    sync_files(folder)
+    return folder
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

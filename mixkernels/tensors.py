@@ -1,0 +1,14 @@
+"""Questions about tensors that doors and backends ask alike."""
+
+import torch
+from torch import Tensor
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether a call on these tensors is recorded for gradients."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def dense_rows(tensor: Tensor) -> Tensor:
+    """Return the tensor with a dense last dimension, as every backend reads it; all other strides are free."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()

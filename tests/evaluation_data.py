@@ -1,0 +1,26 @@
+"""Small data of every kind that evaluation reads, with words that the tests' tokenizer knows."""
+
+import json
+from pathlib import Path
+
+LABELS = {"contradiction": 0, "entailment": 1, "neutral": 2}
+LISTS = [
+    {"query": "the cat", "candidates": ["the cat sat", "boil rice", "git commit"], "labels": [1, 0, 0]},
+    {"query": "paris", "candidates": ["cook", "the capital of france", "the cat sat"], "labels": [0, 2, 1]},
+    {"query": "undo", "candidates": ["git commit", "a dog"], "labels": [1, 0]},
+]
+LABELLED = [
+    {"premise": "the cat sat", "hypothesis": "a cat sat", "label": "entailment"},
+    {"premise": "the cat sat", "hypothesis": "a dog", "label": "contradiction"},
+    {"premise": "boil water", "hypothesis": "cook rice", "label": "neutral"},
+]
+SCORED = [
+    {"sentence1": "the cat sat", "sentence2": "a cat sat", "score": 5.0},
+    {"sentence1": "the cat sat", "sentence2": "git commit", "score": 0.0},
+    {"sentence1": "boil water", "sentence2": "cook rice", "score": 2.5},
+]
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
