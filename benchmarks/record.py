@@ -31,10 +31,8 @@ def suite_command(group: str, *, long: bool) -> list[str]:
 def alone_command(name: str, options: argparse.Namespace) -> list[str] | None:
     """Arguments of python that make a measurement which stands alone; None where its data are not given."""
     device = ["--device", options.device]
-    if name == "index_speed":
-        return ["-m", "benchmarks.index_speed", *device, "--counts", "10", "100", "1000", "10000", "100000"]
-    if name == "index_million":
-        return ["-m", "benchmarks.index_million", *device]
+    if name in ("index_speed", "index_million"):
+        return ["-m", f"benchmarks.{name}", *device]
     if name == "index_precision":
         return options.beir_folder and ["-m", "benchmarks.index_precision", str(options.beir_folder), *device]
     return options.backbone and ["-m", "benchmarks.comparison.latency", "--backbone", str(options.backbone), *device]
