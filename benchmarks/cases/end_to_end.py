@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks.contest import Case, Contender, Prepared
 from benchmarks.costs import (
@@ -22,7 +21,7 @@ from benchmarks.costs import (
     query_cost,
     vectors_cost,
 )
-from benchmarks.index_speed import plain_scores, texts_of
+from benchmarks.index_speed import distinct_tokens, plain_scores, texts_of
 from benchmarks.models import engine, rival_unavailable, sentence_transformers_cross_encoder
 from mixencoder import MixEncoder
 from mixencoder.engine import EncodingEngine
@@ -105,7 +104,9 @@ def _prepare(count: int, names: Collection[str]) -> Prepared:
         "plain PyTorch": partial(_plain, context),
         "dual-encoder": lambda: _encoded(DualEncoder, context[:, 0].contiguous(), 1),
         "poly-encoder": lambda: _encoded(PolyEncoder, context[:, 0].contiguous(), engine(PolyEncoder).config.num_codes),
-        "late-interaction": lambda: _encoded(LateInteraction, _random_tokens(count), QUERY_TOKENS),
+        "late-interaction": lambda: _encoded(
+            LateInteraction, distinct_tokens(engine(LateInteraction), count), QUERY_TOKENS
+        ),
         "deformer": partial(_deformer, count),
         CROSS: partial(_joint, count, lambda: engine(CrossEncoder)),
         THEIRS: partial(_joint, count, sentence_transformers_cross_encoder),
@@ -146,13 +147,6 @@ def _plain(context: Tensor) -> Contender:
         query_cost(MINILM, QUERY_TOKENS, dtype).and_then(projections).and_then(interaction),
         facts={"stored_bytes": context[0].nbytes, "stored": "E_0, float32"},
     )
-
-
-def _random_tokens(count: int) -> PackedTokens:
-    """Vectors of length 1 for every token of so many candidates, no two alike."""
-    generator = torch.Generator().manual_seed(4)
-    drawn = torch.randn(count, DOCUMENT_TOKENS, engine(LateInteraction).config.token_size, generator=generator)
-    return PackedTokens.from_groups([F.normalize(drawn, dim=-1)])
 
 
 def _encoded(kind: type[EncodingEngine], candidates: Tensor | PackedTokens, query_vectors: int) -> Contender:
