@@ -7,7 +7,6 @@ How pairs are scored is the business of those that derive from them: `mixencoder
 
 import copy
 import dataclasses
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any, Literal, NamedTuple, Self, overload
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mixencoder.backbones import max_positions
 from mixencoder.checkpoint import save
@@ -24,10 +22,9 @@ from mixencoder.configuration import EncoderConfig
 from mixencoder.errors import InputError, NonFiniteError
 from mixencoder.heads import model_with_head
 from mixencoder.modeling import HeadedModel
+from mixencoder.progress import progress_bar
 from mixencoder.scoring import Pairs
 from mixencoder.tokenization import TextEncoder
-
-logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -192,7 +189,7 @@ class Engine:
         Args:
             pairs: (query, document) texts; one pair alone gives one result.
             batch_size: texts encoded at once.
-            show_progress_bar: None shows one if this module's logger is at INFO or below.
+            show_progress_bar: None shows one if the logger "mixencoder" is at INFO or below.
             head: "ranking" or "classification"; None takes the configuration's default.
             activation_fn: applied to the logits, for example ``torch.sigmoid``; None leaves them as they are.
             convert_to_numpy: return a numpy array, else a list of tensors.
@@ -471,13 +468,6 @@ class EncodingEngine(Engine):
                         encoded = encode(torch.tensor(batch, device=self.device))
                     yield numbers, encoded[: len(numbers)] if isinstance(encoded, Tensor) else encoded
                     bar.update(len(numbers))
-
-
-def progress_bar(total: int, name: str, unit: str, show: bool | None) -> tqdm:
-    """Return a progress bar; None shows it if this module's logger is at INFO or below."""
-    if show is None:
-        show = logger.getEffectiveLevel() <= logging.INFO
-    return tqdm(total=total, desc=name, unit=unit, disable=not show)
 
 
 def min_token_rows() -> int:

@@ -7,7 +7,6 @@ promised.
 
 import dataclasses
 import json
-import logging
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
+from mixencoder.progress import ProgressBar, progress_bar
 from mixencoder.storage.catalogue import Manifest
 from mixencoder.storage.compaction import compact
 from mixencoder.storage.documents import Document, batches, check_distinct, read_documents
@@ -45,7 +44,6 @@ __all__ = [
     "Verification",
 ]
 
-logger = logging.getLogger(__name__)
 
 _ENTRY_BYTES = 96
 """Bytes of SQLite a document beside its text, measured with 32-character ids."""
@@ -220,7 +218,7 @@ class CandidateIndex:
             metadata: a JSON object of each, or None.
             embeddings: (N, ...), taken instead of encoding texts.
             batch_size: texts encoded at once.
-            show_progress_bar: None shows one if this module's logger is at INFO or below.
+            show_progress_bar: None shows one if the logger "mixencoder" is at INFO or below.
 
         Raises:
             InputError: a text, id or metadata object cannot be used, or their numbers differ.
@@ -452,7 +450,7 @@ class CandidateIndex:
             self._store.tidy()
             yield generation
 
-    def _writer(self, generation: Generation, batch_size: int = 32, progress: tqdm | None = None) -> Writer:
+    def _writer(self, generation: Generation, batch_size: int = 32, progress: ProgressBar | None = None) -> Writer:
         return Writer(generation, self._encode, self._project, batch_size, progress)
 
     def _check_resumable(self, manifest: Manifest) -> None:
@@ -472,9 +470,5 @@ class CandidateIndex:
                 )
 
 
-def _progress(documents: Iterable[Document], show: bool | None) -> tqdm:
-    """Return a progress bar; None shows it if this module's logger is at INFO or below."""
-    if show is None:
-        show = logger.getEffectiveLevel() <= logging.INFO
-    total = len(documents) if isinstance(documents, list) else None
-    return tqdm(total=total, desc="Index", unit="text", disable=not show)
+def _progress(documents: Iterable[Document], show: bool | None) -> ProgressBar:
+    return progress_bar(len(documents) if isinstance(documents, list) else None, "Index", "text", show)

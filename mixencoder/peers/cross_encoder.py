@@ -12,11 +12,12 @@ from transformers import AutoConfig, AutoModel
 from mixencoder.backbones import max_positions
 from mixencoder.chunking import in_chunks
 from mixencoder.configuration import EncoderConfig
-from mixencoder.engine import Request, check_batch_size, progress_bar, unique
+from mixencoder.engine import Request, check_batch_size, unique
 from mixencoder.errors import CheckpointError, InputError, TruncationWarning
 from mixencoder.modeling import RankingScores
 from mixencoder.peers.base import Peer
 from mixencoder.peers.modeling import Batch, FirstTokenHeads, PeerModel
+from mixencoder.progress import progress_bar
 from mixencoder.scoring import Pairs, check_finite
 from mixencoder.tokenization import pad
 

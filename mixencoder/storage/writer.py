@@ -6,9 +6,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mixencoder.errors import InputError
+from mixencoder.progress import NoProgress, ProgressBar
 from mixencoder.storage.catalogue import Catalogue, EntryRecord
 from mixencoder.storage.documents import Document, batches
 from mixencoder.storage.errors import DuplicateIdError, IndexDamagedError, IndexStateError, naming
@@ -82,11 +82,11 @@ class Writer:
         encode: Encode | None,
         project: Project | None,
         batch_size: int = 32,
-        progress: tqdm | None = None,
+        progress: ProgressBar | None = None,
     ) -> None:
         self._catalogue, self._arrays, self._manifest = generation.writer(), generation.arrays, generation.manifest
         self._encode, self._project, self._batch_size = encode, project, batch_size
-        self._progress = tqdm(disable=True) if progress is None else progress
+        self._progress = NoProgress() if progress is None else progress
 
     def add(self, groups: Iterable[list[Document]], *, resuming: bool = False) -> AddResult:
         """Add documents that are not held; resuming, given ids that were held before are skipped as well.

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from mixencoder.engine import EncodingEngine, Engine, progress_bar
+from mixencoder.engine import EncodingEngine, Engine
 from mixencoder.errors import DataError, InputError
+from mixencoder.progress import progress_bar
 from mixencoder.training.examples import Example, Source
 
 
