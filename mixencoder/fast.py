@@ -212,14 +212,9 @@ class MixEncoder(EncodingEngine):
             batch_size, show_progress_bar, activation_fn, score: as in `predict`.
             return_probabilities: also return what `probability` makes of each score.
             prefilter: with an index and the dual term: keep so many by the dual score, which costs little, and let
-        <<<<<<< HEAD
                 only those interact with the query (docs/candidate-index.md has the measured loss).
-            products: with an index: "native", or "int8" products, which are faster on a CPU and move scores a little.
-        =======
-                only those interact with the query (docs/index.md has the measured loss).
             products: with an index: "native"; "bfloat16", where the device multiplies that itself; or "int8", on a
                 CPU. The latter two are faster and move scores a little.
-        >>>>>>> i6
 
         Returns:
             ``[{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...]`` a query.
