@@ -105,6 +105,9 @@ class MixEncoderConfig(EncoderConfig):
         context_update: update the context embeddings in every interaction layer; the mean of the last is e. False (an
             ablation): e is the mean of E_0, and every interaction layer meets E_0. At least one of the two stays.
         heads: which heads the checkpoint has, of "ranking" and "classification"; the first is the default.
+        pooling: "codes" (published): context embeddings are what learned codes attend to, and the dual term's query
+            vector is the mean of its tokens. "first" (an ablation, and for encoders whose sentence vector is their
+            first token's): the first token's final vector is both; it takes k = 1.
         dual_term: add ``a * cos(mean of the query's tokens, mean of the candidate's context embeddings)`` to the
             ranking score, with learned a, and show both means to the classification head. The codes then start near
             zero, so that the candidate starts as the mean of its tokens.
@@ -139,12 +142,14 @@ class MixEncoderConfig(EncoderConfig):
         query_truncation_side: str = "right",
         classifier_dropout: float = 0.1,
         calibration: Mapping[str, float] | None = None,
+        pooling: str = "codes",
         **kwargs: Any,
     ) -> None:
         self.num_context_embeddings = num_context_embeddings
         self.interaction_layers = as_list("interaction_layers", interaction_layers, "layer numbers, such as [-1]")
         self.state_row = state_row
         self.context_update = context_update
+        self.pooling = pooling
         self.dual_term = dual_term
         self.dual_scale_init = dual_scale_init
         super().__init__(
@@ -175,6 +180,12 @@ class MixEncoderConfig(EncoderConfig):
             raise ValueError(
                 f"interaction_layers is {layers}; expected 1 to {MAX_INTERACTION_LAYERS} layer numbers in "
                 f"{-count}..{count - 1}, the backbone has {count} layers"
+            )
+        check_choice("pooling", self.pooling, ("codes", "first"))
+        if self.pooling == "first" and self.num_context_embeddings > 1:
+            raise ValueError(
+                f"pooling is 'first' and num_context_embeddings {self.num_context_embeddings}; a first token is one "
+                "vector, expected num_context_embeddings = 1"
             )
         for name in ("state_row", "context_update", "dual_term"):
             if not isinstance(getattr(self, name), bool):

@@ -433,14 +433,14 @@ class MixEncoder(EncodingEngine):
     def _encode_documents(
         self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None
     ) -> Tensor:
-        out = torch.empty(len(rows), *self.model.codes.shape, dtype=self.dtype, device=self.device)
+        out = torch.empty(len(rows), *self.model.context_shape, dtype=self.dtype, device=self.device)
         parts = self._encode(rows, self.model.encode_document, batch_size, show_progress_bar, "Documents")
         for numbers, part in parts:
             out[numbers] = part
         return out
 
     def _check_candidates(self, candidates: Tensor) -> Tensor:
-        expected = tuple(self.model.codes.shape)
+        expected = self.model.context_shape
         if not isinstance(candidates, Tensor) or candidates.dim() != 3 or candidates.shape[1:] != expected:
             found = tuple(candidates.shape) if isinstance(candidates, Tensor) else type(candidates).__name__
             raise InputError(f"candidates are {found}; expected context embeddings (N, {expected[0]}, {expected[1]})")

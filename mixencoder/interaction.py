@@ -102,9 +102,9 @@ class Layers:
 
     def __init__(self, model: MixEncoderModel, products: str = "native") -> None:
         self.model = model
-        self.device = model.codes.device
+        self.device = model.device
         self.dtype = _dtype_of(model, products)
-        self.k, self.d = model.codes.shape
+        self.k, self.d = model.context_shape
         self.has_state, self.updates_context = model.config.state_row, model.config.context_update
         self.contexts = self.k if self.updates_context else 0
         self.rows = self.contexts + self.has_state
@@ -380,7 +380,7 @@ def prepared(model: MixEncoderModel, products: str = "native") -> Layers:
     Raises:
         InputError: the device has no such products.
     """
-    on_operators = model.codes.device.type != "cpu" or model.kernel_backend not in ("auto", "torch")
+    on_operators = model.device.type != "cpu" or model.kernel_backend not in ("auto", "torch")
     narrow = _dtype_of(model, products) in (torch.float16, torch.bfloat16)
     return (OperatorLayers if on_operators or narrow else FusedLayers)(model, products)
 
@@ -391,11 +391,11 @@ def _dtype_of(model: MixEncoderModel, products: str) -> torch.dtype:
     Raises:
         InputError: they should be bfloat16, which the processor does not multiply itself.
     """
-    if products != "bfloat16":
-        return model.codes.dtype if multiplies_natively(model.codes) else torch.float32
-    if not multiplies_natively(torch.empty(0, dtype=torch.bfloat16, device=model.codes.device)):
+    wanted = torch.bfloat16 if products == "bfloat16" else model.dtype
+    native = multiplies_natively(torch.empty(0, dtype=wanted, device=model.device))
+    if products == "bfloat16" and not native:
         raise InputError(
             'products "bfloat16" cannot run here: this processor does not multiply bfloat16 itself; products "native" '
             'run everywhere, "int8" on any CPU with oneDNN'
         )
-    return torch.bfloat16
+    return wanted if native else torch.float32

@@ -49,7 +49,7 @@ class QueryState:
     lengths: Tensor
     """(B,) int64, tokens of each query; what stands beyond is padding."""
     pooled: Tensor | None
-    """(B, d), mean of the query's final token vectors; only with the dual term."""
+    """(B, d), mean of the query's final token vectors, or the first by configuration; only with the dual term."""
     first: Tensor | None = None
     """(B, d), the query's final first-token vectors; only without the state row."""
 
@@ -242,7 +242,8 @@ class MixEncoderModel(HeadedModel):
         super().__init__(config)
         d = config.hidden_size
         self.backbone = build_backbone(config.backbone_config)
-        self.codes = nn.Parameter(torch.zeros(config.num_context_embeddings, d))
+        codes = torch.zeros(config.num_context_embeddings, d)
+        self.codes = nn.Parameter(codes) if config.pooling == "codes" else None
         self.interaction = nn.ModuleList(InteractionLayer(config) for _ in config.interaction_layers)
         self.gate = nn.Linear(3 * d, d) if config.state_row else None
         self.dual_scale = nn.Parameter(torch.zeros(())) if config.dual_term else None
@@ -264,14 +265,23 @@ class MixEncoderModel(HeadedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif module is self:
-            if not self.config.dual_term:
-                init.normal_(self.codes, mean=0.0, std=1.0)
-            elif len(self.codes) > 1:
-                init.normal_(self.codes, mean=0.0, std=std)
-            else:
-                init.zeros_(self.codes)
+            if self.codes is not None:
+                self._init_codes(self.codes, std)
             if self.dual_scale is not None:
                 init.constant_(self.dual_scale, self.config.dual_scale_init)
+
+    def _init_codes(self, codes: Tensor, std: float) -> None:
+        if not self.config.dual_term:
+            init.normal_(codes, mean=0.0, std=1.0)
+        elif len(codes) > 1:
+            init.normal_(codes, mean=0.0, std=std)
+        else:
+            init.zeros_(codes)
+
+    @property
+    def context_shape(self) -> tuple[int, int]:
+        """(k, d) of a candidate's context embeddings."""
+        return self.config.num_context_embeddings, self.config.hidden_size
 
     @property
     def interaction_layers(self) -> list[InteractionLayer]:
@@ -305,10 +315,11 @@ class MixEncoderModel(HeadedModel):
         except LastTapReached:
             pass
         else:
+            tokens = output.last_hidden_state
             if self.config.dual_term:
-                pooled = _masked_mean(output.last_hidden_state, attention_mask)
+                pooled = tokens[:, 0] if self.codes is None else _masked_mean(tokens, attention_mask)
             if not self.config.state_row:
-                first = output.last_hidden_state[:, 0]
+                first = tokens[:, 0]
         keys, values = zip(*(tap[index] for index in indices), strict=True)
         if attention_mask is None:
             lengths = torch.full((input_ids.shape[0],), input_ids.shape[1], device=input_ids.device)
@@ -317,8 +328,13 @@ class MixEncoderModel(HeadedModel):
         return QueryState(keys, values, lengths, pooled, first)
 
     def encode_document(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Compress candidates (N, n) into context embeddings E_0 (N, k, d): ``softmax(C T^T + mask) T``, unscaled."""
+        """Compress candidates (N, n) into context embeddings E_0 (N, k, d): ``softmax(C T^T + mask) T``, unscaled.
+
+        With the pooling "first" E_0 is the first row of T.
+        """
         tokens = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self.codes is None:
+            return tokens[:, :1]
         wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         # sums of rows, code by code: batched products of so few rows have bits that depend on how many texts there are
         scores = torch.stack([(wide * code).sum(dim=-1) for code in self.codes], dim=1)

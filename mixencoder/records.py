@@ -64,7 +64,7 @@ class RecordFormat:
             raise InputError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
         self.layout, self.precision = layout, precision
         self._model = model
-        k, d = model.codes.shape
+        k, d = model.context_shape
         heads = self._heads = model.config.backbone_config.num_attention_heads
         shapes: dict[str, tuple[int, ...]] = {"context": (k, d)}
         if layout == "projected":
@@ -107,7 +107,7 @@ class RecordFormat:
             InputError: context has another shape.
             NonFiniteError: a number is not finite, or too large for the precision.
         """
-        expected = self._model.codes.shape
+        expected = self._model.context_shape
         if context.dim() != 3 or context.shape[1:] != expected:
             raise InputError(
                 f"context is {tuple(context.shape)}; expected context embeddings (N, {expected[0]}, {expected[1]})"

@@ -165,7 +165,9 @@ def modernbert(weights: Weights, ids: list[int], sizes: Sizes):
 
 
 def context_embeddings(weights: Weights, tokens: Tensor) -> Tensor:
-    """E_0 (k, d) of one candidate's final vectors (n, d)."""
+    """E_0 (k, d) of one candidate's final vectors (n, d); without codes it is the first."""
+    if "codes" not in weights:
+        return tokens[:1]
     codes = weights["codes"]
     return torch.stack([(code @ tokens.T).softmax(-1) @ tokens for code in codes])
 

@@ -33,7 +33,7 @@ def queries(model, lengths=(9, 4, 17)) -> QueryState:
 
 
 def contexts(model, count=N, seed=1) -> torch.Tensor:
-    return torch.randn(count, *model.codes.shape, generator=torch.Generator().manual_seed(seed)).to(model.dtype)
+    return torch.randn(count, *model.context_shape, generator=torch.Generator().manual_seed(seed)).to(model.dtype)
 
 
 def chunks(rows, positions=None, size=400):

@@ -5,9 +5,11 @@ import json
 import pytest
 
 from benchmarks.comparison import cells as comparison
+from benchmarks.comparison.__main__ import make_record, wanted_cells
+from benchmarks.comparison.cells import Cell
 from benchmarks.comparison.lists import write_long_lists
-from benchmarks.comparison.tables import cells, comparison_rows, growth_rows, part_rows, task_mean
-from benchmarks.comparison.tasks import CONTENDERS, TASKS, ComparedTask, Contender, Report, Setting
+from benchmarks.comparison.tables import ablation_rows, cells, comparison_rows, growth_rows, part_rows, task_mean
+from benchmarks.comparison.tasks import ABLATIONS, CONTENDERS, TASKS, ComparedTask, Contender, Report, Setting
 from mixencoder.errors import InputError
 from tests.synthetic import write
 
@@ -52,17 +54,18 @@ def places(tmp_path, backbone_path, words, monkeypatch):
 
 @pytest.mark.parametrize("name", ["cross-encoder", "mixencoder"])
 def test_a_cell_is_trained_once_and_measured_on_the_same_queries(places, tmp_path, name):
-    record = comparison.run_cell("tiny", name, CONTENDERS[name], "tiny", 0, places)
+    cell = Cell("tiny", name, CONTENDERS[name], 0)
+    record = make_record(cell, "tiny", places, tmp_path / "results")
     report = record["reports"]["replies.dev"]
     assert report["provenance"]["queries"] == {"replies.dev": 5}
     parts = {"full", "interaction", "dual"} if name == "mixencoder" else {"full"}
     assert set(report["results"]["replies.dev"]) == parts
     assert record["training"]["settings"]["steps"] == 2
     weights = (places.model("tiny", "tiny", name, 0) / "model.safetensors").stat().st_mtime_ns
-    again = comparison.run_cell("tiny", name, CONTENDERS[name], "tiny", 0, places)
+    again = comparison.run_cell(cell, "tiny", places)
     assert (places.model("tiny", "tiny", name, 0) / "model.safetensors").stat().st_mtime_ns == weights
     assert again["reports"]["replies.dev"]["results"] == report["results"]
-    path = comparison.write_record(record, tmp_path / "results")
+    path = tmp_path / "results" / f"tiny.{name}.0.json"
     assert json.loads(path.read_text()) == json.loads(json.dumps(record))
     assert str(tmp_path) not in path.read_text()
 
@@ -70,10 +73,20 @@ def test_a_cell_is_trained_once_and_measured_on_the_same_queries(places, tmp_pat
 def test_a_student_waits_for_its_teacher_and_learns_from_it(places):
     student = Contender("dual-encoder", teacher="teacher")
     with pytest.raises(InputError, match="learns from teacher"):
-        comparison.run_cell("tiny", "student", student, "tiny", 0, places)
-    comparison.run_cell("tiny", "teacher", Contender("dual-encoder"), "tiny", 0, places)
-    record = comparison.run_cell("tiny", "student", student, "tiny", 0, places)
+        comparison.run_cell(Cell("tiny", "student", student, 0), "tiny", places)
+    comparison.run_cell(Cell("tiny", "teacher", Contender("dual-encoder"), 0), "tiny", places)
+    record = comparison.run_cell(Cell("tiny", "student", student, 0), "tiny", places)
     assert record["training"]["settings"]["teacher"] == "teacher.0"
+
+
+def test_every_cell_is_wanted_once_and_students_after_their_teachers():
+    cells = wanted_cells("all", "full")
+    assert len({cell.file_name for cell in cells}) == len(cells) == 3 * len(TASKS) * len(CONTENDERS)
+    ablations = wanted_cells("ablations", "small")
+    assert {cell.name for cell in ablations} == set(ABLATIONS)
+    assert not any(cell.long_lists for cell in ablations)
+    assert ablations[-1].contender.teacher == "cross-encoder"
+    assert [cell.name for cell in wanted_cells("nli", "small", ["mixencoder"])] == ["mixencoder"]
 
 
 def record(contender, seed, figures, parts=("full",)):
@@ -130,3 +143,16 @@ def test_seeds_are_averaged_and_a_missing_task_leaves_the_mean_empty():
     assert found["scifact.test"].value == pytest.approx(0.65)
     assert found["scifact.test"].interval is None
     assert task_mean(found) is None
+
+
+def test_ablations_stand_below_what_they_change_and_have_no_dual_term_where_they_took_it_out():
+    names = ("ubuntu_irc_1in10.dev", "ubuntu_irc_1in100.dev")
+
+    def made(contender, value, parts):
+        return {**record(contender, 0, dict.fromkeys(names, value), parts), "task": "replies"}
+
+    base = [made("mixencoder", 0.7, ("full", "interaction")), made("dual-encoder", 0.1, ("full",))]
+    varied = [made("no-dual-term", 0.5, ("full",)), made("k-2", 0.8, ("full", "interaction"))]
+    found = ablation_rows(base, varied)[2:]
+    assert [row[1:] for row in found] == [["0.700"] * 4, ["0.800"] * 4, ["0.500"] * 4]
+    assert [row[0] for row in found[1:]] == [ABLATIONS[name].varied for name in ("k-2", "no-dual-term")]

@@ -254,7 +254,7 @@ def test_a_backend_that_does_not_exist(backbone_path):
 def test_dtype_and_backend_are_what_was_asked_for(backbone_path):
     torch.manual_seed(1)
     low = MixEncoder.from_backbone(backbone_path, dtype=torch.bfloat16, backend="reference", dual_term=True)
-    assert (low.dtype, low.backend, low.device.type) == (torch.bfloat16, "reference", low.model.codes.device.type)
+    assert (low.dtype, low.backend, low.device.type) == (torch.bfloat16, "reference", low.model.device.type)
     torch.manual_seed(1)
     full = MixEncoder.from_backbone(backbone_path, dual_term=True)
     query = "how to cook rice"

@@ -55,7 +55,7 @@ def expected(model: MixEncoderModel, query: list[int], document: list[int]) -> d
         h = tokens[0]
     if without == "context":
         e = context.mean(0)
-    pooled = (tokens.mean(0), context.mean(0))
+    pooled = (tokens[0] if model.config.pooling == "first" else tokens.mean(0), context.mean(0))
     out = {"interaction": h @ e, "context": context}
     pairs = [(h, e)]
     if model.config.dual_term:
@@ -110,6 +110,12 @@ ABLATIONS = [{"state_row": False}, {"context_update": False}]
 def test_ablations_equal_theirs_written_with_loops(ablation, layers, dual_term):
     model = build(num_context_embeddings=3, interaction_layers=layers, dual_term=dual_term, **HEADS, **ablation)
     check_against_the_oracle(model)
+
+
+@pytest.mark.parametrize("options", [{}, *ABLATIONS], ids=str)
+@pytest.mark.parametrize("dual_term", [False, True], ids=["published", "dual"])
+def test_the_first_token_may_stand_for_a_text(options, dual_term):
+    check_against_the_oracle(build(pooling="first", dual_term=dual_term, **HEADS, **options))
 
 
 @pytest.mark.parametrize("ablation", [{}, *ABLATIONS], ids=str)
@@ -293,6 +299,8 @@ def test_saving_and_loading_keeps_ablations(ablation, tmp_path):
         ({"heads": ("classification",), "num_labels": 0}, "num_labels is 0; expected an integer of at least 1"),
         ({"state_row": "no"}, "state_row is 'no'; expected True or False"),
         ({"context_update": 0}, "context_update is 0; expected True or False"),
+        ({"pooling": "mean"}, "pooling is 'mean'; expected one of codes, first"),
+        ({"pooling": "first", "num_context_embeddings": 2}, "expected num_context_embeddings = 1"),
         ({"dual_term": None}, "dual_term is None; expected True or False"),
         ({"state_row": False, "context_update": False}, "both False; expected at least one"),
         ({"dual_scale_init": "20"}, "dual_scale_init is '20'; expected a finite number"),

@@ -20,7 +20,7 @@ def make_model(**options) -> MixEncoderModel:
 
 
 def contexts(model: MixEncoderModel, count: int, seed: int = 1) -> torch.Tensor:
-    return torch.randn(count, *model.codes.shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(count, *model.context_shape, generator=torch.Generator().manual_seed(seed))
 
 
 def numbers(record_format: RecordFormat, rows: dict[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:

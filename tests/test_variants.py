@@ -25,6 +25,7 @@ VARIANTS = {
     "k16": {"num_context_embeddings": 16},
     "three layers": {"interaction_layers": (0, -2, 2), "num_context_embeddings": 3},
     "no state row": {"state_row": False, "num_context_embeddings": 3, "dual_term": True},
+    "first token": {"pooling": "first", "dual_term": True},
     "no context update": {"context_update": False, "num_context_embeddings": 3, "interaction_layers": (0, -1)},
 }
 

@@ -1,48 +1,87 @@
 """``python -m benchmarks.comparison TASK --data-dir DATA --backbone MINILM --device NAME``.
 
-TASK is nli, replies, answers, passages or all. Writes one record a contender and seed to
-benchmarks/results/DEVICE/comparison_SETTING/, and leaves those alone that are there already.
+TASK is nli, replies, answers, passages, all of them, or ablations, which need the contenders of replies first. Writes
+one record a contender and seed to benchmarks/results/DEVICE/, and leaves those alone that are there already.
 """
 
 import argparse
+import json
+import multiprocessing
+import os
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from benchmarks.comparison.cells import Places, run_cell, write_record
-from benchmarks.comparison.tasks import CONTENDERS, SETTINGS, TASKS
+import torch
+
+from benchmarks.comparison.cells import Cell, Places, run_cell
+from benchmarks.comparison.tasks import ABLATED, ABLATIONS, CONTENDERS, SETTINGS, TASKS
 from benchmarks.gpu_records import ROOT
+from mixencoder.evaluation.files import write_text
+
+
+def wanted_cells(what: str, setting: str, contenders: list[str] | None = None) -> list[Cell]:
+    """Return the cells of a task, of all, or of the ablations; students after all others."""
+    ablations = what == "ablations"
+    known = ABLATIONS if ablations else CONTENDERS
+    tasks = [ABLATED] if ablations else list(TASKS) if what == "all" else [what]
+    cells = [
+        Cell(task, name, known[name], seed, long_lists=not ablations)
+        for task in tasks
+        for seed in SETTINGS[setting].seeds
+        for name in contenders or known
+    ]
+    return sorted(cells, key=lambda cell: cell.contender.teacher is not None)
+
+
+def make_record(cell: Cell, setting: str, places: Places, folder: Path) -> dict[str, Any]:
+    """Run a cell, write its record into a folder and return it."""
+    record = run_cell(cell, setting, places)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / cell.file_name, json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def _summary(record: dict[str, Any]) -> str:
+    found = ", ".join(
+        f"{report} {entry['measure']} {entry['results'][report]['full'][entry['measure']]:.3f}"
+        for report, entry in record["reports"].items()
+    )
+    seconds = record["seconds"]
+    which = f"{record['task']} {record['contender']} seed {record['seed']}"
+    return f"{which}: {found}; trained {seconds['train']:.0f} s, measured {seconds['measure']:.0f} s"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.comparison", description=__doc__)
-    parser.add_argument("task", choices=[*TASKS, "all"])
+    parser.add_argument("task", choices=[*TASKS, "all", "ablations"])
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of the public data")
     parser.add_argument("--backbone", type=Path, required=True, help="encoder that all contenders start from")
     parser.add_argument("--device", required=True, help="name of the machine, of the folder of results")
     parser.add_argument("--setting", choices=SETTINGS, default="small")
-    parser.add_argument("--contender", choices=CONTENDERS, action="append", help="these alone")
+    parser.add_argument("--contender", choices=[*CONTENDERS, *ABLATIONS], action="append", help="these alone")
     parser.add_argument("--work-dir", type=Path, default=ROOT / "runs" / "comparison", help="for trained models")
+    parser.add_argument("--processes", type=int, default=1, help="cells at a time, which share the threads")
     options = parser.parse_args()
     places = Places(options.data_dir, options.backbone, options.work_dir)
-    results = ROOT / "benchmarks" / "results" / options.device / f"comparison_{options.setting}"
+    known = ABLATIONS if options.task == "ablations" else CONTENDERS
+    if unknown := sorted(set(options.contender or []) - set(known)):
+        parser.error(f"{options.task} has no {', '.join(unknown)}; it has {', '.join(known)}")
+    kind = "ablations" if options.task == "ablations" else "comparison"
+    folder = ROOT / "benchmarks" / "results" / options.device / f"{kind}_{options.setting}"
+    cells = wanted_cells(options.task, options.setting, options.contender)
+    missing = [cell for cell in cells if not (folder / cell.file_name).is_file()]
+    make = partial(make_record, setting=options.setting, places=places, folder=folder)
     start = time.perf_counter()
-    for task in TASKS if options.task == "all" else [options.task]:
-        for seed in SETTINGS[options.setting].seeds:
-            for name in options.contender or CONTENDERS:
-                if (results / f"{task}.{name}.{seed}.json").is_file():
-                    continue
-                record = run_cell(task, name, CONTENDERS[name], options.setting, seed, places)
-                write_record(record, results)
-                found = ", ".join(
-                    f"{report} {entry['measure']} {entry['results'][report]['full'][entry['measure']]:.3f}"
-                    for report, entry in record["reports"].items()
-                )
-                seconds = record["seconds"]
-                print(
-                    f"{task} {name} seed {seed}: {found}; trained {seconds['train']:.0f} s, measured "
-                    f"{seconds['measure']:.0f} s, {(time.perf_counter() - start) / 60:.1f} min in all",
-                    flush=True,
-                )
+    threads = max(1, torch.get_num_threads() // options.processes)
+    # read when a process loads its libraries; spawned, because forked ones would share this one's threads
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.processes, context) as pool:
+        for done in as_completed([pool.submit(make, cell) for cell in missing]):
+            print(f"{_summary(done.result())}, {(time.perf_counter() - start) / 60:.1f} min in all", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from benchmarks.comparison.lists import write_long_lists
 from benchmarks.comparison.tasks import (
     JOINT_NEGATIVES,
@@ -25,7 +27,6 @@ from mixencoder.architectures import load_engine
 from mixencoder.engine import Engine
 from mixencoder.errors import InputError
 from mixencoder.evaluation import evaluate, read_tasks
-from mixencoder.evaluation.files import write_text
 from mixencoder.evaluation.provenance import describe, report
 from mixencoder.evaluation.tasks import Task
 from mixencoder.training.run import RECORD, TrainConfig, train
@@ -46,12 +47,30 @@ class Places(NamedTuple):
         return self.work / setting / task / f"{name}.{seed}"
 
 
-def run_cell(task: str, name: str, contender: Contender, setting: str, seed: int, places: Places) -> dict[str, Any]:
+class Cell(NamedTuple):
+    """What one record is about."""
+
+    task: str
+    name: str
+    """Of the contender or ablation."""
+    contender: Contender
+    seed: int
+    long_lists: bool = True
+    """Measure quality as lists grow, too."""
+
+    @property
+    def file_name(self) -> str:
+        """Of the record."""
+        return f"{self.task}.{self.name}.{self.seed}.json"
+
+
+def run_cell(cell: Cell, setting: str, places: Places) -> dict[str, Any]:
     """Train, measure and return the record. A model that an earlier run trained is measured only.
 
     Raises:
         InputError: the contender's teacher is not trained yet.
     """
+    task, name, contender, seed, long_lists = cell
     compared, how = TASKS[task], SETTINGS[setting]
     output = places.model(setting, task, name, seed)
     training = _training(compared, contender, setting)
@@ -81,6 +100,8 @@ def run_cell(task: str, name: str, contender: Contender, setting: str, seed: int
     )
     found = {}
     for entry in compared.reports:
+        if entry.path == LONG and not long_lists:
+            continue
         found |= _measure(engine, output, entry, how, places)
     return {
         "task": task,
@@ -88,6 +109,7 @@ def run_cell(task: str, name: str, contender: Contender, setting: str, seed: int
         "setting": setting,
         "seed": seed,
         "training": json.loads((output / RECORD).read_text(encoding="utf-8")),
+        "threads": torch.get_num_threads(),
         "seconds": {"train": trained - start, "measure": time.perf_counter() - trained},
         "reports": found,
     }
@@ -124,11 +146,3 @@ def _measure(engine: Engine, model: Path, entry: Report, how: Setting, places: P
     seconds = time.perf_counter() - start
     provenance = describe(engine, model, tasks, untrained=False, seed=0, options=options)
     return {tasks[0].name: {"measure": entry.measure, "seconds": seconds, **report(found, provenance)}}
-
-
-def write_record(record: dict[str, Any], folder: Path) -> Path:
-    """Write a cell's record and return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{record['task']}.{record['contender']}.{record['seed']}.json"
-    write_text(path, json.dumps(record, indent=1) + "\n")
-    return path

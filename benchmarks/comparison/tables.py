@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-from benchmarks.comparison.tasks import CONTENDERS, LONG, TASKS
+from benchmarks.comparison.tasks import ABLATED, ABLATIONS, CONTENDERS, LONG, TASKS
 
 Record = dict[str, Any]
 
@@ -126,6 +126,29 @@ def growth_rows(records: list[Record]) -> list[list[str]]:
     for contender in filter(queries.get, CONTENDERS):
         figures = found[contender]
         rows.append([contender, *(_shown(figures[name], True) for name in lists.values()), str(queries[contender])])
+    return rows
+
+
+def ablation_rows(base: list[Record], records: list[Record]) -> list[list[str]]:
+    """MixEncoder as compared, then with one thing changed at a time: R@1 of the whole score and of the interaction.
+
+    Args:
+        base: records of the comparison.
+        records: of the ablations.
+    """
+    names = [name for name, task in COLUMNS.items() if name.startswith("ubuntu_irc")]
+    head = ["", *(COLUMNS[name] for name in names), *(f"{COLUMNS[name]}, interaction alone" for name in names)]
+    rows = [head, ["---"] * len(head)]
+    ours = [record for record in base if (record["task"], record["contender"]) == (ABLATED, "mixencoder")]
+    varied = {"mixencoder": "as compared: k = 1, J = 1, dual term"}
+    varied |= {name: contender.varied for name, contender in ABLATIONS.items()}
+    full, alone = cells(ours + records), cells(ours + records, "interaction")
+    for name in filter(full.get, varied):
+        # without a dual term the whole score is the interaction's
+        parts = alone.get(name, full[name])
+        rows.append(
+            [varied[name], *(_shown(figures[column], False) for figures in (full[name], parts) for column in names)]
+        )
     return rows
 
 

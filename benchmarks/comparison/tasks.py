@@ -39,6 +39,8 @@ class Contender:
     """Fields of `TrainConfig` that are its own: none in the comparison, what is varied in an ablation."""
     teacher: str | None = None
     """Contender of the same task and seed that it learns from beside the labels."""
+    varied: str = ""
+    """What an ablation changes, for its table."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ TASKS = {
         ),
         reports=(Report("nli/mnli_matched.dev.jsonl.gz", "accuracy"),),
         batch_size=32,
-        steps={"small": 300, "full": 6000},
+        steps={"small": 250, "full": 6000},
         # little of what the backbone knows already tells a contradiction
         learning_rate=1e-4,
     ),
@@ -113,6 +115,43 @@ CONTENDERS = {
     "mixencoder": Contender("mixencoder", MIXENCODER),
 }
 
+_PAIRS = 80 * 16
+"""Of an ablation's training, which batches of other sizes see as well."""
+
+ABLATIONS = {
+    "no-state-row": Contender("mixencoder", MIXENCODER | {"state_row": False}, varied="no state row"),
+    "no-context-update": Contender("mixencoder", MIXENCODER | {"context_update": False}, varied="no context update"),
+    "k-2": Contender("mixencoder", MIXENCODER | {"num_context_embeddings": 2}, varied="k = 2"),
+    "k-4": Contender("mixencoder", MIXENCODER | {"num_context_embeddings": 4}, varied="k = 4"),
+    "two-layers": Contender("mixencoder", MIXENCODER | {"interaction_layers": [-2, -1]}, varied="J = 2, last layers"),
+    "three-layers": Contender(
+        "mixencoder", MIXENCODER | {"interaction_layers": [-3, -2, -1]}, varied="J = 3, last layers"
+    ),
+    "middle-layer": Contender("mixencoder", MIXENCODER | {"interaction_layers": [2]}, varied="J = 1, third layer of 6"),
+    "first-token": Contender("mixencoder", MIXENCODER | {"pooling": "first"}, varied="first token instead of the mean"),
+    "no-dual-term": Contender(
+        "mixencoder", MIXENCODER | {"dual_term": False}, varied="no dual term: the published setting"
+    ),
+    "no-dual-term-k-4": Contender(
+        "mixencoder",
+        MIXENCODER | {"dual_term": False, "num_context_embeddings": 4, "interaction_layers": [-2, -1]},
+        varied="published, k = 4, J = 2",
+    ),
+    "one-loss": Contender(
+        "mixencoder", MIXENCODER, {"interaction_loss_weight": 0.0}, varied="no ranking loss of the interaction's own"
+    ),
+    "distilled": Contender("mixencoder", MIXENCODER, teacher="cross-encoder", varied="taught by the cross-encoder"),
+    "7-negatives": Contender(
+        "mixencoder", MIXENCODER, {"batch_size": 8, "steps": _PAIRS // 8}, varied="7 in-batch negatives, same pairs"
+    ),
+    "31-negatives": Contender(
+        "mixencoder", MIXENCODER, {"batch_size": 32, "steps": _PAIRS // 32}, varied="31 in-batch negatives, same pairs"
+    ),
+}
+"""MixEncoder as compared, with one thing changed."""
+ABLATED = "replies"
+"""The task that ablations are made on."""
+
 SETTINGS = {
     "small": Setting(seeds=(0,), queries=300, pairs=1500, joint_long_queries=15, bf16=False),
     "full": Setting(seeds=(0, 1, 2), queries=None, pairs=None, joint_long_queries=None, bf16=True),
@@ -122,7 +161,8 @@ TRAINING: dict[str, Any] = {
     "head_learning_rate": 5e-4,
     "negatives": None,
     "max_query_tokens": 64,
-    "max_document_tokens": 128,
+    # what a cross-encoder may read of 300 lists of 100 passages within the small setting's time
+    "max_document_tokens": 96,
 }
 """The same for all, tuned for none."""
 READ_JOINTLY = ("cross-encoder", "deformer")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.checkpoint.card import quality_rows
-from benchmarks.comparison.tables import comparison_rows, growth_rows, part_rows
+from benchmarks.comparison.tables import ablation_rows, comparison_rows, growth_rows, part_rows
 from benchmarks.comparison.tables import read_records as read_comparison
 from benchmarks.contest import Record
 from benchmarks.markdown import markdown, with_line
@@ -291,6 +291,14 @@ def comparison_table() -> str:
     )
 
 
+def ablation_table() -> str:
+    """MixEncoder with one thing changed at a time."""
+    folder = FOLDER / "ablations_small"
+    if not folder.is_dir():
+        return "Not recorded yet: `python -m benchmarks.comparison ablations` does it."
+    return _comparison(lambda records: ablation_rows(records, read_comparison(folder)))
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "index": index_table,
     "precision": precision_table,
@@ -306,5 +314,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "comparison": comparison_table,
     "comparison parts": lambda: _comparison(part_rows),
     "comparison growth": lambda: _comparison(growth_rows),
+    "ablation": ablation_table,
 }
 """By the name between a document's marks."""
