@@ -5,7 +5,6 @@ one record a contender and seed to benchmarks/results/DEVICE/, and leaves those 
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import time
@@ -16,10 +15,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.comparison.cells import Cell, Places, run_cell
+from benchmarks.comparison.cells import Cell, Places, make_record
 from benchmarks.comparison.tasks import ABLATED, ABLATIONS, CONTENDERS, SETTINGS, TASKS
 from benchmarks.gpu_records import ROOT
-from mixencoder.evaluation.files import write_text
 
 
 def wanted_cells(what: str, setting: str, contenders: list[str] | None = None) -> list[Cell]:
@@ -34,14 +32,6 @@ def wanted_cells(what: str, setting: str, contenders: list[str] | None = None) -
         for name in contenders or known
     ]
     return sorted(cells, key=lambda cell: cell.contender.teacher is not None)
-
-
-def make_record(cell: Cell, setting: str, places: Places, folder: Path) -> dict[str, Any]:
-    """Run a cell, write its record into a folder and return it."""
-    record = run_cell(cell, setting, places)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / cell.file_name, json.dumps(record, indent=1) + "\n")
-    return record
 
 
 def _summary(record: dict[str, Any]) -> str:

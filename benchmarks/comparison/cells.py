@@ -27,6 +27,7 @@ from mixencoder.architectures import load_engine
 from mixencoder.engine import Engine
 from mixencoder.errors import InputError
 from mixencoder.evaluation import evaluate, read_tasks
+from mixencoder.evaluation.files import write_text
 from mixencoder.evaluation.provenance import describe, report
 from mixencoder.evaluation.tasks import Task
 from mixencoder.training.run import RECORD, TrainConfig, train
@@ -113,6 +114,14 @@ def run_cell(cell: Cell, setting: str, places: Places) -> dict[str, Any]:
         "seconds": {"train": trained - start, "measure": time.perf_counter() - trained},
         "reports": found,
     }
+
+
+def make_record(cell: Cell, setting: str, places: Places, folder: Path) -> dict[str, Any]:
+    """Run a cell, write its record into a folder and return it."""
+    record = run_cell(cell, setting, places)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / cell.file_name, json.dumps(record, indent=1) + "\n")
+    return record
 
 
 def _training(compared: ComparedTask, contender: Contender, setting: str) -> dict[str, Any]:
