@@ -11,9 +11,9 @@ import torch
 from benchmarks.gpu import machine_at_hand
 from benchmarks.gpu_groups import Bench
 from benchmarks.machine import built_from, machine_facts
+from benchmarks.peaks import best_peaks
 from benchmarks.replay import GpuStage, Stage, skipped_entry
 from mixencoder import __version__
-from mixkernels.roofline import device_peaks
 
 SKIPPED = pytest.StashKey[list[dict[str, Any]]]()
 """What a session left out, with the reasons."""
@@ -62,8 +62,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info["facts"] = machine_facts()
     machine_info["versions"] = built_from()["versions"]
     machine_info["peaks"] = {
-        str(dtype).removeprefix("torch."): device_peaks("cpu", dtype)[0]._asdict()
-        for dtype in (torch.float32, torch.bfloat16)
+        str(dtype).removeprefix("torch."): best_peaks(dtype)._asdict() for dtype in (torch.float32, torch.bfloat16)
     }
 
 

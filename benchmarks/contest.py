@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.machine import built_from
+from benchmarks.peaks import best_peaks
 from benchmarks.timing import interleaved_samples, peak_bytes
-from mixkernels.roofline import Cost, device_peaks
+from mixkernels.roofline import Cost
 
 Record = dict[str, Any]
 
@@ -153,7 +154,7 @@ def _records(
     medians = {name: median(values) for name, values in samples.items()}
     rivals = {name: seconds for name, seconds in medians.items() if name in case.rivals}
     rival = case.rival if case.rival in rivals else min(rivals, key=rivals.__getitem__)
-    peaks, _ = device_peaks("cpu", case.dtype)
+    peaks = best_peaks(case.dtype)
     records = {}
     for name, seconds in medians.items():
         contender = prepared.contenders[name]

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.cases.gpu import GpuCase, run_gpu_case
 from benchmarks.contest import Case, Outcome, run_case
 from benchmarks.gpu_groups import Bench, Group
+from benchmarks.peaks import best_peaks
 
 
 class ReplayClock:
@@ -62,6 +63,7 @@ class Stage:
         if self._found is None or self._found[0] is not case:
             try:
                 self._found = case, run_case(case)
+                best_peaks(case.dtype, look_again=True)
             except Exception as error:
                 self._found = case, error
         outcome = self._found[1]

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.contest import RECORD_KEYS, Record
 from benchmarks.gpu_records import ROOT, write_json
+from benchmarks.peaks import with_peaks
+from mixkernels.roofline import Peaks
 
 RESULTS = ROOT / "benchmarks" / "results"
 GROUPS = ("operators", "layers", "end_to_end", "index")
@@ -55,12 +57,15 @@ def committed_records(device: str) -> list[Record]:
 def split(document: Mapping[str, Any], command: str) -> dict[str, Results]:
     """Results by group of what pytest-benchmark wrote, without its own statistics and options.
 
+    Fractions of the limit are those of the best peaks that the whole run saw.
+
     Args:
         document: of ``pytest --benchmark-json``.
         command: that made it.
     """
     info = document["machine_info"]
     provenance = {"command": command, "date": document["datetime"], "timing": "medians of interleaved rounds"}
+    peaks = {name: Peaks(**numbers) for name, numbers in info["peaks"].items()}
     found = {}
     for group in GROUPS:
         records = [
@@ -68,6 +73,7 @@ def split(document: Mapping[str, Any], command: str) -> dict[str, Results]:
             for one in document["benchmarks"]
             if one["extra_info"].get("group") == group
         ]
+        records = [with_peaks(record, peaks[record["dtype"]]) for record in records]
         skipped = [entry for entry in document["skipped"] if entry["group"] == group]
         if records:
             found[group] = Results(info["facts"], info["peaks"], records, skipped, provenance)

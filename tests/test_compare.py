@@ -192,14 +192,18 @@ def committed(monkeypatch):
     monkeypatch.setattr(gate, "committed_records", lambda device: [whole(4.0)])
 
 
+PEAKS = {"float32": {"flops": 1e12, "bytes": 1e11, "exps": 1e10}}
+
+
 def whole(ratio):
-    return dict.fromkeys(RECORD_KEYS) | record(ratio)
+    costs = {"flops": 10**9, "bytes": 10**6, "exps": 0, "seconds": 0.002}
+    return dict.fromkeys(RECORD_KEYS) | record(ratio) | costs
 
 
 def written(tmp_path, ratio, facts=None):
     path = tmp_path / "found.json"
     document = {
-        "machine_info": {"facts": facts or machine_facts(), "peaks": {}},
+        "machine_info": {"facts": facts or machine_facts(), "peaks": PEAKS},
         "datetime": "now",
         "skipped": [],
         "benchmarks": [{"extra_info": whole(ratio)}],

@@ -196,7 +196,7 @@ def test_every_output_element_is_written(backend):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("k", "d"), [(1, 384), (3, 100), (2, 33), (2, 5000)])
 def test_a_candidates_bits_do_not_depend_on_its_neighbours_on_the_torch_path(k, d, threads):
-    count = 400 if d < 1000 else 40
+    count = {384: 4000, 5000: 40}.get(d, 400)
     context, context_residual, state, state_residual, weight, bias = scoring_rows(1, count, k, d)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(1))
     before = torch.get_num_threads()

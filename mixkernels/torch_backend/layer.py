@@ -17,28 +17,30 @@ from torch.nn import functional as F
 from mixkernels.ranking import best_of, pack_keys
 from mixkernels.tensors import needs_grad
 
-_NORM_CHUNK = 2**20
-"""Elements of a chunk of the LayerNorms: larger ones go through memory, smaller ones through many calls."""
+_CHUNK = 2**19
+"""Elements of a chunk of LayerNorm and gate: larger ones go through memory, smaller ones through many calls."""
 
 _SCORE_CHUNK = 2**17
 """Elements of a chunk of context rows in scoring, which holds several intermediates of that size."""
 
-_GATE_CHUNK = 32 * 1000
-"""Elements of a chunk of the gate: PyTorch runs fewer than 32768 in one thread, so no thread's end is a tail."""
-
 _VECTOR = 32
 """Elements of two vectors of float32 with AVX-512, the step of PyTorch's elementwise kernels."""
+
+_GRAIN = 2**15
+"""Elements that PyTorch gives a thread of an elementwise kernel at least."""
 
 
 def residual_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
     """Same contract as `mixkernels.reference.layer.residual_layer_norm`."""
     wide = torch.promote_types(x.dtype, torch.float32)
     weight, bias = weight.to(wide), bias.to(wide)
-    if needs_grad(x, residual, weight, bias) or x.device.type != "cpu" or x.numel() <= _NORM_CHUNK:
+    if needs_grad(x, residual, weight, bias) or x.device.type != "cpu" or x.numel() <= _CHUNK:
         return _layer_norm(x.to(wide) + residual.to(wide), weight, bias, eps).to(x.dtype)
     out = x.new_empty(x.shape)
-    for one_x, one_residual, one_out in _chunks(_NORM_CHUNK, x.dim() - 1, x, residual, out):
-        one_out.copy_(_layer_norm(one_x.to(wide) + one_residual.to(wide), weight, bias, eps))
+    for one_x, one_residual, one_out in _chunks(_CHUNK, x.dim() - 1, x, residual, out):
+        # where the result has room for it, the sum needs none of its own, whose pages cost more than the sum
+        room = one_out if out.dtype == wide else None
+        one_out.copy_(_layer_norm(torch.add(one_x.to(wide), one_residual.to(wide), out=room), weight, bias, eps))
     return out
 
 
@@ -53,16 +55,14 @@ def gate_layer_norm(
         mixed = z * u if state is None else z * u + (1 - z) * state.to(wide)
         return _layer_norm(mixed, weight, bias, eps).to(update.dtype)
     out = update.new_empty(update.shape)
-    states = () if state is None else (state,)
-    chunks = _chunks(_GATE_CHUNK, gate.dim() - 1, gate, update, out, *states)
-    for one_gate, one_update, one_out, *one_state in chunks:
-        z = _sigmoid(one_gate, wide)
-        if one_state:
-            h = one_state[0].to(wide)
-            # h + z (u - h)
-            mixed = torch.sub(one_update.to(wide), h).mul_(z).add_(h)
-        else:
-            mixed = z.mul_(one_update)
+    d = update.shape[-1]
+    tensors = [tensor.reshape(-1, d) for tensor in (gate, update, *(() if state is None else (state,)))]
+    rows = out.view(-1, d)
+    for start, stop in _without_tails(*rows.shape):
+        one_gate, one_update, *one_state = (tensor[start:stop] for tensor in tensors)
+        one_out, u = rows[start:stop], one_update.to(wide)
+        z = _sigmoid(one_gate, wide, one_out if out.dtype == wide else None)
+        mixed = torch.lerp(one_state[0].to(wide), u, z, out=z) if one_state else z.mul_(u)
         one_out.copy_(_layer_norm(mixed, weight, bias, eps))
     return out
 
@@ -137,17 +137,37 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
-def _sigmoid(gate: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sigmoid of a chunk (..., d), bits depending on the value alone.
-
-    PyTorch computes whole vectors and what is left over at the end by different code: rows are padded to whole vectors.
-    """
+def _sigmoid(gate: Tensor, dtype: torch.dtype, room: Tensor | None) -> Tensor:
+    """Sigmoid of rows (n, d) of `_without_tails`, in `room` if whole vectors fit it, else padded to whole vectors."""
     width = gate.shape[-1]
     if width % _VECTOR == 0:
-        return gate.to(dtype).contiguous().sigmoid()
-    padded = gate.new_zeros(*gate.shape[:-1], -(-width // _VECTOR) * _VECTOR, dtype=dtype)
-    padded[..., :width].copy_(gate)
-    return padded.sigmoid_()[..., :width]
+        return torch.sigmoid(gate.to(dtype).contiguous(), out=room)
+    padded = gate.new_zeros(len(gate), _padded(width), dtype=dtype)
+    padded[:, :width].copy_(gate)
+    return padded.sigmoid_()[:, :width]
+
+
+def _padded(width: int) -> int:
+    return -(-width // _VECTOR) * _VECTOR
+
+
+def _without_tails(rows: int, width: int) -> Iterator[tuple[int, int]]:
+    """Cut rows into pieces (start, stop) whose elementwise kernels meet whole vectors alone, in every thread.
+
+    PyTorch computes whole vectors and what is left over by different code, so that a value's bits would depend on where
+    a thread's share ends. Threads get equal shares, or there is one for fewer elements than two grains: pieces have
+    rows of whole vectors, as many for each thread, or are small.
+    """
+    threads, width = torch.get_num_threads(), _padded(width)
+    start, small = 0, max(1, (_GRAIN - 1) // width)
+    # below, some threads would have no share
+    least = max(threads, -(-threads * _GRAIN // width // threads) * threads)
+    large = max(least, _CHUNK // width // threads * threads)
+    while start < rows:
+        left = rows - start
+        size = min(large, left // threads * threads) if left >= least else min(small, left)
+        yield start, start + size
+        start += size
 
 
 def _chunks(elements: int, depth: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
