@@ -214,7 +214,7 @@ def index_table() -> str:
                 ratio = (
                     record["ratios"][name] if kind == "ratios" else record["seconds"][name] / record["seconds"][disk]
                 )
-                row.append(f"{ratio:.3g}x")
+                row.append(multiple(ratio))
         rows.append(row)
     return markdown(rows)
 
