@@ -1,10 +1,15 @@
 """Shared fixtures: which backends run here, tiny models and tokenizers made in memory, and a guard on the kernels.
 
 Without a GPU the Triton kernels run in the interpreter, whose switch must be set before triton is imported anywhere.
+Several processes of pytest-xdist share the threads, which must be said before torch is.
 """
 
 import os
 from pathlib import Path
+from typing import Any
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 import torch
 
@@ -120,14 +125,26 @@ def backend(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> str:
     return request.param
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Add up what the processes of pytest-xdist ran, where there are any."""
+    runs = getattr(node, "workeroutput", {}).get("kernel_runs", 0)
+    node.config.stash[KERNEL_RUNS] = node.config.stash.get(KERNEL_RUNS, 0) + runs
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Fail a whole run in which no Triton kernel ran: the kernels' source would have gone untested."""
     config = session.config
+    runs = config.stash.get(KERNEL_RUNS, 0)
+    if hasattr(config, "workeroutput"):
+        # one of several processes: the first one judges
+        config.workeroutput["kernel_runs"] = runs
+        return
     whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not (
         config.option.keyword or config.option.markexpr or config.option.collectonly
     )
     benchmarks_only = config.getoption("benchmark_only", False)
-    if whole and not benchmarks_only and not session.shouldstop and config.stash.get(KERNEL_RUNS, 0) == 0:
+    if whole and not benchmarks_only and not session.shouldstop and runs == 0:
         reporter = config.pluginmanager.get_plugin("terminalreporter")
         reporter.write_line("ERROR: no Triton kernel ran in this test run (interpreted or compiled)", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

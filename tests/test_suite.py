@@ -362,9 +362,10 @@ def bench(tmp_path, *arguments):
         "[pytest]\npython_files = bench_*.py\npython_functions = bench_*\nmarkers = long\n"
     )
     command = [sys.executable, "-m", "pytest", "-p", "benchmarks.conftest", "-rs", "-p", "no:cacheprovider", *arguments]
-    run = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )
+    # a process of pytest-xdist times nothing, and what it starts takes itself for one
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment["PYTHONPATH"] = str(ROOT)
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
 
