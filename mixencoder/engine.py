@@ -21,12 +21,11 @@ from mixencoder.checkpoint import save
 from mixencoder.configuration import EncoderConfig
 from mixencoder.errors import InputError, NonFiniteError
 from mixencoder.heads import model_with_head
+from mixencoder.inputs import as_list, check_batch_size
 from mixencoder.modeling import HeadedModel
 from mixencoder.progress import progress_bar
 from mixencoder.scoring import Pairs
 from mixencoder.tokenization import TextEncoder
-
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 class Request(NamedTuple):
@@ -479,60 +478,8 @@ def min_token_rows() -> int:
     return max(16, 8 * torch.get_num_threads())
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Refuse a batch size that is no positive integer.
-
-    Raises:
-        InputError: it is none.
-    """
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size is {batch_size!r}; expected a positive integer")
-
-
-def as_list(texts: str | Sequence[str], role: str) -> list[str]:
-    """Return one text or several as a list.
-
-    Raises:
-        InputError: it is neither.
-    """
-    if isinstance(texts, str):
-        return [texts]
-    if isinstance(texts, bytes) or not isinstance(texts, Sequence):
-        raise InputError(f"{role} is a {type(texts).__name__}; expected a string or a list of strings")
-    return list(texts)
-
-
 def unique(rows: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], Tensor]:
     """Return distinct token rows in order of appearance, and for every row its number among them."""
     numbers: dict[tuple[int, ...], int] = {}
     place = [numbers.setdefault(tuple(row), len(numbers)) for row in rows]
     return list(numbers), torch.tensor(place, dtype=torch.int64)
-
-
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """Return the device; None takes a GPU if there is one, else the CPU.
-
-    Raises:
-        InputError: it cannot be used here.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {str(device)!r} cannot be used here: {reason}; expected for example cpu") from error
-    return device
-
-
-def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    """Return the dtype by object or name, of `DTYPES`; None is float32.
-
-    Raises:
-        InputError: it is none of them.
-    """
-    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise InputError(f"dtype {dtype!r} cannot be used; expected one of {', '.join(DTYPES)}")
-    return getattr(torch, name)

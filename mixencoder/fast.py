@@ -18,11 +18,12 @@ from torch import Tensor
 from mixencoder.backbones import cast_parameters
 from mixencoder.checkpoint import default_checkpoint, load_backbone, load_model, load_tokenizer
 from mixencoder.configuration import MixEncoderConfig, check_names
-from mixencoder.engine import EncodingEngine, Request, as_list, resolve_device, resolve_dtype
+from mixencoder.engine import EncodingEngine, Request
 from mixencoder.errors import InputError, TruncationWarning
 from mixencoder.identity import ModelIdentity
 from mixencoder.index import CandidateIndex, Snapshot
 from mixencoder.indexing import BuildEstimate, IndexAdapter, IndexRanker, estimate_index, open_index
+from mixencoder.inputs import as_list, resolve_device, resolve_dtype
 from mixencoder.modeling import HeadedModel, MixEncoderModel, QueryState
 from mixencoder.query_cache import QueryStateCache
 from mixencoder.scoring import Pairs, score_pairs

@@ -14,8 +14,9 @@ from torch import Tensor
 from mixencoder.backbones import cast_parameters
 from mixencoder.checkpoint import load_backbone, load_model, load_tokenizer
 from mixencoder.configuration import check_names
-from mixencoder.engine import EncodingEngine, Engine, Request, resolve_device, resolve_dtype
+from mixencoder.engine import EncodingEngine, Engine, Request
 from mixencoder.errors import InputError
+from mixencoder.inputs import resolve_device, resolve_dtype
 from mixencoder.modeling import full_scores
 from mixencoder.peers.modeling import PeerModel, TokenStates, TwoTowerModel
 from mixencoder.peers.packed import PackedTokens
@@ -44,7 +45,7 @@ class Peer(Engine):
         Args:
             name_or_path: a directory, or a hub id.
             device: None takes a GPU if there is one, else the CPU.
-            dtype: a torch dtype or its name, of `mixencoder.engine.DTYPES`. None: float32.
+            dtype: a torch dtype or its name, of `mixencoder.inputs.DTYPES`. None: float32.
 
         Raises:
             CheckpointError: nothing is there, it is damaged, or it holds another kind of model.

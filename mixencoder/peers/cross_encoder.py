@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoModel
 from mixencoder.backbones import max_positions
 from mixencoder.chunking import in_chunks
 from mixencoder.configuration import EncoderConfig
-from mixencoder.engine import Request, check_batch_size, unique
+from mixencoder.engine import Request, unique
 from mixencoder.errors import CheckpointError, InputError, TruncationWarning
+from mixencoder.inputs import check_batch_size
 from mixencoder.modeling import RankingScores
 from mixencoder.peers.base import Peer
 from mixencoder.peers.modeling import Batch, FirstTokenHeads, PeerModel
