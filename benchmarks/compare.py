@@ -1,6 +1,6 @@
 """The gate: fails when a ratio to a rival, or a fraction of the limit, fell against the committed record.
 
-``python -m benchmarks.compare --quick`` measures a few cases now, on a CPU, in about a minute: CI runs it.
+``python -m benchmarks.compare --quick`` measures a few cases now, on one CPU thread, in about a minute: CI runs it.
 ``python -m benchmarks.compare FOUND.json`` compares what ``pytest --benchmark-only --benchmark-json=FOUND.json`` wrote.
 Milliseconds are never compared. Exit code 1 says that something fell or is no longer measured.
 """
@@ -8,24 +8,37 @@ Milliseconds are never compared. Exit code 1 says that something fell or is no l
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from benchmarks.contest import Budget, Case, Record, run_case
 from benchmarks.machine import machine_facts, nearest
+from benchmarks.peaks import best_peaks
 from benchmarks.replay import skipped_entry
-from benchmarks.results_files import case_name, committed_records, machines, split
+from benchmarks.results_files import (
+    GATE,
+    GROUPS,
+    Results,
+    case_name,
+    committed_records,
+    machines,
+    split,
+    write_results,
+)
 
 KEPT = 0.75
 """Share of the committed figure that must be left on a quiet machine."""
 
 KEPT_IN_CI = 0.5
-"""The same for ratios on every push, beside other work on the same cores. Contenders take turns, so that a busy machine
-slows all of them. What it slows unevenly stays within this: of ten runs beside other jobs, load 3 to 9 on two cores,
-against a record made there, the worst single attempt left 0.54 of a ratio. A path that is lost, such as expanding
-shared keys, costs far more than half."""
+"""The same for ratios on every push, beside other work on the same cores. Contenders take turns on one thread, so that
+a busy machine slows all of them; two threads would wait for one another, and who joins them more often would fall
+behind. A path that is lost, such as expanding shared keys, costs far more than half."""
 
 ATTEMPTS = 4
 """How often a quick case is measured before it counts as fallen; the best attempt counts."""
@@ -130,11 +143,11 @@ def compare(committed: Figures, found: Figures, *, kept: float, skipped: Iterabl
 
 
 def quick_cases() -> list[Case]:
-    """The cases that CI measures."""
+    """The cases that CI measures, against the rivals that they name for it."""
     from benchmarks.cases import end_to_end, index, layers, operators
 
     modules = (operators, layers, end_to_end, index)
-    return [case for module in modules for case in module.CASES if case.quick]
+    return [replace(case, rivals=case.quick) for module in modules for case in module.CASES if case.quick]
 
 
 def run_quick(
@@ -154,22 +167,41 @@ def run_quick(
         skipped_entry(case, name, reason)
         for case in cases
         for name in case.contenders
-        if (reason := case.unavailable(name) or _left_out(case, name)) is not None
+        if (reason := case.unavailable(name)) is not None
     ]
     for case in (case for case in cases if case.name in known):
         own = {key: value for key, value in wanted.items() if key[0] == case.name}
-        few = replace(case, rivals=case.quick)
         for attempt in range(ATTEMPTS):
             budget = LAST_BUDGET if attempt == ATTEMPTS - 1 else QUICK_BUDGET
-            found = best([found, figures(measure(few, budget), fractions=False)])
+            found = best([found, figures(measure(case, budget), fractions=False)])
             if not compare(own, {key: found[key] for key in own.keys() & found.keys()}, kept=KEPT_IN_CI).falls:
                 break
     verdict = compare(wanted, found, kept=KEPT_IN_CI, skipped=skipped)
     return verdict._replace(unrecorded=[case.name for case in cases if case.name not in known])
 
 
-def _left_out(case: Case, contender: str) -> str | None:
-    return None if contender in (*case.own, *case.quick) else "not met by the quick run"
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def record_quick(device: str) -> Path:
+    """Measure the quick cases and commit what was found to a device's folder of results."""
+    with one_thread():
+        records = [record for case in quick_cases() for record in run_case(case, LAST_BUDGET).records.values()]
+        peaks = {record["dtype"]: best_peaks(getattr(torch, record["dtype"]))._asdict() for record in records}
+        provenance = {
+            "command": f"python -m benchmarks.compare --quick --record {device}",
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "timing": "medians of interleaved rounds, one thread",
+        }
+        return write_results(device, GATE, Results(machine_facts(), peaks, records, [], provenance))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -182,35 +214,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--kept", type=float, default=KEPT, help="share of a figure that must be left (not with --quick)"
     )
+    parser.add_argument("--record", metavar="DEVICE", help="with --quick: compare nothing, commit what is found")
     options = parser.parse_args(arguments)
-    if options.quick:
-        machine, document = machine_facts(), None
-    else:
-        document = json.loads(options.found.read_text(encoding="utf-8"))
-        machine = document["machine_info"]["facts"]
-    device, why = (options.device, f"with {options.device}") if options.device else nearest(machine, machines())
-    print(why)
-    if device is None:
-        print("nothing compared")
+    if options.record and not options.quick:
+        parser.error("--record is for --quick; python -m benchmarks.record writes the other results")
+    if options.record:
+        print(f"written: {record_quick(options.record)}")
         return 0
-    records = committed_records(device)
-    if options.quick:
-        verdict = run_quick(
-            quick_cases(),
-            figures(records, fractions=False),
-            lambda case, budget: run_case(case, budget).records.values(),
-        )
-    else:
-        groups = split(document, str(options.found))
-        found = [record for group in groups.values() for record in group.records]
-        # a run of one group says nothing of the others
-        records = [record for record in records if record["group"] in groups]
-        skipped = [entry for group in groups.values() for entry in group.skipped]
-        verdict = compare(
-            figures(records, fractions=True), figures(found, fractions=True), kept=options.kept, skipped=skipped
-        )
-    print("\n".join(verdict.lines()))
-    return 0 if verdict.passed else 1
+    verdict = _quick(options.device) if options.quick else _whole(options.found, options.device, options.kept)
+    print("nothing compared" if verdict is None else "\n".join(verdict.lines()))
+    return 0 if verdict is None or verdict.passed else 1
+
+
+def _quick(device: str | None) -> Verdict | None:
+    """Measure and judge the quick cases; None without a record of a machine of this kind."""
+    with one_thread():
+        device = _record_of(device, machine_facts(), (GATE,))
+        if device is None:
+            return None
+        committed = figures(committed_records(device, (GATE,)), fractions=False)
+        return run_quick(quick_cases(), committed, lambda case, budget: run_case(case, budget).records.values())
+
+
+def _whole(path: Path, device: str | None, kept: float) -> Verdict | None:
+    """Judge what pytest wrote; None without a record of a machine of its kind."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    device = _record_of(device, document["machine_info"]["facts"], GROUPS)
+    if device is None:
+        return None
+    groups = split(document, str(path))
+    found = [record for group in groups.values() for record in group.records]
+    # a run of one group says nothing of the others
+    records = [record for record in committed_records(device) if record["group"] in groups]
+    skipped = [entry for group in groups.values() for entry in group.skipped]
+    return compare(figures(records, fractions=True), figures(found, fractions=True), kept=kept, skipped=skipped)
+
+
+def _record_of(device: str | None, machine: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """Say which device's files of some names a machine is compared with, and return its name."""
+    device, why = (device, f"with {device}") if device else nearest(machine, machines(names))
+    print(why)
+    return device
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.gpu_records import ROOT
 from benchmarks.results_files import GROUPS, split, write_results
 
-ALONE = ("index_speed", "index_million", "index_precision", "comparison_latency")
+ALONE = ("gate", "index_speed", "index_million", "index_precision", "comparison_latency")
 """Measurements that stand alone, by the name of their file."""
 NEEDED = {"index_precision": "--beir-folder", "comparison_latency": "--backbone"}
 
@@ -31,6 +31,8 @@ def suite_command(group: str, *, long: bool) -> list[str]:
 def alone_command(name: str, options: argparse.Namespace) -> list[str] | None:
     """Arguments of python that make a measurement which stands alone; None where its data are not given."""
     device = ["--device", options.device]
+    if name == "gate":
+        return ["-m", "benchmarks.compare", "--quick", "--record", options.device]
     if name in ("index_speed", "index_million"):
         return ["-m", f"benchmarks.{name}", *device]
     if name == "index_precision":

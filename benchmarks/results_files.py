@@ -4,7 +4,7 @@ Written by `benchmarks.record`, read by `benchmarks.report` and `benchmarks.comp
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ from mixkernels.roofline import Peaks
 
 RESULTS = ROOT / "benchmarks" / "results"
 GROUPS = ("operators", "layers", "end_to_end", "index")
+GATE = "gate"
+"""Name of the file of what CI compares with: a few cases of all groups, on one thread."""
 
 
 class Results(NamedTuple):
@@ -40,17 +42,17 @@ def read_results(path: Path) -> Results:
     return Results(*(document[name] for name in Results._fields))
 
 
-def machines() -> dict[str, dict[str, Any]]:
-    """Facts of the machines that have results of the suite, by name of their folder."""
+def machines(names: Sequence[str] = GROUPS) -> dict[str, dict[str, Any]]:
+    """Facts of the machines that have files of some names, by name of their folder."""
     found = {}
-    for path in sorted(path for group in GROUPS for path in RESULTS.glob(f"*/{group}.json")):
+    for path in sorted(path for name in names for path in RESULTS.glob(f"*/{name}.json")):
         found.setdefault(path.parent.name, read_results(path).machine)
     return found
 
 
-def committed_records(device: str) -> list[Record]:
-    """All records of the suite on a device."""
-    paths = [RESULTS / device / f"{group}.json" for group in GROUPS]
+def committed_records(device: str, names: Sequence[str] = GROUPS) -> list[Record]:
+    """All records of a device's files of some names."""
+    paths = [RESULTS / device / f"{name}.json" for name in names]
     return [record for path in paths if path.is_file() for record in read_results(path).records]
 
 

@@ -1,5 +1,6 @@
 """Timing side by side: interleaved rounds, medians, and the peak of allocated tensors."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -55,6 +56,8 @@ def _seconds(call: Callable[[], object]) -> float:
 
 def peak_bytes(call: Callable[[], object]) -> int:
     """Return the most bytes that a call held in tensors of its own at once, results included."""
+    # it reports its own starts and stops otherwise
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()
     del result

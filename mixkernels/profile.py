@@ -385,6 +385,8 @@ def _device(parser: argparse.ArgumentParser, name: str) -> torch.device:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 0, or leaves with 2 and a message if the call cannot be made as asked."""
+    # PyTorch's profiler reports its own starts and stops otherwise
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     parser = _parser()
     options = parser.parse_args(arguments)
     device = _device(parser, options.device)

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from benchmarks.checkpoint.free_pairs import answer_pairs, foldoc_pairs, package_pairs, wordnet_pairs
+from benchmarks.checkpoint.second_head import head_inputs, train_head
 from benchmarks.checkpoint.share import SHARES, figures_by_share, scale_interaction
 from mixencoder import MixEncoder
 from mixencoder.evaluation.tasks import read_task
+from mixencoder.training.examples import Example
 from tests.synthetic import write
 
 PACKAGES = """Package: game-bin
@@ -93,3 +95,29 @@ def test_a_share_is_worth_what_the_scores_rank(tmp_path):
     found = figures_by_share(task, parts)
     assert {share for share, value in found.items() if value == 1} == {share for share in SHARES if share >= 1}
     assert found[0.0] == pytest.approx(1 / 1.5849625)
+
+
+def test_a_head_is_trained_on_what_it_reads_and_the_rest_stays(backbone_path, words):
+    torch.manual_seed(0)
+    engine = MixEncoder.from_backbone(
+        backbone_path, dual_term=True, heads=["ranking", "classification"], num_labels=2, classifier_dropout=0.0
+    )
+    before = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
+    # one word twice, or two words: |q - c| tells them apart
+    pairs = [(word, other) for word in words[:8] for other in (word, words[9])]
+    examples = [Example(query, (document,), target=float(query == document)) for query, document in pairs]
+    inputs = head_inputs(engine, examples, batch_size=5)
+    targets = torch.tensor([int(example.target) for example in examples])
+    logits = engine.predict(pairs, head="classification", convert_to_tensor=True)
+    head = engine.model.classifier
+    with torch.no_grad():
+        read = head.out_proj(torch.relu(head.dense(inputs)))
+    torch.testing.assert_close(read, logits)
+    accuracies = train_head(head, inputs, targets, torch.ones(len(pairs)), (inputs, targets))
+    assert max(accuracies) == 1.0
+    # the scaling of training is part of the weights now
+    assert torch.equal(engine.predict(pairs, head="classification", convert_to_tensor=True).argmax(dim=-1), targets)
+    after = engine.model.state_dict()
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        f"classifier.{layer}.{part}" for layer in ("dense", "out_proj") for part in ("weight", "bias")
+    }

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from benchmarks import compare as gate
+from benchmarks import results_files
 from benchmarks.compare import ATTEMPTS, KEPT, KEPT_IN_CI, best, compare, figures, run_quick
 from benchmarks.contest import RECORD_KEYS, Case
 from benchmarks.machine import machine_facts
+from benchmarks.results_files import GROUPS
 
 CASE = "attention N=10 float32"
 
@@ -164,22 +166,10 @@ def test_a_rival_that_is_not_installed_is_named_and_passes():
     assert not run_quick([quick_case()], committed, Measured(4.0)).passed
 
 
-def test_the_quick_run_meets_the_rivals_that_a_case_names_for_it():
-    committed = figures([record(ratios={"sdpa": 4.0, "flex": 9.0})], fractions=False)
-    met = []
-
-    def measure(case, budget):
-        met.append(case.rivals)
-        return [record()]
-
-    verdict = run_quick([quick_case(quick=("sdpa",))], committed, measure)
-    assert verdict.passed
-    assert met == [("sdpa",)]
-    assert verdict.not_run == [f"{CASE}: torch, ratio to flex: not met by the quick run"]
-
-
 def test_every_group_but_the_disk_is_part_of_the_quick_run():
-    assert {case.group for case in gate.quick_cases()} == {"operators", "layers", "end_to_end"}
+    cases = gate.quick_cases()
+    assert {case.group for case in cases} == {"operators", "layers", "end_to_end"}
+    assert all(case.rivals == case.quick for case in cases)
 
 
 # -- command line ------------------------------------------------------------------------------------------------------
@@ -188,8 +178,8 @@ def test_every_group_but_the_disk_is_part_of_the_quick_run():
 @pytest.fixture
 def committed(monkeypatch):
     """One machine, like this one, with one committed record."""
-    monkeypatch.setattr(gate, "machines", lambda: {"here": machine_facts()})
-    monkeypatch.setattr(gate, "committed_records", lambda device: [whole(4.0)])
+    monkeypatch.setattr(gate, "machines", lambda names: {"here": machine_facts()})
+    monkeypatch.setattr(gate, "committed_records", lambda device, names=GROUPS: [whole(4.0)])
 
 
 PEAKS = {"float32": {"flops": 1e12, "bytes": 1e11, "exps": 1e10}}
@@ -239,6 +229,28 @@ def test_the_quick_command_measures_and_judges(committed, monkeypatch, capsys):
     assert "fell" in capsys.readouterr().out
     Found.records = {"torch": record(2.1)}
     assert gate.main(["--quick"]) == 0
+
+
+def test_the_quick_cases_are_recorded_on_one_thread(monkeypatch, tmp_path, capsys):
+    threads = torch.get_num_threads()
+
+    class Found:
+        records = {"torch": whole(4.0)}  # noqa: RUF012
+
+    monkeypatch.setattr(gate, "quick_cases", lambda: [quick_case()])
+    monkeypatch.setattr(gate, "run_case", lambda case, budget: Found)
+    monkeypatch.setattr(results_files, "RESULTS", tmp_path)
+    assert gate.main(["--quick", "--record", "here"]) == 0
+    written = results_files.read_results(tmp_path / "here" / "gate.json")
+    assert (written.machine["threads"], len(written.records)) == (1, 1)
+    assert torch.get_num_threads() == threads
+    assert results_files.machines((results_files.GATE,)).keys() == {"here"}
+    # a quick run is held against it alone
+    Found.records = {"torch": record(1.0)}
+    assert gate.main(["--quick"]) == 1
+    with pytest.raises(SystemExit):
+        gate.main(["found.json", "--record", "here"])
+    assert "--record is for --quick" in capsys.readouterr().err
 
 
 def test_the_command_wants_one_of_both():

@@ -23,8 +23,9 @@ def ran(monkeypatch):
 def test_everything_is_recorded_and_what_lacks_data_is_named(ran, capsys):
     assert record.main(["--device", "here"]) == 0
     assert ran[:4] == [["operators", True], ["layers", True], ["end_to_end", True], ["index", True]]
-    assert [command[1] for command in ran[4:]] == ["benchmarks.index_speed", "benchmarks.index_million"]
-    assert all(command[2:4] == ["--device", "here"] for command in ran[4:])
+    assert ran[4] == ["-m", "benchmarks.compare", "--quick", "--record", "here"]
+    assert [command[1] for command in ran[5:]] == ["benchmarks.index_speed", "benchmarks.index_million"]
+    assert all(command[2:4] == ["--device", "here"] for command in ran[5:])
     said = capsys.readouterr().out
     assert "index_precision: left as it was; it needs --beir-folder" in said
     assert "comparison_latency: left as it was; it needs --backbone" in said
