@@ -8,7 +8,7 @@ Milliseconds are never compared. Exit code 1 says that something fell or is no l
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -32,8 +32,10 @@ from benchmarks.results_files import (
     write_results,
 )
 
-KEPT = 0.75
-"""Share of the committed figure that must be left on a quiet machine."""
+KEPT = 0.6
+"""Share of the committed figure that must be left on a quiet machine. Of two recordings of the suite an hour apart, on
+one virtual machine with nothing else to do, six of 208 figures kept less than three quarters, the worst 0.65: what meets
+fresh memory varies most."""
 
 KEPT_IN_CI = 0.5
 """The same for ratios on every push, beside other work on the same cores. Contenders take turns on one thread, so that
@@ -181,7 +183,7 @@ def run_quick(
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> Generator[None]:
     """Compute on one thread for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
