@@ -34,7 +34,7 @@ from benchmarks.results_files import (
 
 KEPT = 0.6
 """Share of the committed figure that must be left on a quiet machine. Of two recordings of the suite an hour apart, on
-one virtual machine with nothing else to do, six of 208 figures kept less than three quarters, the worst 0.65: what meets
+a virtual machine with nothing else to do, six of 208 figures kept less than three quarters, the worst 0.65: what meets
 fresh memory varies most."""
 
 KEPT_IN_CI = 0.5
