@@ -2,13 +2,18 @@
 
 import pytest
 import torch
+import yaml
 
+from benchmarks.checkpoint import second_head
+from benchmarks.checkpoint.card import PRETRAINED, STAGES
+from benchmarks.checkpoint.equal_dual import dual_stage
 from benchmarks.checkpoint.free_pairs import answer_pairs, foldoc_pairs, package_pairs, wordnet_pairs
 from benchmarks.checkpoint.second_head import head_inputs, train_head
 from benchmarks.checkpoint.share import SHARES, figures_by_share, scale_interaction
 from mixencoder import MixEncoder
 from mixencoder.evaluation.tasks import read_task
 from mixencoder.training.examples import Example
+from mixencoder.training.run import TrainConfig
 from tests.synthetic import write
 
 PACKAGES = """Package: game-bin
@@ -97,7 +102,9 @@ def test_a_share_is_worth_what_the_scores_rank(tmp_path):
     assert found[0.0] == pytest.approx(1 / 1.5849625)
 
 
-def test_a_head_is_trained_on_what_it_reads_and_the_rest_stays(backbone_path, words):
+def test_a_head_is_trained_on_what_it_reads_and_the_rest_stays(backbone_path, words, monkeypatch):
+    monkeypatch.setattr(second_head, "EPOCHS", 60)
+    monkeypatch.setattr(second_head, "LEARNING_RATE", 0.01)
     torch.manual_seed(0)
     engine = MixEncoder.from_backbone(
         backbone_path, dual_term=True, heads=["ranking", "classification"], num_labels=2, classifier_dropout=0.0
@@ -120,4 +127,15 @@ def test_a_head_is_trained_on_what_it_reads_and_the_rest_stays(backbone_path, wo
     after = engine.model.state_dict()
     assert {name for name in before if not torch.equal(before[name], after[name])} == {
         f"classifier.{layer}.{part}" for layer in ("dense", "out_proj") for part in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_an_equal_dual_encoder_is_trained_by_the_same_stages(name):
+    stage = yaml.safe_load((PRETRAINED / name).read_text())
+    equal = dual_stage(stage)
+    assert TrainConfig(output="out", **equal).architecture == "dual-encoder"
+    assert set(equal["config"]) <= {"query_truncation_side", "max_document_length"}
+    assert {key: equal[key] for key in stage if key != "config"} == {
+        key: stage[key] for key in stage if key != "config"
     }
