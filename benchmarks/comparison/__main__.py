@@ -15,23 +15,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.comparison.cells import Cell, Places, make_record
-from benchmarks.comparison.tasks import ABLATED, ABLATIONS, CONTENDERS, SETTINGS, TASKS
+from benchmarks.comparison.cells import Places, make_record, wanted_cells
+from benchmarks.comparison.tasks import ABLATIONS, CONTENDERS, SETTINGS, TASKS
 from benchmarks.gpu_records import ROOT
-
-
-def wanted_cells(what: str, setting: str, contenders: list[str] | None = None) -> list[Cell]:
-    """Return the cells of a task, of all, or of the ablations; students after all others."""
-    ablations = what == "ablations"
-    known = ABLATIONS if ablations else CONTENDERS
-    tasks = [ABLATED] if ablations else list(TASKS) if what == "all" else [what]
-    cells = [
-        Cell(task, name, known[name], seed, long_lists=not ablations)
-        for task in tasks
-        for seed in SETTINGS[setting].seeds
-        for name in contenders or known
-    ]
-    return sorted(cells, key=lambda cell: cell.contender.teacher is not None)
 
 
 def _summary(record: dict[str, Any]) -> str:

@@ -9,6 +9,9 @@ import torch
 
 from benchmarks.comparison.lists import write_long_lists
 from benchmarks.comparison.tasks import (
+    ABLATED,
+    ABLATIONS,
+    CONTENDERS,
     JOINT_NEGATIVES,
     LONG,
     LONG_CANDIDATES,
@@ -63,6 +66,20 @@ class Cell(NamedTuple):
     def file_name(self) -> str:
         """Of the record."""
         return f"{self.task}.{self.name}.{self.seed}.json"
+
+
+def wanted_cells(what: str, setting: str, contenders: list[str] | None = None) -> list[Cell]:
+    """Return the cells of a task, of all, or of the ablations; students after all others."""
+    ablations = what == "ablations"
+    known = ABLATIONS if ablations else CONTENDERS
+    tasks = [ABLATED] if ablations else list(TASKS) if what == "all" else [what]
+    cells = [
+        Cell(task, name, known[name], seed, long_lists=not ablations)
+        for task in tasks
+        for seed in SETTINGS[setting].seeds
+        for name in contenders or known
+    ]
+    return sorted(cells, key=lambda cell: cell.contender.teacher is not None)
 
 
 def run_cell(cell: Cell, setting: str, places: Places) -> dict[str, Any]:
