@@ -10,7 +10,7 @@ import platform
 import shutil
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -175,7 +175,7 @@ def _run(config: TrainConfig, specs: list[DataSpec], state: PartialState, unfini
 
 
 @contextmanager
-def _alone(unfinished: Path) -> Iterator[bool]:
+def _alone(unfinished: Path) -> Generator[bool]:
     """Keep other runs from a folder of checkpoints, until this one ends or dies; yields whether the folder was there.
 
     Raises:
