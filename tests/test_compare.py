@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import compare as gate
 from benchmarks import results_files
-from benchmarks.compare import ATTEMPTS, KEPT, KEPT_IN_CI, best, compare, figures, run_quick
+from benchmarks.compare import ATTEMPTS, KEPT, KEPT_IN_CI, best, compare, figures, fresh_rivals, run_quick
 from benchmarks.contest import RECORD_KEYS, Case
 from benchmarks.machine import machine_facts
 from benchmarks.results_files import GROUPS
@@ -61,6 +61,16 @@ def test_not_a_number_is_a_fall():
 def test_a_loss_that_stays_a_loss_passes_and_one_that_grows_does_not():
     assert judged([record(0.5)], [record(0.5)]).passed
     assert not judged([record(0.5)], [record(0.29)]).passed
+
+
+def test_a_rival_in_fresh_memory_may_vary_more():
+    rival = record(backend="sdpa", own=False, peak_bytes=2**30, ratios={})
+    fresh = fresh_rivals([record(peak_bytes=2**30), rival])
+    assert fresh == {(CASE, "ratio to sdpa")}
+    before = figures([record(4.0)], fractions=True)
+    for ratio, passes in ((1.5, True), (1.3, False)):
+        assert compare(before, figures([record(ratio)], fractions=True), kept=KEPT, fresh=fresh).passed == passes
+    assert not fresh_rivals([record(backend="sdpa", own=False, peak_bytes=2**20)])
 
 
 def test_rivals_records_and_milliseconds_are_not_compared():

@@ -225,7 +225,13 @@ def quality_picture() -> Picture | None:
     if not series:
         return None
     x_label = f"milliseconds a query, {shape['N']:,} candidates, {document['threads']} CPU threads"
-    panel = Panel("six architectures, trained alike for minutes: the joint ones have hardly begun", x_label, "mean over four tasks", tuple(series), y_log=False)
+    panel = Panel(
+        "six architectures, trained alike for minutes: the joint ones have hardly begun",
+        x_label,
+        "mean over four tasks",
+        tuple(series),
+        y_log=False,
+    )
     return Picture("Mean quality over four tasks against the time of a query, for six architectures.", (panel,))
 
 
