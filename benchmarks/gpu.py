@@ -57,7 +57,7 @@ GROUPS: dict[str, Callable[[Bench], object]] = {
 }
 DEFAULT_GROUPS = ("correctness", "host", "attention", "training", "layer", "grid")
 
-_WORKERS = 8
+_WORKERS = 12
 _OPERATOR_SWITCHES = ("MIXKERNELS_BACKEND", "MIXKERNELS_CHECKS", "MIXKERNELS_DETERMINISTIC", "MIXKERNELS_TUNING")
 
 
