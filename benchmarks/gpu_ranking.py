@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertModel
+from transformers import AutoTokenizer, BertConfig, BertModel
 
+from benchmarks.checkpoint.card import PRETRAINED
 from benchmarks.gpu_records import ROOT, commit, slug, versions, write_json
 from benchmarks.index_speed import texts_of
 from mixencoder import MixEncoder
@@ -48,7 +49,7 @@ MINILM, BERT_BASE = Shape(6, 384, 12), Shape(12, 768, 12)
 def engines(shape: Shape, device: torch.device) -> tuple[MixEncoder, CrossEncoder]:
     """The published model and a cross-encoder over one untrained backbone, in bfloat16."""
     torch.manual_seed(0)
-    tokenizer = MixEncoder.from_pretrained(device="cpu").tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(PRETRAINED)
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=shape.d,

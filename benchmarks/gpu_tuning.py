@@ -29,9 +29,10 @@ from benchmarks.gpu_groups import (
 from benchmarks.gpu_records import write_json
 from benchmarks.gpu_timing import interleaved_timings, reason
 from mixkernels.triton_backend import launch
-from mixkernels.triton_backend.launch import Kind, LaunchConfig
+from mixkernels.triton_backend.launch import RESIDENT, Kind, LaunchConfig
 
-_WORKERS = 8
+FORWARD = ("forward", RESIDENT)
+_WORKERS = 14
 _COMPILED_CANDIDATES = 256
 _KIND_SECONDS = 60.0
 
@@ -48,15 +49,18 @@ def _trial(kernel: str, k: int, d: int, shapes: Sequence[tuple[int, int, int]]) 
     return Trial(Kind(kernel, k, k + 1, d, 2), tuple(Shape(n, k, m, d, batch=batch) for batch, n, m in shapes))
 
 
-_FORWARD = ((1, 100_000, 64), (1, 100_000, 128), (1, 100_000, 512))
+_SHORT = ((1, 100_000, 64), (1, 100_000, 128), (1, 100_000, 16))
+_LONG = ((1, 100_000, 256), (1, 100_000, 512))
 _BACKWARD = ((1, 100_000, 512), (64, 64, 64))
 TRIALS = (
-    _trial("forward", 1, 64, _FORWARD),
+    _trial(RESIDENT, 1, 64, _SHORT),
+    _trial("forward", 1, 64, _LONG),
     _trial("backward_candidates", 1, 64, _BACKWARD),
     _trial("backward_shared", 1, 64, _BACKWARD),
-    _trial("forward", 1, 32, _FORWARD),
-    _trial("forward", 3, 64, _FORWARD),
-    _trial("forward", 10, 64, _FORWARD),
+    _trial(RESIDENT, 1, 32, _SHORT),
+    _trial("forward", 1, 32, _LONG),
+    _trial(RESIDENT, 3, 64, _SHORT),
+    _trial("forward", 10, 64, _SHORT),
 )
 """The most telling first."""
 
@@ -84,7 +88,7 @@ def configured(gpu: str, kind: Kind, config: LaunchConfig) -> Iterator[None]:
 
 def call_of(kind: Kind, step: Step, backend: str) -> Call:
     """Return the call that launches the kind's kernel: forward, or backward alone."""
-    if kind.kernel != "forward":
+    if kind.kernel not in FORWARD:
         return backward_alone(lambda *tensors: ours_batch(*tensors, backend=backend), step)
     tensors = tuple(tensor.detach() for tensor in step.tensors)
     return lambda: ours_batch(*tensors, backend=backend)
@@ -111,7 +115,7 @@ def compile_once(kind: Kind, shape: Shape, config: LaunchConfig) -> None:
 
 def _compile_ahead(pool: ProcessPoolExecutor, trial: Trial, seconds: float) -> None:
     # backward kernels write other dtypes where they split their sums
-    shapes = trial.shapes[:1] if trial.kind.kernel == "forward" else trial.shapes
+    shapes = trial.shapes[:1] if trial.kind.kernel in FORWARD else trial.shapes
     jobs = [(trial.kind, shape, config) for config in candidates(trial.kind) for shape in shapes]
     # what is not compiled here is compiled when it is timed
     with suppress(TimeoutError, BrokenExecutor):

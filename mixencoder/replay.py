@@ -6,6 +6,7 @@
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -46,11 +47,23 @@ class Replays:
             try:
                 self._recorded[key] = self._record(function)
             except RuntimeError as error:
+                self._end_recording()
                 error.add_note("recording failed; set MIXENCODER_GRAPHS=0 to have every kernel launched by itself")
                 raise
         graph, result = self._recorded[key]
         graph.replay()
         return result
+
+    def _end_recording(self) -> None:
+        """Record something that can be, which a device's random numbers need to leave a recording that failed."""
+        graph = torch.cuda.CUDAGraph()
+        with (
+            suppress(RuntimeError),
+            _RECORDING,
+            torch.cuda.device(self._device),
+            torch.cuda.graph(graph, capture_error_mode="thread_local"),
+        ):
+            torch.zeros(1, device=self._device)
 
     def _record(self, function: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         with _RECORDING, torch.cuda.device(self._device):

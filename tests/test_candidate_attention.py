@@ -9,6 +9,7 @@ from torch import Tensor
 
 import mixkernels
 from mixkernels import candidate_attention
+from mixkernels.torch_backend.attention import multiplies_natively
 
 # what float32 rounding of the log-sum-exp alone costs, and of one output element
 ABSOLUTE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float64: 1e-13}
@@ -23,7 +24,7 @@ def plain_error(case: Case, exact: Tensor) -> float:
     return (out - exact).abs().max().item()
 
 
-def assert_within_budget(result: mixkernels.CandidateAttention, case: Case) -> None:
+def assert_within_budget(result: mixkernels.CandidateAttention, case: Case, *, rounded_queries: bool = False) -> None:
     exact = case.oracle()
     dtype = case.dtype
     budget = 2 * plain_error(case, exact[0]) + ABSOLUTE[dtype]
@@ -37,7 +38,8 @@ def assert_within_budget(result: mixkernels.CandidateAttention, case: Case) -> N
         assert got.shape == want.shape, name
         assert torch.equal(got.isinf(), want.isinf()), name
         error = (got.double() - want).masked_fill(want.isinf(), 0.0).abs().max().item()
-        assert error <= (LSE[dtype] if is_lse else budget), f"{name}: error {error:.2e}, budget {budget:.2e}"
+        allowed = LSE[dtype] if is_lse and not rounded_queries else budget
+        assert error <= allowed, f"{name}: error {error:.2e}, budget {budget:.2e}"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -63,7 +65,9 @@ def test_every_form_of_candidates(backend, form, own, int8, k, pytestconfig):
 @pytest.mark.parametrize("dtype", LOW)
 def test_int8_candidates_meet_low_precision_keys(backend, dtype, pytestconfig):
     case = Case.random(n=9, k=2, b=2, int8=True, dtype=dtype)
-    assert_within_budget(case.run(backend, pytestconfig), case)
+    # where a processor multiplies low precision itself, the torch path dequantises queries into it
+    rounded = backend == "torch" and multiplies_natively(case["key"])
+    assert_within_budget(case.run(backend, pytestconfig), case, rounded_queries=rounded)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -164,3 +164,5 @@ def test_what_cannot_be_recorded_says_how_to_go_on():
     with pytest.raises(RuntimeError) as caught:
         replays.call("asks", lambda: number * number.sum().item())
     assert "MIXENCODER_GRAPHS=0" in caught.value.__notes__[0]
+    # the device is as useful as before
+    assert torch.randn(3, device="cuda").isfinite().all()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from attention_cases import FORMS, INPUTS, Case
+from attention_cases import FORMS, INPUTS, Case, device_of
 from conftest import count_kernel_run
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,8 +17,8 @@ BACKENDS = ["torch", "triton"]
 def operator_arguments(case: Case, backend: str) -> tuple:
     tensors = [case[name] for name in INPUTS]
     index = [None if values is None else torch.tensor(values) for values in (case.lengths, case.ids, case.offsets)]
-    scales = case.scales or (None, None, None)
-    return (*tensors[:6], *index, tensors[6], *scales, 0.25, True, backend)
+    arguments = (*tensors[:6], *index, tensors[6], *(case.scales or (None, None, None)))
+    return (*(None if t is None else t.to(device_of(backend)) for t in arguments), 0.25, True, backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -36,7 +36,7 @@ def test_opcheck_of_the_backward_operator(backend, own_logits):
     case = Case.random(n=4, k=2, b=2, lengths=[7, 3], own_logits=own_logits)
     *arguments, scale, _, name = operator_arguments(case, backend)
     results = torch.ops.mixkernels.candidate_attention(*arguments, scale, True, name)
-    grads = [torch.randn(t.shape) for t in results]
+    grads = [torch.randn(t.shape, device=t.device) for t in results]
     torch.library.opcheck(
         torch.ops.mixkernels.candidate_attention_backward.default,
         (*grads, *results, *arguments, scale, True, name),

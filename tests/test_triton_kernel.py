@@ -4,10 +4,11 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from mixkernels.triton_backend.launch import Kind, alternatives, rule
+from mixkernels.triton_backend.launch import RESIDENT, Kind, alternatives, rule
 from mixkernels.triton_backend.support import HEAD_DIMS, MAX_CONTEXT
 
-KERNELS = ("forward", "backward_candidates", "backward_shared")
+FORWARD = ("forward", RESIDENT)
+KERNELS = (*FORWARD, "backward_candidates", "backward_shared")
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])
@@ -18,14 +19,16 @@ def test_every_launch_holds_whole_candidates_and_wastes_few_rows(kernel, head_di
         if slots == 17 and (kernel, head_dim, itemsize) == ("backward_candidates", 128, 4):
             continue  # refused
         config = rule(Kind(kernel, max(slots - 1, 1), slots, head_dim, itemsize))
-        candidates = config.block_m // slots
+        # the forward kernels' state rows are a tile of their own
+        rows = max(slots - 1, 1) if kernel in FORWARD else slots
+        candidates = config.block_m // rows
         assert candidates >= 1
         # Triton's tiles are powers of two, and its products want 16
         assert config.block_m & (config.block_m - 1) == 0
         assert config.block_n >= 16
         assert config.block_n & (config.block_n - 1) == 0
         # 32 rows hold one candidate of 17 rows; a full tensor core's tile wastes a quarter at most
-        assert candidates * slots >= (0.75 if config.block_m >= 64 else 0.5) * config.block_m
+        assert candidates * rows >= (0.75 if config.block_m >= 64 else 0.5) * config.block_m
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

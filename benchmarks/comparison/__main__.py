@@ -7,15 +7,16 @@ one record a contender and seed to benchmarks/results/DEVICE/, and leaves those 
 import argparse
 import multiprocessing
 import os
+import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.comparison.cells import Places, make_record, wanted_cells
+from benchmarks.comparison.cells import Cell, Places, make_record, wanted_cells
 from benchmarks.comparison.tasks import ABLATIONS, CONTENDERS, SETTINGS, TASKS
 from benchmarks.gpu_records import ROOT
 
@@ -28,6 +29,11 @@ def _summary(record: dict[str, Any]) -> str:
     seconds = record["seconds"]
     which = f"{record['task']} {record['contender']} seed {record['seed']}"
     return f"{which}: {found}; trained {seconds['train']:.0f} s, measured {seconds['measure']:.0f} s"
+
+
+def _waits(cell: Cell, others: list[Cell]) -> bool:
+    """Whether a cell's teacher is not there yet."""
+    return any(cell.learns_from(other) for other in others)
 
 
 def main() -> None:
@@ -55,9 +61,27 @@ def main() -> None:
     # read when a process loads its libraries; spawned, because forked ones would share this one's threads
     os.environ["OMP_NUM_THREADS"] = str(threads)
     context = multiprocessing.get_context("spawn")
+    # long ones first, so that none is left alone at the end
+    missing.sort(key=lambda cell: TASKS[cell.task].steps[options.setting], reverse=True)
+    running: dict[Future, Cell] = {}
+    failed = []
     with ProcessPoolExecutor(options.processes, context) as pool:
-        for done in as_completed([pool.submit(make, cell) for cell in missing]):
-            print(f"{_summary(done.result())}, {(time.perf_counter() - start) / 60:.1f} min in all", flush=True)
+        while missing or running:
+            ready = [cell for cell in missing if not _waits(cell, [*missing, *running.values()])]
+            for cell in ready[: options.processes - len(running)]:
+                running[pool.submit(make, cell)] = cell
+                missing.remove(cell)
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                cell = running.pop(done)
+                minutes = (time.perf_counter() - start) / 60
+                # a cell that fails stops no other
+                if error := done.exception():
+                    failed.append(cell)
+                    print(f"{cell.file_name} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                else:
+                    print(f"{_summary(done.result())}, {minutes:.1f} min in all", flush=True)
+    if failed:
+        sys.exit(f"{len(failed)} of {len(cells)} failed: {', '.join(cell.file_name for cell in failed)}")
 
 
 if __name__ == "__main__":

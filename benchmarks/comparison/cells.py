@@ -67,19 +67,23 @@ class Cell(NamedTuple):
         """Of the record."""
         return f"{self.task}.{self.name}.{self.seed}.json"
 
+    def learns_from(self, other: "Cell") -> bool:
+        """Whether another cell trains this one's teacher."""
+        return (other.task, other.name, other.seed) == (self.task, self.contender.teacher, self.seed)
+
 
 def wanted_cells(what: str, setting: str, contenders: list[str] | None = None) -> list[Cell]:
-    """Return the cells of a task, of all, or of the ablations; students after all others."""
+    """Return the cells of a task, of all, or of the ablations."""
     ablations = what == "ablations"
     known = ABLATIONS if ablations else CONTENDERS
     tasks = [ABLATED] if ablations else list(TASKS) if what == "all" else [what]
-    cells = [
+    names = contenders or [name for name in known if ablations or SETTINGS[setting].students or not known[name].teacher]
+    return [
         Cell(task, name, known[name], seed, long_lists=not ablations)
         for task in tasks
         for seed in SETTINGS[setting].seeds
-        for name in contenders or known
+        for name in names
     ]
-    return sorted(cells, key=lambda cell: cell.contender.teacher is not None)
 
 
 def run_cell(cell: Cell, setting: str, places: Places) -> dict[str, Any]:
@@ -143,7 +147,11 @@ def make_record(cell: Cell, setting: str, places: Places, folder: Path) -> dict[
 
 def _training(compared: ComparedTask, contender: Contender, setting: str) -> dict[str, Any]:
     """Return the fields of TrainConfig that say how it is trained."""
-    fields = {**TRAINING, "steps": compared.steps[setting], "batch_size": compared.batch_size}
+    fields = {
+        **TRAINING,
+        "steps": compared.steps[setting],
+        "batch_size": compared.batch_size * SETTINGS[setting].batch_factor,
+    }
     fields["learning_rate"] = compared.learning_rate
     fields["bf16"] = SETTINGS[setting].bf16
     if contender.architecture in READ_JOINTLY:
@@ -168,7 +176,7 @@ def _measure(engine: Engine, model: Path, entry: Report, how: Setting, places: P
     tasks: list[Task] = read_tasks([path], label2id=label2id, **options)
     scores = engine.score_terms if tasks[0].kind == "ranking" else ("full",)
     start = time.perf_counter()
-    found = evaluate(engine, tasks, scores=scores, show_progress_bar=False)
+    found = evaluate(engine, tasks, scores=scores, batch_size=how.measured_at_once, show_progress_bar=False)
     seconds = time.perf_counter() - start
     provenance = describe(engine, model, tasks, untrained=False, seed=0, options=options)
     return {tasks[0].name: {"measure": entry.measure, "seconds": seconds, **report(found, provenance)}}

@@ -23,7 +23,7 @@ LONG_NAME = Path(LONG).stem
 PARTS = {"full": "", "interaction": ", interaction alone", "dual": ", dual term alone"}
 
 
-class Cell(NamedTuple):
+class Figure(NamedTuple):
     """A figure, mean over seeds, and its interval where one seed has one."""
 
     value: float
@@ -40,26 +40,26 @@ def read_records(folder: Path) -> list[Record]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
-def cells(records: list[Record], part: str = "full") -> dict[str, dict[str, Cell]]:
+def cells(records: list[Record], part: str = "full") -> dict[str, dict[str, Figure]]:
     """Return {contender: {measured task: its figure}} of one part of the score; class logits have the whole alone."""
-    found: dict[str, dict[str, list[Cell]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[str, list[Figure]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         for name, report in record["reports"].items():
             if part in report["results"][name]:
                 measure = report["measure"]
                 low_high = report["intervals"][name][part][measure]
-                cell = Cell(report["results"][name][part][measure], low_high and tuple(low_high))
+                cell = Figure(report["results"][name][part][measure], low_high and tuple(low_high))
                 found[record["contender"]][name].append(cell)
     return {
         contender: {
-            name: seeds[0] if len(seeds) == 1 else Cell(mean(seed.value for seed in seeds), None)
+            name: seeds[0] if len(seeds) == 1 else Figure(mean(seed.value for seed in seeds), None)
             for name, seeds in reports.items()
         }
         for contender, reports in found.items()
     }
 
 
-def task_mean(figures: dict[str, Cell]) -> float | None:
+def task_mean(figures: dict[str, Figure]) -> float | None:
     """Mean over the four tasks, a task's reports averaged first; None if one is missing."""
     means = []
     for names in _names_by_task().values():
@@ -152,7 +152,7 @@ def ablation_rows(base: list[Record], records: list[Record]) -> list[list[str]]:
     return rows
 
 
-def _shown(cell: Cell | None, interval: bool) -> str:
+def _shown(cell: Figure | None, interval: bool) -> str:
     if cell is None:
         return ""
     return str(cell) if interval else f"{cell.value:.3f}"

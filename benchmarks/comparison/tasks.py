@@ -1,4 +1,4 @@
-"""What is compared: tasks with their data, contenders, and the two settings."""
+"""What is compared: tasks with their data, contenders, and the settings: two CPU cores, minutes and hours of a GPU."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ class ComparedTask:
     """PATH=WEIGHT inside the data folder."""
     reports: tuple[Report, ...]
     batch_size: int
+    """Times the setting's `batch_factor`."""
     steps: dict[str, int]
     """Setting -> optimiser steps."""
     learning_rate: float = 5e-5
@@ -55,6 +56,12 @@ class Setting:
     joint_long_queries: int | None
     """Queries with a thousand candidates that a model which reads query and candidate together is measured on."""
     bf16: bool
+    batch_factor: int = 1
+    """By how much batches are larger than `ComparedTask.batch_size`."""
+    measured_at_once: int = 32
+    """Texts or pairs."""
+    students: bool = True
+    """Train contenders that learn from another one, too: not worth it where that one has hardly begun to learn."""
 
 
 MIXENCODER = {"num_context_embeddings": 1, "interaction_layers": [-1], "dual_term": True}
@@ -74,7 +81,7 @@ TASKS = {
         ),
         reports=(Report("nli/mnli_matched.dev.jsonl.gz", "accuracy"),),
         batch_size=32,
-        steps={"small": 250, "full": 6000},
+        steps={"small": 250, "medium": 500, "full": 6000},
         # little of what the backbone knows already tells a contradiction
         learning_rate=1e-4,
     ),
@@ -86,7 +93,7 @@ TASKS = {
             Report(LONG, "R@1"),
         ),
         batch_size=16,
-        steps={"small": 80, "full": 3000},
+        steps={"small": 80, "medium": 500, "full": 3000},
     ),
     "answers": ComparedTask(
         train=("answers/selqa.train.jsonl.gz=5", "answers/trecqa.train.jsonl.gz=1"),
@@ -95,15 +102,20 @@ TASKS = {
             Report("answers/trecqa.dev.jsonl.gz", "nDCG@10"),
         ),
         batch_size=16,
-        steps={"small": 80, "full": 600},
+        steps={"small": 80, "medium": 250, "full": 600},
     ),
     "passages": ComparedTask(
         train=("rerank/scifact",),
         reports=(Report("rerank/scifact", "nDCG@10"),),
         batch_size=16,
-        steps={"small": 30, "full": 400},
+        steps={"small": 30, "medium": 150, "full": 400},
     ),
 }
+
+READ_JOINTLY = ("cross-encoder", "deformer")
+JOINT_NEGATIVES = 3
+"""Of the models that read query and candidate together, for which every further one is a whole pass; the others meet
+every candidate of a batch."""
 
 CONTENDERS = {
     "cross-encoder": Contender("cross-encoder"),
@@ -113,6 +125,10 @@ CONTENDERS = {
     "late-interaction": Contender("late-interaction", {"projection_dim": None}),
     "deformer": Contender("deformer", {"joint_layers": 2}),
     "mixencoder": Contender("mixencoder", MIXENCODER),
+    # the teacher scores lists as long as those that it learned from
+    "mixencoder-distilled": Contender(
+        "mixencoder", MIXENCODER, {"negatives": JOINT_NEGATIVES}, teacher="cross-encoder"
+    ),
 }
 
 _PAIRS = 80 * 16
@@ -153,7 +169,10 @@ ABLATED = "replies"
 """The task that ablations are made on."""
 
 SETTINGS = {
-    "small": Setting(seeds=(0,), queries=300, pairs=1500, joint_long_queries=15, bf16=False),
+    "small": Setting(seeds=(0,), queries=300, pairs=1500, joint_long_queries=15, bf16=False, students=False),
+    "medium": Setting(
+        seeds=(0,), queries=300, pairs=None, joint_long_queries=15, bf16=True, batch_factor=2, measured_at_once=256
+    ),
     "full": Setting(seeds=(0, 1, 2), queries=None, pairs=None, joint_long_queries=None, bf16=True),
 }
 
@@ -165,7 +184,3 @@ TRAINING: dict[str, Any] = {
     "max_document_tokens": 96,
 }
 """The same for all, tuned for none."""
-READ_JOINTLY = ("cross-encoder", "deformer")
-JOINT_NEGATIVES = 3
-"""Of the models that read query and candidate together, for which every further one is a whole pass; the others meet
-every candidate of a batch."""

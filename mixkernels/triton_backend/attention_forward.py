@@ -4,6 +4,8 @@ One program serves one tile (mixkernels/triton_backend/tiles.py), one head, one 
 in registers, then the query's tokens stream past in blocks of BLOCK_N. Nothing but the outputs is written.
 """
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -17,10 +19,19 @@ from mixkernels.triton_backend.arguments import (
     num_tiles,
     strides_of,
 )
-from mixkernels.triton_backend.launch import Kind, LaunchConfig, launch_config
+from mixkernels.triton_backend.launch import RESIDENT, Kind, LaunchConfig, forward_options, launch_config, resident_keys
 from mixkernels.triton_backend.runtime import device_of, empty_output
 from mixkernels.triton_backend.tiles import LN2, LOG2E, dot, locate_candidates, locate_query
 from mixkernels.triton_backend.variant import KernelVariant, attention_variants
+
+_PROGRAMS = 4
+"""Programs of resident tiles a multiprocessor."""
+
+
+@triton.jit
+def _finite(b_m):
+    # rows that have met no key keep -inf; 0 stands in so that no -inf - -inf arises
+    return tl.where(b_m == float("-inf"), 0.0, b_m)
 
 
 @triton.jit
@@ -28,15 +39,43 @@ def _softmax_seed(b_s, b_v, b_m, b_l, b_o, m_row):
     # one more own key per row: online softmax in base 2, elementwise, as rows differ in their key
     b_s = tl.where(m_row, b_s, float("-inf"))
     b_m_new = tl.maximum(b_m, b_s)
-    # rows that have met no key keep -inf; 0 stands in so that no -inf - -inf arises
-    b_shift = tl.where(b_m_new == float("-inf"), 0.0, b_m_new)
+    b_shift = _finite(b_m_new)
     b_decay = tl.exp2(b_m - b_shift)
     b_p = tl.exp2(b_s - b_shift)
     return b_m_new, b_l * b_decay + b_p, b_o * b_decay[:, None] + b_p[:, None] * b_v
 
 
+@triton.jit
+def _softmax_block(b_q, b_k, b_v, b_scale, m_n, b_m, b_l, b_o, INTERPRET: tl.constexpr):
+    # a block of shared keys, online softmax in base 2; b_s is [rows, BLOCK_N]
+    b_s = dot(b_q, b_k, INTERPRET) * b_scale[:, None]
+    b_s = tl.where(m_n[None, :], b_s, float("-inf"))
+    b_m_new = tl.maximum(b_m, tl.max(b_s, axis=1))
+    b_shift = _finite(b_m_new)
+    b_decay = tl.exp2(b_m - b_shift)
+    b_p = tl.exp2(b_s - b_shift[:, None])
+    b_l = b_l * b_decay + tl.sum(b_p, axis=1)
+    b_o = b_o * b_decay[:, None]
+    if INTERPRET:
+        b_o = tl.dot(b_p, b_v.to(tl.float32), acc=b_o, input_precision="ieee")
+    else:
+        b_o = tl.dot(b_p.to(b_v.dtype), b_v, acc=b_o, input_precision="ieee")
+    return b_m_new, b_l, b_o
+
+
+@triton.jit
+def _store_rows(p_o, p_lse, b_m, b_l, b_o, o_d, m_row, HAS_LSE: tl.constexpr):
+    # a row without any key has b_l = 0: zeros and -inf
+    m_some = b_l > 0.0
+    b_l = tl.where(m_some, b_l, 1.0)
+    b_o = b_o / b_l[:, None]
+    tl.store(p_o[:, None] + o_d[None, :], b_o.to(p_o.dtype.element_ty), mask=m_row[:, None])
+    if HAS_LSE:
+        tl.store(p_lse, tl.where(m_some, (b_m + tl.log2(b_l)) * LN2, float("-inf")), mask=m_row)
+
+
 @triton.jit(
-    do_not_specialize=["num_candidates", "num_keys", "batch"],
+    do_not_specialize=["num_candidates", "num_keys", "batch", "programs"],
     launch_metadata=forward_metadata,
 )
 def candidate_attention_fwd_kernel(
@@ -61,6 +100,7 @@ def candidate_attention_fwd_kernel(
     num_candidates,
     num_keys,
     batch,
+    programs,
     # strides in elements: b query, n candidate, c context embedding, m token, h head
     cq_b,
     cq_n,
@@ -100,123 +140,147 @@ def candidate_attention_fwd_kernel(
     QUANTISED: tl.constexpr,
     PER_QUERY: tl.constexpr,
     HAS_LSE: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    STAGES: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_S: tl.constexpr,
     BLOCK_N: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    SLOTS: tl.constexpr = K + 1 if HAS_STATE else K
-    CANDIDATES: tl.constexpr = BLOCK_M // SLOTS
+    CANDIDATES: tl.constexpr = BLOCK_M // K
 
     # heads fastest, so that neighbouring programs share lines
     i_program = tl.program_id(0).to(tl.int64)
     i_head = i_program % H
     i_tile = i_program // H
     if RAGGED:
-        i_batch, i_block, start, stop = locate_query(offsets_ptr, batch, i_tile, CANDIDATES)
+        i_batch, i_first, start, stop = locate_query(offsets_ptr, batch, i_tile, CANDIDATES)
+        i_last = i_first + 1
     else:
-        num_blocks = tl.cdiv(num_candidates, CANDIDATES)
-        i_batch, i_block = i_tile // num_blocks, i_tile % num_blocks
+        i_batch, i_first = i_tile // programs, i_tile % programs
+        i_last = tl.cdiv(num_candidates, CANDIDATES).to(tl.int64)
         start = i_batch * num_candidates
         stop = start + num_candidates
-    o_out, o_source, o_slot, m_row = locate_candidates(
-        ids_ptr, i_block, start, stop, CANDIDATES, SLOTS, HAS_IDS, BLOCK_M
-    )
-    if not HAS_IDS and not RAGGED:
-        o_source = o_out - start
-    m_context = m_row & (o_slot < K)
     o_d = tl.arange(0, D)
-
     # a Python float may arrive as float64 under torch.compile
-    b_scale = tl.full([BLOCK_M], 1.0, tl.float32) * (tl.cast(scale, tl.float32) * LOG2E)
-    # [BLOCK_M, D]: a context row or a state row
-    p_q = context_query_ptr + i_batch * cq_b + i_head * cq_h + o_source * cq_n + o_slot * cq_c
-    p_state = state_query_ptr + i_batch * sq_b + i_head * sq_h + o_source * sq_n
-    o_scale = o_source
-    if QUANTISED:
-        if PER_QUERY:
-            o_scale = o_out
-        b_scale *= tl.load(query_scale_ptr + (o_scale * K + o_slot) * H + i_head, mask=m_context, other=1.0)
-        # exact, by way of float32: the interpreter does not turn integers into bfloat16
-        b_q = tl.load(p_q[:, None] + o_d[None, :], mask=m_context[:, None], other=0)
-        b_q = b_q.to(tl.float32).to(key_ptr.dtype.element_ty)
-        if HAS_STATE:
-            b_q += tl.load(p_state[:, None] + o_d[None, :], mask=(m_row & (o_slot == K))[:, None], other=0.0)
-    else:
-        if HAS_STATE:
-            p_q = tl.where(m_context, p_q, p_state)
-        b_q = tl.load(p_q[:, None] + o_d[None, :], mask=m_row[:, None], other=0.0)
+    base_scale = tl.cast(scale, tl.float32) * LOG2E
 
-    b_m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    b_l = tl.zeros([BLOCK_M], tl.float32)
-    b_o = tl.zeros([BLOCK_M, D], tl.float32)
-
-    # own keys seed the running softmax: b_m (max), b_l (sum), b_o (weighted values)
-    b_q32 = b_q.to(tl.float32)
-    p_own_key = context_key_ptr + i_batch * ck_b + i_head * ck_h + o_source * ck_n
-    p_own_value = context_value_ptr + i_batch * cv_b + i_head * cv_h + o_source * cv_n
-    p_own_logits = own_logits_ptr + i_batch * ol_b + i_head * ol_h + o_source * ol_n + o_slot * ol_r
-    for i_own in tl.static_range(K):
-        if HAS_OWN_LOGITS:
-            b_s_own = tl.load(p_own_logits + i_own * ol_c, mask=m_context, other=0.0).to(tl.float32) * LOG2E
-        else:
-            p_k_own = (p_own_key + i_own * ck_c)[:, None] + o_d[None, :]
-            b_s_own = (
-                tl.sum(b_q32 * tl.load(p_k_own, mask=m_context[:, None], other=0).to(tl.float32), axis=1) * b_scale
-            )
-            if QUANTISED:
-                p_factor = key_scale_ptr + (o_scale * K + i_own) * H + i_head
-                b_s_own *= tl.load(p_factor, mask=m_context, other=1.0)
-        p_v_own = (p_own_value + i_own * cv_c)[:, None] + o_d[None, :]
-        b_v_own = tl.load(p_v_own, mask=m_context[:, None], other=0).to(tl.float32)
-        if QUANTISED:
-            p_factor = value_scale_ptr + (o_scale * K + i_own) * H + i_head
-            b_v_own *= tl.load(p_factor, mask=m_context, other=1.0)[:, None]
-        b_m, b_l, b_o = _softmax_seed(b_s_own, b_v_own, b_m, b_l, b_o, m_context)
-
-    # the query's tokens stream
     length = num_keys
     if HAS_LENGTHS:
         length = tl.load(key_lengths_ptr + i_batch).to(tl.int32)
     o_n = tl.arange(0, BLOCK_N)
-    p_k = key_ptr + i_batch * k_b + i_head * k_h
-    p_v = value_ptr + i_batch * v_b + i_head * v_h
-    for i_n in range(0, length, BLOCK_N):
-        m_n = i_n + o_n < length
-        o_token = (i_n + o_n).to(tl.int64)
-        # [D, BLOCK_N] and [BLOCK_N, D]
-        b_k = tl.load(p_k + o_d[:, None] + (o_token * k_m)[None, :], mask=m_n[None, :], other=0.0)
-        b_v = tl.load(p_v + (o_token * v_m)[:, None] + o_d[None, :], mask=m_n[:, None], other=0.0)
-        # [BLOCK_M, BLOCK_N]
-        b_s = dot(b_q, b_k, INTERPRET) * b_scale[:, None]
-        b_s = tl.where(m_n[None, :], b_s, float("-inf"))
-        # every block holds at least one valid token, so the new maximum is finite
-        b_m_new = tl.maximum(b_m, tl.max(b_s, axis=1))
-        b_decay = tl.exp2(b_m - b_m_new)
-        b_p = tl.exp2(b_s - b_m_new[:, None])
-        b_l = b_l * b_decay + tl.sum(b_p, axis=1)
-        b_o = b_o * b_decay[:, None]
-        if INTERPRET:
-            b_o = tl.dot(b_p, b_v.to(tl.float32), acc=b_o, input_precision="ieee")
+    # [D, BLOCK_N] and [BLOCK_N, D]
+    p_k = key_ptr + i_batch * k_b + i_head * k_h + o_d[:, None]
+    p_v = value_ptr + i_batch * v_b + i_head * v_h + o_d[None, :]
+    if RESIDENT:
+        # a short query stays on the chip while tiles of candidates stream past
+        m_n = o_n < length
+        b_k = tl.load(p_k + (o_n.to(tl.int64) * k_m)[None, :], mask=m_n[None, :], other=0.0)
+        b_v = tl.load(p_v + (o_n.to(tl.int64) * v_m)[:, None], mask=m_n[:, None], other=0.0)
+
+    for i_block in tl.range(i_first, i_last, programs, num_stages=STAGES):
+        o_out, o_source, o_slot, m_row = locate_candidates(
+            ids_ptr, i_block, start, stop, CANDIDATES, K, HAS_IDS, BLOCK_M
+        )
+        if not HAS_IDS and not RAGGED:
+            o_source = o_out - start
+
+        # everything that is read of a tile is asked for before any of it is used: [BLOCK_M, D] and [BLOCK_S, D]
+        p_q = context_query_ptr + i_batch * cq_b + i_head * cq_h + o_source * cq_n + o_slot * cq_c
+        b_q = tl.load(p_q[:, None] + o_d[None, :], mask=m_row[:, None], other=0)
+        if HAS_STATE:
+            o_out_s, o_source_s, _, m_row_s = locate_candidates(
+                ids_ptr, i_block, start, stop, CANDIDATES, 1, HAS_IDS, BLOCK_S
+            )
+            if not HAS_IDS and not RAGGED:
+                o_source_s = o_out_s - start
+            p_q = state_query_ptr + i_batch * sq_b + i_head * sq_h + o_source_s * sq_n
+            b_q_s = tl.load(p_q[:, None] + o_d[None, :], mask=m_row_s[:, None], other=0.0)
+
+        b_scale = tl.zeros([BLOCK_M], tl.float32) + base_scale
+        o_scale = o_source
+        if QUANTISED:
+            if PER_QUERY:
+                o_scale = o_out
+            b_scale *= tl.load(query_scale_ptr + (o_scale * K + o_slot) * H + i_head, mask=m_row, other=1.0)
+            # exact, by way of float32: the interpreter does not turn integers into bfloat16
+            b_q = b_q.to(tl.float32).to(key_ptr.dtype.element_ty)
+
+        b_m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        b_l = tl.zeros([BLOCK_M], tl.float32)
+        b_o = tl.zeros([BLOCK_M, D], tl.float32)
+
+        # own keys seed the running softmax: b_m (max), b_l (sum), b_o (weighted values)
+        b_q32 = b_q.to(tl.float32)
+        p_own_key = context_key_ptr + i_batch * ck_b + i_head * ck_h + o_source * ck_n
+        p_own_value = context_value_ptr + i_batch * cv_b + i_head * cv_h + o_source * cv_n
+        p_own_logits = own_logits_ptr + i_batch * ol_b + i_head * ol_h + o_source * ol_n + o_slot * ol_r
+        for i_own in tl.static_range(K):
+            p_v_own = (p_own_value + i_own * cv_c)[:, None] + o_d[None, :]
+            b_v_own = tl.load(p_v_own, mask=m_row[:, None], other=0).to(tl.float32)
+            if HAS_OWN_LOGITS:
+                b_s_own = tl.load(p_own_logits + i_own * ol_c, mask=m_row, other=0.0).to(tl.float32) * LOG2E
+            else:
+                p_k_own = (p_own_key + i_own * ck_c)[:, None] + o_d[None, :]
+                b_k_own = tl.load(p_k_own, mask=m_row[:, None], other=0).to(tl.float32)
+                b_s_own = tl.sum(b_q32 * b_k_own, axis=1) * b_scale
+                if QUANTISED:
+                    p_factor = key_scale_ptr + (o_scale * K + i_own) * H + i_head
+                    b_s_own *= tl.load(p_factor, mask=m_row, other=1.0)
+            if QUANTISED:
+                p_factor = value_scale_ptr + (o_scale * K + i_own) * H + i_head
+                b_v_own *= tl.load(p_factor, mask=m_row, other=1.0)[:, None]
+            b_m, b_l, b_o = _softmax_seed(b_s_own, b_v_own, b_m, b_l, b_o, m_row)
+
+        if HAS_STATE:
+            b_scale_s = tl.zeros([BLOCK_S], tl.float32) + base_scale
+            b_m_s = tl.full([BLOCK_S], float("-inf"), tl.float32)
+            b_l_s = tl.zeros([BLOCK_S], tl.float32)
+            b_o_s = tl.zeros([BLOCK_S, D], tl.float32)
+
+        # the query's tokens
+        if RESIDENT:
+            b_m, b_l, b_o = _softmax_block(b_q, b_k, b_v, b_scale, m_n, b_m, b_l, b_o, INTERPRET)
+            if HAS_STATE:
+                b_m_s, b_l_s, b_o_s = _softmax_block(b_q_s, b_k, b_v, b_scale_s, m_n, b_m_s, b_l_s, b_o_s, INTERPRET)
         else:
-            b_o = tl.dot(b_p.to(b_v.dtype), b_v, acc=b_o, input_precision="ieee")
-        b_m = b_m_new
+            for i_n in range(0, length, BLOCK_N):
+                o_token = (i_n + o_n).to(tl.int64)
+                m_n = o_token < length
+                b_k = tl.load(p_k + (o_token * k_m)[None, :], mask=m_n[None, :], other=0.0)
+                b_v = tl.load(p_v + (o_token * v_m)[:, None], mask=m_n[:, None], other=0.0)
+                b_m, b_l, b_o = _softmax_block(b_q, b_k, b_v, b_scale, m_n, b_m, b_l, b_o, INTERPRET)
+                if HAS_STATE:
+                    b_m_s, b_l_s, b_o_s = _softmax_block(
+                        b_q_s, b_k, b_v, b_scale_s, m_n, b_m_s, b_l_s, b_o_s, INTERPRET
+                    )
 
-    # a row without any key has b_l = 0: zeros and -inf
-    m_some = b_l > 0.0
-    b_o = b_o / tl.where(m_some, b_l, 1.0)[:, None]
+        # outputs are contiguous: (rows, k, H, D), (rows, H, D), (rows, k, H), (rows, H)
+        o_row = (o_out * K + o_slot) * H + i_head
+        _store_rows(context_ptr + o_row * D, context_lse_ptr + o_row, b_m, b_l, b_o, o_d, m_row, HAS_LSE)
+        if HAS_STATE:
+            o_row = o_out_s * H + i_head
+            _store_rows(state_ptr + o_row * D, state_lse_ptr + o_row, b_m_s, b_l_s, b_o_s, o_d, m_row_s, HAS_LSE)
 
-    # outputs are contiguous: (rows, k, H, D), (rows, H, D), (rows, k, H), (rows, H)
-    o_context = (o_out * K + o_slot) * H + i_head
-    o_state = o_out * H + i_head
-    p_o = context_ptr + o_context * D
-    p_lse = context_lse_ptr + o_context
-    if HAS_STATE:
-        p_o = tl.where(m_context, p_o, state_ptr + o_state * D)
-        p_lse = tl.where(m_context, p_lse, state_lse_ptr + o_state)
-    tl.store(p_o[:, None] + o_d[None, :], b_o.to(context_ptr.dtype.element_ty), mask=m_row[:, None])
-    if HAS_LSE:
-        b_lse = tl.where(m_some, (b_m + tl.log2(tl.where(m_some, b_l, 1.0))) * LN2, float("-inf"))
-        tl.store(p_lse, b_lse, mask=m_row)
+
+def forward_kind(call: Call) -> Kind:
+    """Return what the launch configuration of a call depends on: a short query in low precision stays resident."""
+    key, k = call.key, call.context_query.shape[-3]
+    dim, itemsize = key.shape[3], key.element_size()
+    resident = itemsize < 4 and call.candidate_offsets is None and key.shape[1] <= resident_keys(k, dim)
+    return Kind(RESIDENT if resident else "forward", k, k + (call.state_query is not None), dim, itemsize)
+
+
+def _programs(tiles: int, key: Tensor) -> int:
+    """Programs of one head that share out the tiles of all queries, as many for each: enough to fill the device."""
+    batch, heads = key.shape[0], key.shape[2]
+    wanted = -(-_PROGRAMS * _multiprocessors(key.device) // (heads * batch))
+    return min(tiles // batch, wanted) * batch
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def candidate_attention(
@@ -233,7 +297,6 @@ def candidate_attention(
     state_lse = key.new_empty(state.shape[:-1], dtype=torch.float32) if return_lse and state is not None else None
     outputs = (context, state, context_lse, state_lse)
     if context.numel():
-        slots = k + has_state
         # absent tensors are never read: any pointer does
         pointers = [context if tensor is None else tensor for tensor in (*call, *outputs)]
         constants = constants_of(call) | {
@@ -241,21 +304,25 @@ def candidate_attention(
             "PER_QUERY": call.context_query.dim() == 5,
             "HAS_LSE": return_lse,
         }
+        kind = forward_kind(call)
 
         def launch(config: LaunchConfig) -> None:
-            candidate_attention_fwd_kernel[(num_tiles(call, config.block_m // slots) * heads,)](
+            tiles = num_tiles(call, config.block_m // k)
+            programs = _programs(tiles, key) if kind.kernel == RESIDENT else tiles
+            candidate_attention_fwd_kernel[(programs * heads,)](
                 *pointers,
                 scale,
                 lead[-1],
                 key.shape[1],
                 key.shape[0],
+                programs // key.shape[0],
                 *strides_of(call),
                 **constants,
-                **config.options(),
+                **forward_options(kind, config, key.shape[1]),
             )
 
         with device_of(key):
-            launch(launch_config(Kind("forward", k, slots, head_dim, key.element_size()), key.device, launch))
+            launch(launch_config(kind, key.device, launch))
     state = None if state is None else state.to(key.dtype)
     return context.to(key.dtype), state, context_lse, state_lse
 

@@ -8,7 +8,7 @@ of a kind on a GPU and keeps the fastest for the process.
 import os
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -33,11 +33,15 @@ class LaunchConfig(NamedTuple):
         }
 
 
+RESIDENT = "forward_resident"
+"""The forward kernel where a short query's keys stay on the chip and every program takes many tiles."""
+
+
 class Kind(NamedTuple):
     """What a configuration depends on."""
 
     kernel: str
-    """"forward", "backward_candidates" or "backward_shared"."""
+    """"forward", `RESIDENT`, "backward_candidates" or "backward_shared"."""
     num_context: int
     """k."""
     slots: int
@@ -45,6 +49,28 @@ class Kind(NamedTuple):
     head_dim: int
     itemsize: int
     """Bytes of an element of the products."""
+
+
+def resident_keys(num_context: int, head_dim: int) -> int:
+    """Return the longest query that a program keeps on the chip: keys and scores of a tile must fit its registers.
+
+    0 where candidates have many own keys, whose tiles on their way would fill the shared memory.
+    """
+    return min(128, 8192 // head_dim) if num_context <= 3 else 0
+
+
+def forward_options(kind: Kind, config: LaunchConfig, num_keys: int) -> dict[str, Any]:
+    """Return the arguments of a forward launch that its configuration decides, for queries of so many keys."""
+    # state rows are a tile of their own, of the least height that a product takes or more
+    options = config.options() | {"BLOCK_S": max(16, _power_of_2(config.block_m // kind.num_context))}
+    if kind.kernel == RESIDENT:
+        return options | {"RESIDENT": True, "STAGES": config.num_stages, "BLOCK_N": max(16, _power_of_2(num_keys))}
+    return options | {"RESIDENT": False, "STAGES": 1}
+
+
+def _power_of_2(number: int) -> int:
+    """Return the least power of 2 that is not below a number."""
+    return 1 << max(number - 1, 0).bit_length()
 
 
 TABLE: dict[str, dict[Kind, LaunchConfig]] = {}
@@ -91,12 +117,22 @@ def rule(kind: Kind) -> LaunchConfig:
     matrix units and many registers, so their tiles are small.
     """
     dim, low = kind.head_dim, kind.itemsize < 4
+    if kind.kernel == RESIDENT:
+        return LaunchConfig(32, 128, num_warps=4, num_stages=2)
     if kind.kernel == "forward":
+        # a tile of state rows stands beside that of the contexts, as tall where k = 1
         if low:
-            return LaunchConfig(64, 32 if dim == 128 else 64, num_warps=4 if kind.slots <= 8 else 8, num_stages=2)
+            if dim <= 64:
+                keys = 32 if dim == 64 and (kind.num_context == 1 or kind.slots > 8) else 64
+                return LaunchConfig(64, keys, num_warps=4 if kind.slots <= 8 else 8, num_stages=2)
+            return LaunchConfig(64 if kind.slots <= 8 else 32, 32, num_warps=8, num_stages=2)
         if dim <= 32:
-            return LaunchConfig(64, 32, num_warps=4, num_stages=2)
-        return LaunchConfig(64 if kind.slots <= 8 else 32, 32, num_warps=8, num_stages=2)
+            return LaunchConfig(32, 32, num_warps=4, num_stages=2)
+        if dim == 64:
+            return LaunchConfig(32, 16 if kind.num_context == 1 else 32, num_warps=8, num_stages=2)
+        if kind.num_context == 1:
+            return LaunchConfig(16, 16, num_warps=8, num_stages=2)
+        return LaunchConfig(32, 32 if kind.slots <= 16 else 16, num_warps=8, num_stages=2)
     if kind.kernel == "backward_candidates":
         if not low:
             return LaunchConfig(32, 32, 8, 1) if dim <= 64 else LaunchConfig(16, 16, 8, 1)
@@ -114,9 +150,11 @@ def rule(kind: Kind) -> LaunchConfig:
 def alternatives(kind: Kind) -> list[LaunchConfig]:
     """Return what tuning tries: the rule, and its neighbours in keys a tile, warps and stages."""
     first = rule(kind)
+    # a resident query is one block, whatever its length
+    blocks = (first.block_n,) if kind.kernel == RESIDENT else (32, 64, 128)
     tried = [
         LaunchConfig(first.block_m, block_n, num_warps, num_stages)
-        for block_n in (32, 64, 128)
+        for block_n in blocks
         for num_warps in (4, 8)
         for num_stages in (1, 2, 3)
     ]

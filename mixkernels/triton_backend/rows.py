@@ -127,7 +127,8 @@ def load_tile(p_tile, m_tile):
 @triton.jit
 def standardise(b_x, m_d, eps, D: tl.constexpr):
     """Return a tile's rows with mean 0 and variance 1, and the factors that made the variance so."""
-    b_mean = tl.sum(b_x, axis=1) / D
+    # rounded to nearest: a GPU's plain division may miss the mean of equal numbers, and a variance of 0 with it
+    b_mean = tl.div_rn(tl.sum(b_x, axis=1), D * 1.0)
     b_centred = tl.where(m_d[None, :], b_x - b_mean[:, None], 0.0)
     # a Python float may arrive as float64 under torch.compile
     b_rstd = 1.0 / tl.sqrt(tl.sum(b_centred * b_centred, axis=1) / D + tl.cast(eps, tl.float32))

@@ -12,6 +12,8 @@ HEAD_DIMS = (16, 32, 64, 128)
 MAX_CONTEXT = 16
 MAX_WIDTH = 4096
 """Widest row of the rest of the layer: a row is one tile."""
+_INSTALLED = importlib.util.find_spec("triton") is not None
+"""Asked once: a function that torch.compile traces must not look for files."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -28,7 +30,7 @@ def not_supported_reasons(tensors: tuple[Tensor, ...], operator: str) -> list[st
         operator: "candidate_attention", or another name for the operators of the rest of the layer.
     """
     reasons = []
-    if importlib.util.find_spec("triton") is None:
+    if not _INSTALLED:
         reasons.append("triton is not installed (pip install triton, Linux only)")
     if not tensors:
         if not torch.cuda.is_available() and not interpreting():

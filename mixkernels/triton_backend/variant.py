@@ -4,7 +4,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from mixkernels.triton_backend.arguments import STRIDE_NAMES
-from mixkernels.triton_backend.launch import Kind, rule
+from mixkernels.triton_backend.launch import RESIDENT, Kind, forward_options, resident_keys, rule
 from mixkernels.triton_backend.support import HEAD_DIMS
 
 
@@ -39,6 +39,7 @@ _FORMS = {
     "own logits": {"HAS_OWN_LOGITS": True},
     "int8": {"QUANTISED": True},
     "no state": {"HAS_STATE": False},
+    "resident": {"RESIDENT": True},
 }
 _HEADS = 12
 _TENSOR_STRIDES = tuple(name for name in STRIDE_NAMES if not name.startswith("ol_"))
@@ -57,7 +58,10 @@ def attention_variants(kernel: Any, name: str, defaults: dict[str, Any]) -> list
     if name == "backward_candidates":
         # refused: see support.not_supported_reasons
         shapes.remove((16, 128, "fp32", "pool"))
-    shapes += [(1, 64, "bf16", form) for form, changes in _FORMS.items() if changes and changes.keys() <= known]
+    forms = [form for form, changes in _FORMS.items() if changes and changes.keys() <= known]
+    shapes += [(1, 64, "bf16", form) for form in forms]
+    if "resident" in forms:
+        shapes += [(k, dim, "bf16", "resident") for k, dim in product((1, 3), HEAD_DIMS) if (k, dim) != (1, 64)]
     return [_attention_variant(kernel, name, defaults, *shape) for shape in shapes]
 
 
@@ -67,9 +71,9 @@ def _attention_variant(
     constants = {"H": _HEADS, "K": k, "D": dim, "HAS_STATE": True, "HAS_LENGTHS": True, "HAS_IDS": False}
     constants |= {"RAGGED": False, "HAS_OWN_LOGITS": False, "INTERPRET": False, **defaults, **_FORMS[form]}
     constants["POOL"] = not (constants["HAS_IDS"] or constants["RAGGED"])
-    config = rule(Kind(name, k, k + constants["HAS_STATE"], dim, _ITEMSIZES[dtype]))
-    options = config.options()
-    constants |= {"BLOCK_M": options["BLOCK_M"], "BLOCK_N": options["BLOCK_N"]}
+    kind = Kind(RESIDENT if form == "resident" else name, k, k + constants["HAS_STATE"], dim, _ITEMSIZES[dtype])
+    config = rule(kind)
+    constants |= forward_options(kind, config, resident_keys(k, dim))
     constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
     signature = {
         argument: _type_of(argument, dtype, quantised=form == "int8")
