@@ -176,7 +176,9 @@ def _gated(hint: Tensor, u: Tensor, state: Tensor | None, gate: nn.Linear) -> Te
     logits = F.linear(hint, w_hint, gate.bias) + F.linear(u, w_u)
     if state is None:  # h = 0 contributes nothing
         return torch.sigmoid(logits) * u
-    return torch.lerp(state, u, torch.sigmoid(logits + F.linear(state, w_state)))
+    z = torch.sigmoid(logits + F.linear(state, w_state))
+    # under autocast products come in low precision, but the state out of a norm does not
+    return torch.lerp(state, u.to(state.dtype), z.to(state.dtype))
 
 
 class ClassificationHead(nn.Module):

@@ -21,12 +21,15 @@ def lists(words, queries=6):
 def test_long_lists_keep_their_own_candidates_and_labels_and_repeat_none(tmp_path, words):
     rows = lists(words)
     rows[0]["candidates"][3] = rows[0]["candidates"][0]
+    rows[1]["query"] = f"{words[8]} {words[9]} and more"
     source, target = write(tmp_path / "short.jsonl", rows), tmp_path / "made" / "long.jsonl"
     write_long_lists(source, target, 8, seed=0)
     made = [json.loads(line) for line in target.read_text().splitlines()]
     for before, after in zip(rows, made, strict=True):
         assert after["query"] == before["query"]
         assert len(set(after["candidates"])) == 8 == len(after["labels"])
+        # a list's own candidates alone may repeat what the query says
+        assert not any(text in before["query"] for text in set(after["candidates"]) - set(before["candidates"]))
         assert set(before["candidates"]) <= set(after["candidates"])
         right = [text for text, label in zip(after["candidates"], after["labels"], strict=True) if label]
         assert right == [before["candidates"][1]]
@@ -51,13 +54,13 @@ def places(tmp_path, backbone_path, words, monkeypatch):
     return comparison.Places(data, backbone_path, tmp_path / "work")
 
 
-@pytest.mark.parametrize("name", ["cross-encoder", "mixencoder"])
+@pytest.mark.parametrize("name", ["cross-encoder", "mixencoder", "no-dual-term"])
 def test_a_cell_is_trained_once_and_measured_on_the_same_queries(places, tmp_path, name):
-    cell = Cell("tiny", name, CONTENDERS[name], 0)
+    cell = Cell("tiny", name, {**CONTENDERS, **ABLATIONS}[name], 0)
     record = make_record(cell, "tiny", places, tmp_path / "results")
     report = record["reports"]["replies.dev"]
     assert report["provenance"]["queries"] == {"replies.dev": 5}
-    parts = {"full", "interaction", "dual"} if name == "mixencoder" else {"full"}
+    parts = {"mixencoder": {"full", "interaction", "dual"}, "no-dual-term": {"full", "interaction"}}.get(name, {"full"})
     assert set(report["results"]["replies.dev"]) == parts
     assert record["training"]["settings"]["steps"] == 2
     weights = (places.model("tiny", "tiny", name, 0) / "model.safetensors").stat().st_mtime_ns

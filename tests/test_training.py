@@ -239,8 +239,10 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_spoils_the_weight
     assert not (tmp_path / "out").exists()
 
 
-def test_bfloat16_trains(tmp_path, backbone_path, words):
-    engine = train(options(tmp_path, backbone_path, words, bf16=True, steps=2))
+@pytest.mark.parametrize("layers", [[-1], [-2, -1]])
+def test_bfloat16_trains(tmp_path, backbone_path, words, layers):
+    config = {"interaction_layers": layers}
+    engine = train(options(tmp_path, backbone_path, words, bf16=True, steps=2, config=config))
     assert engine.dtype == torch.float32
     assert all(torch.isfinite(tensor).all() for tensor in weights(engine).values())
 

@@ -174,7 +174,9 @@ def _measure(engine: Engine, model: Path, entry: Report, how: Setting, places: P
     label2id = engine.config.label2id if "classification" in engine.config.heads else None
     options = {} if limit is None else {"limit": limit, "sample": SAMPLE_SEED}
     tasks: list[Task] = read_tasks([path], label2id=label2id, **options)
-    scores = engine.score_terms if tasks[0].kind == "ranking" else ("full",)
+    scores = ("full",)
+    if tasks[0].kind == "ranking":
+        scores = tuple(term for term in engine.score_terms if term != "dual" or engine.config.dual_term)
     start = time.perf_counter()
     found = evaluate(engine, tasks, scores=scores, batch_size=how.measured_at_once, show_progress_bar=False)
     seconds = time.perf_counter() - start

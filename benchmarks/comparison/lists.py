@@ -9,7 +9,9 @@ from mixencoder.training.examples import read_ranking_rows
 
 
 def write_long_lists(source: Path, target: Path, candidates: int, seed: int) -> None:
-    """Fill every list of a file up with candidates of its other lists, drawn at random; none comes twice.
+    """Fill every list of a file up with candidates of its other lists, drawn at random.
+
+    None comes twice, and none is drawn that stands in the query.
 
     Args:
         source: file of candidate lists (query, candidates, labels).
@@ -29,7 +31,8 @@ def write_long_lists(source: Path, target: Path, candidates: int, seed: int) -> 
     for query, texts, labels in rows:
         # repeated texts would make ties of their own
         own = dict(zip(reversed(texts), reversed(labels), strict=True))
-        others = [text for text in pool if text not in own]
+        # what stands in the query itself, such as a message of the same dialogue, would be found for that
+        others = [text for text in pool if text not in own and text not in query]
         drawn = generator.sample(others, candidates - len(own))
         row = {"query": query, "candidates": [*own, *drawn], "labels": [*map(float, own.values()), *[0] * len(drawn)]}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
