@@ -78,6 +78,7 @@ def correctness(folder: Path, seconds: float, tests: Sequence[str] = CORRECTNESS
     with TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
         command = [sys.executable, "-m", "pytest", *tests, "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        shown = " ".join(command[1:-1])
         if importlib.util.find_spec("xdist") is not None:
             command += ["-n", str(min(_WORKERS, os.cpu_count() or 1))]
         begin = time.monotonic()
@@ -100,7 +101,7 @@ def correctness(folder: Path, seconds: float, tests: Sequence[str] = CORRECTNESS
         "passed": status == 0 and outcome["tests"] > outcome["skipped"],
         "exit_status": status,
         "seconds": round(time.monotonic() - begin, 1),
-        "command": " ".join(command[1:-1]),
+        "command": shown,
     }
     write_json(folder / "correctness.json", outcome)
     return outcome

@@ -59,7 +59,7 @@ TRIALS = (
     _trial("backward_shared", 1, 64, _BACKWARD),
     _trial(RESIDENT, 1, 32, _SHORT),
     _trial("forward", 1, 32, _LONG),
-    _trial(RESIDENT, 3, 64, _SHORT),
+    _trial("forward", 3, 64, _SHORT),
     _trial("forward", 10, 64, _SHORT),
 )
 """The most telling first."""

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from functools import cache
 from types import ModuleType
 
 from torch import Tensor
@@ -19,6 +20,7 @@ def checks_on_gpu() -> bool:
     return os.environ.get("MIXKERNELS_CHECKS", "0") == "1"
 
 
+@cache
 def load(backend: str, family: str) -> ModuleType:
     """Import the module of an operator family ("attention", "layer") of a backend."""
     return importlib.import_module(f"mixkernels.{_PACKAGES[backend]}.{family}")

@@ -335,6 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for module, number, variant in every
         if (options.kernel or "") in variant.kernel.__name__ and (options.config or "") in variant.config
         for arch in archs
+        if variant.arch in (None, arch)
     ]
     if not jobs:
         names = ", ".join(sorted({variant.kernel.__name__ for _, _, variant in every}))

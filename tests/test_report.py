@@ -109,7 +109,7 @@ def results(monkeypatch, tmp_path):
     """Give groups records of a made-up machine."""
     for module in (tables, pictures):
         monkeypatch.setattr(module, "FOLDER", tmp_path)
-    monkeypatch.setattr(pictures, "COMPARISON", tmp_path / "none")
+    monkeypatch.setattr(pictures, "COMPARISONS", dict.fromkeys(tables.COMPARISONS, tmp_path / "none"))
 
     def give(group, records, peaks=None):
         monkeypatch.setattr("benchmarks.results_files.RESULTS", tmp_path.parent)

@@ -24,7 +24,8 @@ ALL = os.environ.get("MIXKERNELS_TEST_ALL_VARIANTS", "0") == "1"
 # (kernel, constants and type that the variant has, architectures)
 SAMPLE = [
     ("candidate_attention_fwd_kernel", {"K": 1, "D": 64, "type": "*bf16"}, list(resources.ARCHS)),
-    ("candidate_attention_fwd_kernel", {"K": 16, "D": 128, "type": "*bf16"}, ["sm_90"]),
+    ("candidate_attention_fwd_kernel", {"K": 1, "D": 64, "type": "*bf16", "RESIDENT": True}, ["sm_90"]),
+    ("candidate_attention_fwd_kernel", {"K": 16, "D": 128, "type": "*bf16"}, ["sm_80"]),
     ("candidate_attention_fwd_kernel", {"K": 3, "D": 32, "type": "*fp16"}, ["sm_80"]),
     ("candidate_attention_fwd_kernel", {"K": 1, "D": 64, "type": "*fp32"}, ["sm_80"]),
     ("candidate_attention_fwd_kernel", {"K": 1, "D": 64, "type": "*i8"}, ["sm_90"]),
@@ -51,7 +52,7 @@ def fits(variant, name, wanted):
 variants, sample = all_variants(), json.loads(sys.argv[1])
 jobs, missing = [], []
 if sample is None:
-    jobs = [(variant, arch) for variant in variants for arch in ARCHS]
+    jobs = [(variant, arch) for variant in variants for arch in ARCHS if variant.arch in (None, arch)]
 else:
     for name, wanted, archs in sample:
         found = next((variant for variant in variants if fits(variant, name, wanted)), None)

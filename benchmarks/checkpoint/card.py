@@ -1,8 +1,8 @@
 """The bundled checkpoint's card, written from records: ``python -m benchmarks.checkpoint.card``.
 
-Reads the checkpoint's configuration, its training.json and share.json, and quality_default.json and
-quality_untrained.json of benchmarks/results; the frame is card.md beside this file. A test fails when card and records
-differ.
+Reads the checkpoint's configuration, its training.json, share.json and head.json, and quality_default.json,
+quality_untrained.json and quality_equal_dual.json of benchmarks/results; the frame is card.md beside this file. A test
+fails when card and records differ.
 """
 
 import json
@@ -20,6 +20,8 @@ PRETRAINED = ROOT / "mixencoder" / "pretrained"
 CARD = PRETRAINED / "README.md"
 FRAME = Path(__file__).with_name("card.md")
 STAGES = ("training.yaml", "training-second.yaml")
+QUALITY = ("default", "untrained", "equal_dual")
+"""Names of the records of `mixencoder evaluate` that the card shows, the checkpoint's own first."""
 MEASURES = ("nDCG@10", "Success@1")
 WIDTH = 120
 """Characters of a line."""
@@ -44,11 +46,12 @@ TERMS = {
 Results = dict[str, Any]
 
 
-def quality_rows(default: Results, untrained: Results) -> list[list[str]]:
-    """Every ranking task's measures: the untrained dual-encoder, and the default's score whole and by parts."""
+def quality_rows(default: Results, untrained: Results, equal: Results) -> list[list[str]]:
+    """Every ranking task's measures: two dual-encoders, and the default's score whole and by parts."""
     tasks = [task for task, parts in default["results"].items() if "dual" in parts]
     columns = [
         ("all-MiniLM-L6-v2, untrained", untrained, "dual"),
+        ("dual-encoder, trained alike", equal, "full"),
         *((label, default, part) for label, part in PARTS.items()),
     ]
     rows = [["task", "measure", *(label for label, _, _ in columns)]]
@@ -72,12 +75,13 @@ def classification_rows(default: Results) -> list[list[str]]:
     return rows
 
 
-def verdict(default: Results, untrained: Results) -> str:
-    """Say where the whole score is no better than its dual term, or than the untrained encoder."""
+def verdict(default: Results, untrained: Results, equal: Results) -> str:
+    """Say where the whole score is no better than its dual term, the untrained encoder, or one trained alike."""
     measure, lines = MEASURES[0], []
     for label, report, part in (
         ("the dual term alone", default, "dual"),
         ("the untrained dual-encoder", untrained, "dual"),
+        ("the dual-encoder trained alike", equal, "full"),
     ):
         tasks = [task for task, parts in default["results"].items() if "dual" in parts]
         worse = [
@@ -108,7 +112,7 @@ def lesson(share: dict[str, Any]) -> str:
     worse = [name for name in share["figures"] if name not in better]
     return (
         f"Beside the dual term alone (b = 0) the interaction gains on {' and '.join(better) or 'none'}, and loses on "
-        f"{', '.join(worse) or 'none'}. An equally trained dual-encoder is missing: none has been trained as long yet."
+        f"{', '.join(worse) or 'none'}."
     )
 
 
@@ -130,14 +134,20 @@ def data_rows(stages: list[dict[str, Any]], examples: dict[str, int]) -> list[li
 def rendered(pretrained: Path, results: Path) -> str:
     """Return the card of a checkpoint whose quality was recorded in a folder of results."""
     config, record, share = (_json(pretrained / f"{name}.json") for name in ("config", "training", "share"))
-    default, untrained = _json(results / "quality_default.json"), _json(results / "quality_untrained.json")
+    quality = [_json(results / f"quality_{name}.json") for name in QUALITY]
+    head = _json(pretrained / "head.json")
     stages = [yaml.safe_load((pretrained / name).read_text(encoding="utf-8")) for name in STAGES]
     calibration = config["calibration"]
     fields = {
         "classes": ", ".join(config["id2label"].values()),
-        "quality": with_line(quality_rows(default, untrained)),
-        "verdict": verdict(default, untrained),
-        "classification": with_line(classification_rows(default)),
+        "quality": with_line(quality_rows(*quality)),
+        "verdict": fill(verdict(*quality), WIDTH),
+        "classification": with_line(classification_rows(quality[0])),
+        "head": fill(
+            f"The head was trained alone, after all else, for {len(head['held_out_accuracy'])} epochs over "
+            f"{head['pairs']:,} pairs, of which that with the best accuracy on {head['held_out']:,} others was kept.",
+            WIDTH,
+        ),
         "measure": share["measure"],
         "queries": str(share["queries"]),
         "share": with_line(share_rows(share)),

@@ -15,7 +15,7 @@ from benchmarks.comparison.tables import cells, read_records, task_mean
 from benchmarks.comparison.tasks import CONTENDERS
 from benchmarks.contest import Record
 from benchmarks.gpu_records import ROOT
-from benchmarks.report.tables import ATTENTION, COMPARISON, FOLDER, suite_records
+from benchmarks.report.tables import ATTENTION, COMPARISONS, FOLDER, suite_records
 from benchmarks.results_files import read_results
 
 OURS, RIVAL, LIMIT = "ours", "rival", "limit"
@@ -204,35 +204,39 @@ def _sizes(record: Record) -> str:
 # -- quality against time ----------------------------------------------------------------------------------------------
 
 
+_TRAINED = {
+    "small": "trained alike for minutes on a CPU: the joint ones have hardly begun",
+    "medium": "trained alike for minutes on a GPU",
+}
+
+
 def quality_picture() -> Picture | None:
-    """Mean quality of the architectures trained alike, against the time of a query."""
+    """Mean quality of the architectures trained alike, against the time of a query; a panel a setting."""
     path = FOLDER / "comparison_latency.json"
-    if not COMPARISON.is_dir() or not path.is_file():
+    if not path.is_file():
         return None
-    found = cells(read_records(COMPARISON))
     document = json.loads(path.read_text(encoding="utf-8"))
     latency, shape = document["contenders"], document["shape"]
-    series = [
-        _series(
-            name,
-            [(latency[contender.architecture]["seconds"] * 1000, quality)],
-            OURS if contender.architecture == "mixencoder" else RIVAL,
-            notes=(name,),
-        )
-        for name, contender in CONTENDERS.items()
-        if name in found and (quality := task_mean(found[name])) is not None
-    ]
-    if not series:
-        return None
     x_label = f"milliseconds a query, {shape['N']:,} candidates, {document['threads']} CPU threads"
-    panel = Panel(
-        "six architectures, trained alike for minutes: the joint ones have hardly begun",
-        x_label,
-        "mean over four tasks",
-        tuple(series),
-        y_log=False,
-    )
-    return Picture("Mean quality over four tasks against the time of a query, for six architectures.", (panel,))
+    panels = []
+    for setting, title in _TRAINED.items():
+        found = cells(read_records(COMPARISONS[setting])) if COMPARISONS[setting].is_dir() else {}
+        series = tuple(
+            _series(
+                name,
+                [(latency[contender.architecture]["seconds"] * 1000, quality)],
+                OURS if contender.architecture == "mixencoder" else RIVAL,
+                notes=(name,),
+            )
+            for name, contender in CONTENDERS.items()
+            # the taught one costs what the other costs
+            if name in found and not contender.teacher and (quality := task_mean(found[name])) is not None
+        )
+        if series:
+            panels.append(Panel(title, x_label, "mean over four tasks", series, y_log=False))
+    if not panels:
+        return None
+    return Picture("Mean quality over four tasks against the time of a query, for six architectures.", tuple(panels))
 
 
 PICTURES: Mapping[str, Callable[[], Picture | None]] = {

@@ -1,19 +1,22 @@
 """The tables of README and docs, out of committed results. Losses stand beside wins."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from benchmarks.checkpoint.card import quality_rows
+from benchmarks.checkpoint.card import QUALITY, quality_rows
 from benchmarks.comparison.tables import ablation_rows, comparison_rows, growth_rows, part_rows
 from benchmarks.comparison.tables import read_records as read_comparison
 from benchmarks.contest import Record
+from benchmarks.gpu_records import read_records as read_gpu_records
+from benchmarks.gpu_records import targets
 from benchmarks.markdown import markdown, with_line
 from benchmarks.results_files import RESULTS, read_results
 
 DEVICE = "cpu-zen3-2-threads"
 """The machine that the documents speak of."""
 FOLDER = RESULTS / DEVICE
+GPU_FOLDER = RESULTS / "nvidia-h200"
 ATTENTION = "candidate_attention"
 STEP = "candidate_attention training step"
 
@@ -180,11 +183,9 @@ def end_to_end_table() -> str:
 
 
 def quality_table() -> str:
-    """Every task's measures: the untrained dual-encoder, and the default's score whole and by parts."""
-    default, untrained = (
-        json.loads((FOLDER / f"quality_{name}.json").read_text(encoding="utf-8")) for name in ("default", "untrained")
-    )
-    return with_line(quality_rows(default, untrained))
+    """Every task's measures: two dual-encoders, and the default's score whole and by parts."""
+    found = (json.loads((FOLDER / f"quality_{name}.json").read_text(encoding="utf-8")) for name in QUALITY)
+    return with_line(quality_rows(*found))
 
 
 def index_table() -> str:
@@ -272,22 +273,24 @@ def _quality(record: dict) -> list[str]:
     return [f"{record['ndcg_at_10']:.4f}", f"{record['overlap_at_10']:.1%}", milliseconds]
 
 
-COMPARISON = FOLDER / "comparison_small"
+COMPARISONS = {"small": FOLDER / "comparison_small", "medium": GPU_FOLDER / "comparison_medium"}
+"""Setting -> its records, on the machine that it is for."""
 
 
-def _comparison(rows: Callable[[list[dict[str, Any]]], Rows]) -> str:
-    if not COMPARISON.is_dir():
-        return "Not recorded yet: `python -m benchmarks.comparison all` does it."
-    return markdown(rows(read_comparison(COMPARISON)))
+def _comparison(rows: Callable[[list[dict[str, Any]]], Rows], setting: str = "small") -> str:
+    if not COMPARISONS[setting].is_dir():
+        return f"Not recorded yet: `python -m benchmarks.comparison all --setting {setting}` does it."
+    return markdown(rows(read_comparison(COMPARISONS[setting])))
 
 
-def comparison_table() -> str:
+def comparison_table(setting: str = "small") -> str:
     """Quality of all architectures trained alike, and what a query and a candidate cost."""
     path = FOLDER / "comparison_latency.json"
     return _comparison(
         lambda records: comparison_rows(
             records, json.loads(path.read_text(encoding="utf-8"))["contenders"], intervals=False
-        )
+        ),
+        setting,
     )
 
 
@@ -297,6 +300,46 @@ def ablation_table() -> str:
     if not folder.is_dir():
         return "Not recorded yet: `python -m benchmarks.comparison ablations` does it."
     return _comparison(lambda records: ablation_rows(records, read_comparison(folder)))
+
+
+_TELLING_RIVALS = ("two-pass-cudnn-compiled", "flex-compiled", "einsum-compiled", "sdpa-expanded")
+
+
+def gpu_attention_table(only: Collection[str] = ()) -> str:
+    """For every shape the kernel's time on a GPU, and rivals' as multiples of it: all, or those named."""
+    path = GPU_FOLDER / "gpu_attention.json"
+    if not path.is_file():
+        return "Not recorded yet: `python -m benchmarks.gpu` does it."
+    document = json.loads(path.read_text(encoding="utf-8"))
+    own = [record for record in document["records"] if record["backend"] == "triton"]
+    named = {name for record in own for name in record["ratios"] if not only or name in only}
+    rivals = sorted(named, key=own[0]["ratios"].__getitem__)
+    rows = [["N", "k", "m", "D", "kernel", "of the limit", "bound by", "TFLOP/s", *rivals]]
+    rows.append(["---"] * len(rows[0]))
+    for record in own:
+        rows.append(
+            [
+                *(f"{record['shape'][name]:,}" for name in ("N", "k", "m", "D")),
+                f"{record['seconds'] * 1e6:.0f} us",
+                f"{record['fraction_of_limit']:.0%}",
+                record["bound"],
+                f"{record['tflops']:.0f}",
+                *(multiple(record["ratios"][name]) if name in record["ratios"] else "" for name in rivals),
+            ]
+        )
+    versions = document["versions"]
+    built = f"PyTorch {versions['torch']}, Triton {versions['triton']}, cuDNN {versions['cudnn']}"
+    return f"{markdown(rows)}\n\n{document['device']}, bfloat16; {built}; commit {document['commit']}"
+
+
+def gpu_targets_table() -> str:
+    """What a GPU is to reach, and the worst that was measured."""
+    rows = [["target", "goal", "worst measured", "verdict"], ["---"] * 4]
+    for target in targets(read_gpu_records(GPU_FOLDER)):
+        sign = "<=" if target.at_most else ">="
+        found = "" if target.value is None else f"{target.value:.3g} {target.unit}".strip()
+        rows.append([target.claim, f"{sign} {target.goal:.3g} {target.unit}".strip(), found, target.verdict.lower()])
+    return markdown(rows)
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
@@ -313,7 +356,12 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "quality": quality_table,
     "comparison": comparison_table,
     "comparison parts": lambda: _comparison(part_rows),
+    "comparison medium": lambda: comparison_table("medium"),
+    "comparison medium parts": lambda: _comparison(part_rows, "medium"),
     "comparison growth": lambda: _comparison(growth_rows),
     "ablation": ablation_table,
+    "gpu attention": gpu_attention_table,
+    "gpu summary": lambda: gpu_attention_table(_TELLING_RIVALS),
+    "gpu targets": gpu_targets_table,
 }
 """By the name between a document's marks."""

@@ -1,7 +1,10 @@
 """The fused forward kernel of `mixkernels.candidate_attention` and its launch.
 
-One program serves one tile (mixkernels/triton_backend/tiles.py), one head, one query. Own keys seed the running softmax
-in registers, then the query's tokens stream past in blocks of BLOCK_N. Nothing but the outputs is written.
+A program serves a tile of candidates (mixkernels/triton_backend/tiles.py), of one head and query: their context rows,
+and their state rows as a tile of its own. Own keys seed the running softmax in registers, then the query's tokens
+stream past in blocks of BLOCK_N. Where the query is short (RESIDENT) it is the other way round: its keys and values
+stay, and tiles of candidates stream past, each on its way while the one before is computed. Nothing but the outputs is
+written.
 """
 
 from functools import cache
@@ -19,7 +22,15 @@ from mixkernels.triton_backend.arguments import (
     num_tiles,
     strides_of,
 )
-from mixkernels.triton_backend.launch import RESIDENT, Kind, LaunchConfig, forward_options, launch_config, resident_keys
+from mixkernels.triton_backend.launch import (
+    RESIDENT,
+    Kind,
+    LaunchConfig,
+    forward_options,
+    keeps_short_queries,
+    launch_config,
+    resident_keys,
+)
 from mixkernels.triton_backend.runtime import device_of, empty_output
 from mixkernels.triton_backend.tiles import LN2, LOG2E, dot, locate_candidates, locate_query
 from mixkernels.triton_backend.variant import KernelVariant, attention_variants
@@ -268,6 +279,7 @@ def forward_kind(call: Call) -> Kind:
     key, k = call.key, call.context_query.shape[-3]
     dim, itemsize = key.shape[3], key.element_size()
     resident = itemsize < 4 and call.candidate_offsets is None and key.shape[1] <= resident_keys(k, dim)
+    resident = resident and keeps_short_queries(key.device)
     return Kind(RESIDENT if resident else "forward", k, k + (call.state_query is not None), dim, itemsize)
 
 

@@ -51,14 +51,26 @@ class Kind(NamedTuple):
     """Bytes of an element of the products."""
 
 
-def resident_keys(num_context: int, head_dim: int) -> int:
-    """Return the longest query that a program keeps on the chip: keys and scores of a tile must fit its registers.
+@cache
+def keeps_short_queries(device: torch.device) -> bool:
+    """Whether a short query stays on the chip there: on Hopper, where that was measured, and in the interpreter.
 
-    0 where candidates have many own keys, whose tiles on their way would fill the shared memory.
+    Elsewhere the tiles that pay off would spill, or nobody has measured yet.
     """
-    return min(128, 8192 // head_dim) if num_context <= 3 else 0
+    if device.type != "cuda":
+        return True
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) == (9, 0)
 
 
+def resident_keys(num_context: int, head_dim: int) -> int:
+    """Return the longest query that a program keeps on the chip, 0 for none.
+
+    More own keys a candidate, or wider heads, fill registers and shared memory with tiles on their way.
+    """
+    return 128 if num_context == 1 and head_dim <= 64 else 0
+
+
+@cache
 def forward_options(kind: Kind, config: LaunchConfig, num_keys: int) -> dict[str, Any]:
     """Return the arguments of a forward launch that its configuration decides, for queries of so many keys."""
     # state rows are a tile of their own, of the least height that a product takes or more
@@ -73,8 +85,15 @@ def _power_of_2(number: int) -> int:
     return 1 << max(number - 1, 0).bit_length()
 
 
-TABLE: dict[str, dict[Kind, LaunchConfig]] = {}
-"""Measured exceptions from the rule, by name of the GPU. Empty until a GPU measured better ones."""
+_HOPPER = {
+    Kind("forward", 1, 2, 64, 2): LaunchConfig(64, 64, num_warps=4, num_stages=2),
+}
+TABLE: dict[str, dict[Kind, LaunchConfig]] = {
+    "NVIDIA H200": _HOPPER,
+    # the same multiprocessor; measured on an H200 alone
+    "NVIDIA H100 80GB HBM3": _HOPPER,
+}
+"""Measured exceptions from the rule, by name of the GPU: benchmarks/results/nvidia-h200/gpu_tuning.json."""
 
 
 def launch_config(kind: Kind, device: torch.device, launch: Callable[[LaunchConfig], None]) -> LaunchConfig:
@@ -87,12 +106,18 @@ def launch_config(kind: Kind, device: torch.device, launch: Callable[[LaunchConf
     """
     if device.type != "cuda":
         return rule(kind)
-    name = torch.cuda.get_device_name(device)
+    name = _name_of(device)
     if os.environ.get("MIXKERNELS_TUNING", "0") == "1":
         if (name, kind) not in _TUNED:
             _TUNED[name, kind] = min(alternatives(kind), key=lambda config: _milliseconds(launch, config))
         return _TUNED[name, kind]
     return TABLE.get(name, {}).get(kind) or rule(kind)
+
+
+@cache
+def _name_of(device: torch.device) -> str:
+    # asked at every launch, and slow to ask PyTorch
+    return torch.cuda.get_device_name(device)
 
 
 def _milliseconds(launch: Callable[[LaunchConfig], None], config: LaunchConfig) -> float:
@@ -118,7 +143,7 @@ def rule(kind: Kind) -> LaunchConfig:
     """
     dim, low = kind.head_dim, kind.itemsize < 4
     if kind.kernel == RESIDENT:
-        return LaunchConfig(32, 128, num_warps=4, num_stages=2)
+        return LaunchConfig(64, 128, num_warps=4, num_stages=3)
     if kind.kernel == "forward":
         # a tile of state rows stands beside that of the contexts, as tall where k = 1
         if low:

@@ -1,8 +1,9 @@
 """Tile arithmetic that the attention kernels share.
 
-A candidate owns k + 1 rows: its k context rows and its state row (k rows without a state). A tile has BLOCK_M rows and
-holds BLOCK_M // (k + 1) whole candidates, so no candidate straddles two tiles; the few rows left over are masked. Row
-r of a tile belongs to candidate r // (k + 1) and is slot r % (k + 1): slots below k are context rows, slot k the state.
+A candidate owns SLOTS rows of a tile. In the backward kernels they are its k context rows and its state row (k rows
+without a state): slots below k are context rows, slot k the state. The forward kernel has a tile of context rows, SLOTS
+= k, and one of state rows, SLOTS = 1. A tile has BLOCK_M rows and holds BLOCK_M // SLOTS whole candidates, so no
+candidate straddles two tiles; the few rows left over are masked. Row r belongs to candidate r // SLOTS, slot r % SLOTS.
 
 All programs lie on grid x, whose limit is 2^31 - 1 (y and z stop at 65,535), and every offset is 64 bits wide.
 """

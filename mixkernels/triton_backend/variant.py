@@ -23,6 +23,8 @@ class KernelVariant(NamedTuple):
     num_stages: int
     divisible: tuple[str, ...] = ()
     """Arguments that are multiples of 16, pointers in bytes, others as numbers: what lets loads be 128 bits wide."""
+    arch: str | None = None
+    """The one architecture of `mixkernels.resources.ARCHS` that it is launched on; None: any."""
 
     @property
     def attributes(self) -> dict[tuple[int, ...], list[list[Any]]]:
@@ -61,7 +63,7 @@ def attention_variants(kernel: Any, name: str, defaults: dict[str, Any]) -> list
     forms = [form for form, changes in _FORMS.items() if changes and changes.keys() <= known]
     shapes += [(1, 64, "bf16", form) for form in forms]
     if "resident" in forms:
-        shapes += [(k, dim, "bf16", "resident") for k, dim in product((1, 3), HEAD_DIMS) if (k, dim) != (1, 64)]
+        shapes += [(1, dim, "bf16", "resident") for dim in HEAD_DIMS if dim != 64 and resident_keys(1, dim)]
     return [_attention_variant(kernel, name, defaults, *shape) for shape in shapes]
 
 
@@ -83,7 +85,11 @@ def _attention_variant(
     label = f"k={k} D={dim} {dtype} {form}"
     # tensors of an allocator, and strides that are multiples of D
     divisible = [name for name in signature if name.endswith("_ptr") or name in _TENSOR_STRIDES]
-    return KernelVariant(kernel, label, signature, constants, config.num_warps, config.num_stages, tuple(divisible))
+    # launch.keeps_short_queries
+    arch = "sm_90" if form == "resident" else None
+    return KernelVariant(
+        kernel, label, signature, constants, config.num_warps, config.num_stages, tuple(divisible), arch
+    )
 
 
 def _type_of(argument: str, dtype: str, *, quantised: bool) -> str:
