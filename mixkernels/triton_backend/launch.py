@@ -146,18 +146,18 @@ def rule(kind: Kind) -> LaunchConfig:
         return LaunchConfig(64, 128, num_warps=4, num_stages=3)
     if kind.kernel == "forward":
         # a tile of state rows stands beside that of the contexts, as tall where k = 1
-        if low:
-            if dim <= 64:
-                keys = 32 if dim == 64 and (kind.num_context == 1 or kind.slots > 8) else 64
-                return LaunchConfig(64, keys, num_warps=4 if kind.slots <= 8 else 8, num_stages=2)
-            return LaunchConfig(64 if kind.slots <= 8 else 32, 32, num_warps=8, num_stages=2)
-        if dim <= 32:
-            return LaunchConfig(32, 32, num_warps=4, num_stages=2)
-        if dim == 64:
-            return LaunchConfig(32, 16 if kind.num_context == 1 else 32, num_warps=8, num_stages=2)
-        if kind.num_context == 1:
-            return LaunchConfig(16, 16, num_warps=8, num_stages=2)
-        return LaunchConfig(32, 32 if kind.slots <= 16 else 16, num_warps=8, num_stages=2)
+        if not low:
+            if dim <= 32:
+                return LaunchConfig(32, 32, num_warps=4, num_stages=2)
+            if dim == 64:
+                return LaunchConfig(32, 16 if kind.num_context == 1 else 32, num_warps=8, num_stages=2)
+            return LaunchConfig(16, 16, num_warps=8, num_stages=1)
+        if dim == 128:
+            return LaunchConfig(64, 16, 8, 2) if kind.slots <= 8 else LaunchConfig(16, 32, 8, 2)
+        if kind.slots > 12:
+            return LaunchConfig(32, 32, num_warps=8, num_stages=2)
+        keys = 32 if dim == 64 and (kind.num_context == 1 or kind.slots > 8) else 64
+        return LaunchConfig(64, keys, num_warps=4 if kind.slots <= 8 else 8, num_stages=2)
     if kind.kernel == "backward_candidates":
         if not low:
             return LaunchConfig(32, 32, 8, 1) if dim <= 64 else LaunchConfig(16, 16, 8, 1)
