@@ -70,6 +70,14 @@ def test_int8_candidates_meet_low_precision_keys(backend, dtype, pytestconfig):
     assert_within_budget(case.run(backend, pytestconfig), case, rounded_queries=rounded)
 
 
+@pytest.mark.parametrize("form", ["pool", "per query", "gathered"])
+@pytest.mark.parametrize("lengths", [None, [5, 0]])
+def test_many_tiles_stream_past_a_short_query(form, lengths, pytestconfig):
+    # several tiles a program, the last one not full
+    case = Case.random(n=150, k=1, m=7, b=2, h=1, form=form, lengths=lengths, dtype=torch.bfloat16)
+    assert_within_budget(case.run("triton", pytestconfig), case)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("k", [3, 16])
 def test_candidates_never_straddle_two_tiles(backend, k, pytestconfig):

@@ -20,12 +20,10 @@ def write_long_lists(source: Path, target: Path, candidates: int, seed: int) -> 
         seed: of the draw.
 
     Raises:
-        ValueError: the file holds fewer distinct candidates.
+        ValueError: the file holds fewer distinct candidates for a query.
     """
     rows = list(read_ranking_rows(source))
     pool = sorted({text for _, texts, _ in rows for text in texts})
-    if len(pool) < candidates:
-        raise ValueError(f"{source} holds {len(pool)} distinct candidates; expected at least {candidates}")
     generator = random.Random(seed)
     lines = []
     for query, texts, labels in rows:
@@ -33,6 +31,10 @@ def write_long_lists(source: Path, target: Path, candidates: int, seed: int) -> 
         own = dict(zip(reversed(texts), reversed(labels), strict=True))
         # what stands in the query itself, such as a message of the same dialogue, would be found for that
         others = [text for text in pool if text not in own and text not in query]
+        if (found := len(own) + len(others)) < candidates:
+            raise ValueError(
+                f"{source} holds {found} distinct candidates; expected at least {candidates} for {query[:40]!r}"
+            )
         drawn = generator.sample(others, candidates - len(own))
         row = {"query": query, "candidates": [*own, *drawn], "labels": [*map(float, own.values()), *[0] * len(drawn)]}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")

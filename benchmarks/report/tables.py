@@ -1,6 +1,7 @@
 """The tables of README and docs, out of committed results. Losses stand beside wins."""
 
 import json
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -294,12 +295,12 @@ def comparison_table(setting: str = "small") -> str:
     )
 
 
-def ablation_table() -> str:
+def ablation_table(setting: str = "small") -> str:
     """MixEncoder with one thing changed at a time."""
-    folder = FOLDER / "ablations_small"
+    folder = COMPARISONS[setting].with_name(f"ablations_{setting}")
     if not folder.is_dir():
-        return "Not recorded yet: `python -m benchmarks.comparison ablations` does it."
-    return _comparison(lambda records: ablation_rows(records, read_comparison(folder)))
+        return f"Not recorded yet: `python -m benchmarks.comparison ablations --setting {setting}` does it."
+    return _comparison(lambda records: ablation_rows(records, read_comparison(folder)), setting)
 
 
 _TELLING_RIVALS = ("two-pass-cudnn-compiled", "flex-compiled", "einsum-compiled", "sdpa-expanded")
@@ -313,7 +314,8 @@ def gpu_attention_table(only: Collection[str] = ()) -> str:
     document = json.loads(path.read_text(encoding="utf-8"))
     own = [record for record in document["records"] if record["backend"] == "triton"]
     named = {name for record in own for name in record["ratios"] if not only or name in only}
-    rivals = sorted(named, key=own[0]["ratios"].__getitem__)
+    # one that skipped the first shape comes last
+    rivals = sorted(named, key=lambda name: own[0]["ratios"].get(name, math.inf))
     rows = [["N", "k", "m", "D", "kernel", "of the limit", "bound by", "TFLOP/s", *rivals]]
     rows.append(["---"] * len(rows[0]))
     for record in own:
@@ -360,6 +362,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "comparison medium parts": lambda: _comparison(part_rows, "medium"),
     "comparison growth": lambda: _comparison(growth_rows),
     "ablation": ablation_table,
+    "ablation medium": lambda: ablation_table("medium"),
     "gpu attention": gpu_attention_table,
     "gpu summary": lambda: gpu_attention_table(_TELLING_RIVALS),
     "gpu targets": gpu_targets_table,

@@ -278,8 +278,8 @@ def forward_kind(call: Call) -> Kind:
     """Return what the launch configuration of a call depends on: a short query in low precision stays resident."""
     key, k = call.key, call.context_query.shape[-3]
     dim, itemsize = key.shape[3], key.element_size()
-    resident = itemsize < 4 and call.candidate_offsets is None and key.shape[1] <= resident_keys(k, dim)
-    resident = resident and keeps_short_queries(key.device)
+    is_short = key.shape[1] <= resident_keys(k, dim)
+    resident = is_short and itemsize < 4 and call.candidate_offsets is None and keeps_short_queries(key.device)
     return Kind(RESIDENT if resident else "forward", k, k + (call.state_query is not None), dim, itemsize)
 
 

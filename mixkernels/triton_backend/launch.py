@@ -73,16 +73,13 @@ def resident_keys(num_context: int, head_dim: int) -> int:
 @cache
 def forward_options(kind: Kind, config: LaunchConfig, num_keys: int) -> dict[str, Any]:
     """Return the arguments of a forward launch that its configuration decides, for queries of so many keys."""
-    # state rows are a tile of their own, of the least height that a product takes or more
-    options = config.options() | {"BLOCK_S": max(16, _power_of_2(config.block_m // kind.num_context))}
+    from triton import next_power_of_2
+
+    # state rows are a tile of their own; no product takes fewer than 16 rows or columns
+    options = config.options() | {"BLOCK_S": max(16, next_power_of_2(config.block_m // kind.num_context))}
     if kind.kernel == RESIDENT:
-        return options | {"RESIDENT": True, "STAGES": config.num_stages, "BLOCK_N": max(16, _power_of_2(num_keys))}
+        return options | {"RESIDENT": True, "STAGES": config.num_stages, "BLOCK_N": max(16, next_power_of_2(num_keys))}
     return options | {"RESIDENT": False, "STAGES": 1}
-
-
-def _power_of_2(number: int) -> int:
-    """Return the least power of 2 that is not below a number."""
-    return 1 << max(number - 1, 0).bit_length()
 
 
 _HOPPER = {

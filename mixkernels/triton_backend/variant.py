@@ -75,7 +75,7 @@ def _attention_variant(
     constants["POOL"] = not (constants["HAS_IDS"] or constants["RAGGED"])
     kind = Kind(RESIDENT if form == "resident" else name, k, k + constants["HAS_STATE"], dim, _ITEMSIZES[dtype])
     config = rule(kind)
-    constants |= forward_options(kind, config, resident_keys(k, dim))
+    constants |= forward_options(kind, config, resident_keys(k, dim)) if name == "forward" else config.options()
     constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
     signature = {
         argument: _type_of(argument, dtype, quantised=form == "int8")
