@@ -10,7 +10,8 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from benchmarks.costs import MINILM
 from mixencoder import MixEncoder
-from mixencoder.checkpoint import default_checkpoint, load_tokenizer
+from mixencoder.bundled import default_checkpoint
+from mixencoder.checkpoint import load_tokenizer
 from mixencoder.engine import Engine
 from mixencoder.query_cache import QueryStateCache
 

@@ -53,7 +53,8 @@ def load_engine(
         CheckpointError: nothing is there, it is damaged, or it holds none of the architectures.
         InputError: the device or the dtype does not exist, or a backend was named for another architecture.
     """
-    from mixencoder.checkpoint import default_checkpoint, model_type_of
+    from mixencoder.bundled import default_checkpoint
+    from mixencoder.checkpoint import model_type_of
 
     path = default_checkpoint() if name_or_path is None else name_or_path
     found = model_type_of(path)

@@ -25,20 +25,6 @@ from mixencoder.modeling import HeadedModel
 _Model = TypeVar("_Model", bound=HeadedModel)
 
 
-def default_checkpoint() -> Path:
-    """Return the folder of the checkpoint that the package bundles.
-
-    Raises:
-        CheckpointError: this installation holds none.
-    """
-    path = Path(__file__).parent / "pretrained"
-    if not (path / "model.safetensors").is_file():
-        raise CheckpointError(
-            f"the bundled checkpoint is missing from {path}; reinstall mixencoder or name a checkpoint"
-        )
-    return path
-
-
 def load_model(
     name_or_path: str | Path, dtype: torch.dtype, model_class: type[_Model], *, front_door: str = "MixEncoder"
 ) -> _Model:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from mixencoder.backbones import cast_parameters
-from mixencoder.checkpoint import default_checkpoint, load_backbone, load_model, load_tokenizer
+from mixencoder.bundled import default_checkpoint
+from mixencoder.checkpoint import load_backbone, load_model, load_tokenizer
 from mixencoder.configuration import MixEncoderConfig, check_names
 from mixencoder.engine import EncodingEngine, Request
 from mixencoder.errors import InputError, TruncationWarning

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mixencoder.checkpoint import default_checkpoint
+from mixencoder.bundled import default_checkpoint
 from mixencoder.modeling import MixEncoderModel
 from mixencoder.query_cache import weights_version
 

@@ -1,6 +1,9 @@
-"""Arguments that users pass, checked: texts, batch sizes, devices and dtypes."""
+"""Arguments that users pass, checked: texts, integers, paths, devices and dtypes."""
 
+import operator
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,14 +12,47 @@ from mixencoder.errors import InputError
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Refuse a batch size that is no positive integer.
+def positive_integer(value: Any, name: str) -> int:
+    """Return a positive integer of any type that is one: int, numpy's integers, a tensor of one integer.
 
     Raises:
-        InputError: it is none.
+        InputError: value is a bool, is not an integer, or is below 1.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size is {batch_size!r}; expected a positive integer")
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise InputError(f"{name} is {value!r}; expected a positive integer")
+    return number
+
+
+def positive_integer_or_none(value: Any, name: str) -> int | None:
+    """Return None as it is, anything else as `positive_integer` does.
+
+    Raises:
+        InputError: value is neither None nor a positive integer.
+    """
+    if value is None:
+        return None
+    try:
+        return positive_integer(value, name)
+    except InputError:
+        raise InputError(f"{name} is {value!r}; expected a positive integer or None") from None
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Check that a batch size is a positive integer.
+
+    Raises:
+        InputError: batch_size is not a positive integer.
+    """
+    positive_integer(batch_size, "batch_size")
+
+
+def local_path(path: str | Path) -> Path:
+    """Return a path that a user named, with a leading ``~`` as the home folder, as a shell would read it."""
+    return Path(path).expanduser()
 
 
 def as_list(texts: str | Sequence[str], role: str) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from benchmarks.checkpoint.card import CARD, PRETRAINED, rendered
 from benchmarks.report.tables import FOLDER
 from mixencoder import MixEncoder
-from mixencoder.checkpoint import default_checkpoint
+from mixencoder.bundled import default_checkpoint
 
 EVERYDAY = {
     "How do I undo my last git commit?": "Use git reset --soft HEAD~1 to take back the most recent commit.",

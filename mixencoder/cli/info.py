@@ -14,7 +14,7 @@ def info() -> None:
     """Print versions, devices, the attention backend and why."""
     import torch
 
-    from mixencoder.checkpoint import default_checkpoint
+    from mixencoder.bundled import default_checkpoint
     from mixkernels import BACKENDS, not_supported_reasons
 
     table = Table(show_header=False, box=None, pad_edge=False)

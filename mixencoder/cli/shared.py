@@ -76,9 +76,6 @@ def print_ranking(query: str, results: list[dict[str, Any]]) -> None:
 
 
 def _quiet_transformers() -> None:
-    """Keep transformers' load reports and bars off the terminal."""
+    """Keep transformers' load reports and bars off the terminal; it reads these when a command first imports it."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from mixencoder import __version__
-from mixencoder.checkpoint import default_checkpoint
+from mixencoder.bundled import default_checkpoint
 from mixencoder.durable import standing
 from mixencoder.engine import Engine
 from mixencoder.evaluation import bootstrap

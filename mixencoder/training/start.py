@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mixencoder.architectures import front_door, load_engine
-from mixencoder.checkpoint import default_checkpoint
+from mixencoder.bundled import default_checkpoint
 from mixencoder.engine import Engine
 from mixencoder.errors import DataError, InputError
 from mixencoder.training.examples import class_names
