@@ -101,7 +101,7 @@ def distinct_tokens(late: LateInteraction, count: int) -> PackedTokens:
     """Vectors of length 1 for every token of so many candidates, no two alike: equal ones would be scored once."""
     generator = torch.Generator().manual_seed(4)
     drawn = torch.randn(count, DOCUMENT_TOKENS, late.config.token_size, generator=generator)
-    return PackedTokens.from_groups([F.normalize(drawn, dim=-1)])
+    return PackedTokens.from_texts(F.normalize(drawn, dim=-1).unbind())
 
 
 def texts_of(engine: MixEncoder, tokens: int, count: int, seed: int) -> list[str]:

@@ -83,8 +83,19 @@ def _tapped_attention(
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
+def _mask_where_given(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """As transformers' own, but a mask that is given is kept where it hides nothing.
+
+    Attention with and without a mask rounds differently, and a text's bits must not depend on whether texts beside it
+    are as long.
+    """
+    if attention_mask is not None:
+        kwargs["allow_is_bidirectional_skip"] = False
+    return sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+
+
 AttentionInterface.register(TAP_ATTENTION, _tapped_attention)
-AttentionMaskInterface.register(TAP_ATTENTION, sdpa_mask)
+AttentionMaskInterface.register(TAP_ATTENTION, _mask_where_given)
 
 
 class LinearWeights(NamedTuple):

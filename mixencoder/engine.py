@@ -7,7 +7,6 @@ How pairs are scored is the business of those that derive from them: `mixencoder
 
 import copy
 import dataclasses
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, overload
@@ -21,8 +20,9 @@ from mixencoder.checkpoint import save
 from mixencoder.configuration import EncoderConfig
 from mixencoder.errors import InputError, NonFiniteError
 from mixencoder.heads import model_with_head
-from mixencoder.inputs import as_list, check_batch_size
+from mixencoder.inputs import as_list, positive_integer
 from mixencoder.modeling import HeadedModel
+from mixencoder.passes import EncoderPasses
 from mixencoder.progress import progress_bar
 from mixencoder.scoring import Pairs
 from mixencoder.tokenization import TextEncoder
@@ -386,6 +386,10 @@ class Engine:
 class EncodingEngine(Engine):
     """An engine whose queries and documents are encoded apart, documents ahead of time if wanted."""
 
+    def __init__(self, model: HeadedModel, tokenizer: Any) -> None:
+        super().__init__(model, tokenizer)
+        self._passes = EncoderPasses(model.backbone, tokenizer.pad_token_id or 0)
+
     def encode_query(
         self, texts: str | Sequence[str], *, batch_size: int = 32, show_progress_bar: bool | None = None
     ) -> Any:
@@ -442,40 +446,23 @@ class EncodingEngine(Engine):
     def _encode(
         self,
         rows: Sequence[Sequence[int]],
-        encode: Callable[[Tensor], Any],
+        encode: Callable[[Tensor, Tensor], Any],
         batch_size: int,
         show_progress_bar: bool | None,
         name: str,
+        *,
+        alone: bool = False,
     ) -> Iterator[tuple[list[int], Any]]:
-        """Encode texts in groups of equal length; yields the numbers of a group's texts and what was made of them.
+        """Encode texts in passes (`mixencoder.passes`); yields the numbers of a pass's texts and what was made of them.
 
-        What is no tensor may hold rows beyond the group's texts.
+        Results may hold padding behind a text's tokens, and, if they are no tensors, rows beyond the pass's texts.
         """
-        check_batch_size(batch_size)
-        groups = defaultdict(list)
-        for number, row in enumerate(rows):
-            groups[len(row)].append(number)
+        batch_size = positive_integer(batch_size, "batch_size")
+        options = {"batch_size": batch_size, "device": self.device, "alone": alone}
         with progress_bar(len(rows), name, "text", show_progress_bar) as bar:
-            # longest first: what does not fit into memory fails at once
-            for length in sorted(groups, reverse=True):
-                for start in range(0, len(groups[length]), batch_size):
-                    numbers = groups[length][start : start + batch_size]
-                    batch = [rows[number] for number in numbers]
-                    missing = -(-min_token_rows() // length) - len(batch)
-                    batch += [batch[0]] * missing
-                    with torch.inference_mode():
-                        encoded = encode(torch.tensor(batch, device=self.device))
-                    yield numbers, encoded[: len(numbers)] if isinstance(encoded, Tensor) else encoded
-                    bar.update(len(numbers))
-
-
-def min_token_rows() -> int:
-    """Return the fewest token rows of an encoder pass.
-
-    With fewer, CPU libraries use products that round differently: from 4 rows on with one thread, from 12 with two, a
-    row of this size of model keeps its bits.
-    """
-    return max(16, 8 * torch.get_num_threads())
+            for numbers, encoded in self._passes.run(rows, encode, **options):
+                yield numbers, encoded[: len(numbers)] if isinstance(encoded, Tensor) else encoded
+                bar.update(len(numbers))
 
 
 def unique(rows: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], Tensor]:

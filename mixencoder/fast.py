@@ -27,7 +27,7 @@ from mixencoder.indexing import BuildEstimate, IndexAdapter, IndexRanker, estima
 from mixencoder.inputs import as_list, resolve_device, resolve_dtype
 from mixencoder.modeling import HeadedModel, MixEncoderModel, QueryState
 from mixencoder.query_cache import QueryStateCache
-from mixencoder.scoring import Pairs, score_pairs
+from mixencoder.scoring import Pairs, PairScorer
 from mixkernels import select_backend
 
 SCORES = ("full", "interaction", "dual")
@@ -62,6 +62,7 @@ class MixEncoder(EncodingEngine):
         model.kernel_backend = backend
         super().__init__(model, tokenizer)
         self._query_states = QueryStateCache()
+        self._pair_scorer = PairScorer(model)
         self.identity = ModelIdentity(model, tokenizer)
         self._index_ranker = IndexRanker(model, self.identity)
 
@@ -385,7 +386,7 @@ class MixEncoder(EncodingEngine):
             torch.arange(batch).repeat_interleave(count),
             torch.arange(count).repeat(batch),
         )
-        return score_pairs(self.model, query_state, candidates, pairs, head="ranking", score=score).view(batch, count)
+        return self._pair_scorer.score(query_state, candidates, pairs, head="ranking", score=score).view(batch, count)
 
     def _score_pairs(
         self, queries: Sequence[Sequence[int]], documents: Sequence[Sequence[int]], pairs: Pairs, request: Request
@@ -394,7 +395,7 @@ class MixEncoder(EncodingEngine):
         candidates = self._encode_documents(documents, request.batch_size, request.show_progress_bar)
         order = torch.argsort(pairs.query, stable=True)
         rows = Pairs(pairs.query[order], pairs.candidate[order])
-        scored = score_pairs(self.model, query_state, candidates, rows, head=request.head, score=request.score)
+        scored = self._pair_scorer.score(query_state, candidates, rows, head=request.head, score=request.score)
         out = torch.empty_like(scored)
         out[order] = scored
         return out
@@ -402,7 +403,7 @@ class MixEncoder(EncodingEngine):
     def _encode_queries(
         self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None
     ) -> QueryState:
-        parts = self._encode(rows, self.model.encode_query, batch_size, show_progress_bar, "Queries")
+        parts = self._encode(rows, self.model.encode_query, batch_size, show_progress_bar, "Queries", alone=True)
         states: dict[int, tuple[QueryState, int]] = {}
         for numbers, state in parts:
             states.update({number: (state, row) for row, number in enumerate(numbers)})
@@ -413,8 +414,8 @@ class MixEncoder(EncodingEngine):
             sample = getattr(order[0][0], field)[layer]
             out = sample.new_zeros(len(order), width, *sample.shape[2:])
             for number, (state, row) in enumerate(order):
-                tokens = getattr(state, field)[layer][row]
-                out[number, : len(tokens)] = tokens
+                length = len(rows[number])
+                out[number, :length] = getattr(state, field)[layer][row, :length]
             return out
 
         def stacked(field: str) -> Tensor:

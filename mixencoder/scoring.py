@@ -1,18 +1,21 @@
 """Scoring packed rows of (query, candidate): every chunk has one shape, whatever it holds.
 
 That is half of the promise that a candidate's score does not depend on its neighbours (docs/determinism.md); the other
-half, encoding, is in `mixencoder.fast`, which calls this.
+half, encoding, is in `mixencoder.passes`. On a CPU a chunk is scored on one thread, and chunks side by side. Whether
+a chunk's products give a row the same bits wherever it stands is found by trying, and where attention does not, every
+candidate attends on its own. `mixencoder.fast` calls this.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mixencoder.errors import NonFiniteError
 from mixencoder.modeling import MixEncoderModel, QueryState
+from mixencoder.threads import on_one_thread, run_in_order
 from mixkernels import candidate_attention
 
 CHUNK = 64
@@ -26,46 +29,134 @@ class Pairs(NamedTuple):
     candidate: Tensor
 
 
-def score_pairs(
-    model: MixEncoderModel, query_state: QueryState, candidates: Tensor, pairs: Pairs, *, head: str, score: str
-) -> Tensor:
-    """Score rows of (query, candidate), sorted by query, in chunks of one shape.
+class _Segment(NamedTuple):
+    """Rows of a chunk that belong to one query."""
 
-    Returns (R,) float32 for the ranking head, (R, num_labels) for the classification head.
+    query: QueryState
+    count: int
+    together: bool
+    """Whether the whole chunk meets the query at once, and the query's rows are kept; else each row on its own."""
+
+
+class PairScorer:
+    """Scores pairs with a model, and knows which shapes keep a row's bits on this machine.
+
+    Args:
+        model: in inference mode; its weights are read where they are.
     """
-    device, total = candidates.device, len(pairs.query)
-    filled = -(-total // CHUNK) * CHUNK
-    query_of = torch.cat([pairs.query, pairs.query[-1:].expand(filled - total)])
-    candidate_of = torch.cat([pairs.candidate, pairs.candidate[-1:].expand(filled - total)]).to(device)
-    queries: dict[int, QueryState] = {}
-    outputs = []
-    for start in range(0, filled, CHUNK):
-        chunk_queries = query_of[start : start + CHUNK]
-        numbers, counts = (part.tolist() for part in torch.unique_consecutive(chunk_queries, return_counts=True))
-        queries = {number: queries.get(number) or query_state.select(number) for number in numbers}
-        rows = candidates[candidate_of[start : start + CHUNK]]
-        pooled_query, first = (
-            None if vectors is None else vectors[chunk_queries.to(device)]
-            for vectors in (query_state.pooled, query_state.first)
-        )
-        if score == "dual" and head == "ranking":
-            dual = model.dual_term(pooled_query, rows.mean(dim=-2))
-            assert dual is not None, "the caller refuses a score that the model does not have"
-            outputs.append(dual)
-            continue
-        segments = [(queries[number], count) for number, count in zip(numbers, counts, strict=True)]
-        attends = [
-            partial(_attend_segments, segments, layer, model.kernel_backend) for layer in range(len(model.interaction))
-        ]
-        h, e = model.run_interaction(rows, attends, first)
+
+    def __init__(self, model: MixEncoderModel) -> None:
+        self._model = model
+        # what was found by trying: two threads that try at once find the same
+        self._together: dict[tuple[int, torch.dtype], bool] = {}
+        self._shared: dict[tuple[int, int, torch.dtype], bool] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was found here, which another machine may find otherwise."""
+        return {"_model": self._model}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_model"])
+
+    @torch.inference_mode()
+    def score(self, query_state: QueryState, candidates: Tensor, pairs: Pairs, *, head: str, score: str) -> Tensor:
+        """Score rows of (query, candidate), sorted by query.
+
+        Returns (R,) float32 for the ranking head, (R, num_labels) for the classification head.
+
+        Raises:
+            NonFiniteError: a score is NaN or infinite.
+        """
+        device, total = candidates.device, len(pairs.query)
+        if not total:
+            return torch.empty(0, device=device, dtype=torch.float32)
+        filled = -(-total // CHUNK) * CHUNK
+        query_of = torch.cat([pairs.query, pairs.query[-1:].expand(filled - total)])
+        candidate_of = torch.cat([pairs.candidate, pairs.candidate[-1:].expand(filled - total)]).to(device)
+        apply_head = partial(self._apply_head, head, score)
+        only_dual = score == "dual" and head == "ranking"
+
+        def scored(start: int) -> Tensor:
+            numbers = query_of[start : start + CHUNK]
+            rows = candidates[candidate_of[start : start + CHUNK]]
+            pooled, first = (
+                None if vectors is None else vectors[numbers.to(device)]
+                for vectors in (query_state.pooled, query_state.first)
+            )
+            if only_dual:
+                dual = self._model.dual_term(pooled, rows.mean(dim=-2))
+                assert dual is not None, "the caller refuses a score that the model does not have"
+                return dual
+            with torch.inference_mode():
+                return apply_head(*self._interact(self._segments(query_state, numbers), rows, first), pooled, rows)
+
+        starts = range(0, filled, CHUNK)
+        threads = torch.get_num_threads()
+        if only_dual or threads == 1 or not self._on_cpu:
+            parts = [scored(start) for start in starts]
+        else:
+            lengths = query_state.lengths[query_of.unique()].unique().tolist()
+            shared = len(starts) == 1 and all(self._may_be_shared(length, threads) for length in lengths)
+            parts = [scored(0)] if shared else list(run_in_order(scored, starts, threads))
+        return check_finite(torch.cat(parts)[:total].float(), candidates.dtype)
+
+    @property
+    def _on_cpu(self) -> bool:
+        """Whether PyTorch's own operators run on a CPU; elsewhere nothing is tried and no thread is taken."""
+        return self._model.device.type == "cpu" and self._model.kernel_backend in ("auto", "torch")
+
+    def _apply_head(
+        self, head: str, score: str, h: Tensor, e: Tensor, pooled_query: Tensor | None, rows: Tensor
+    ) -> Tensor:
         vectors = (h.view(CHUNK, -1), e.view(CHUNK, -1), pooled_query, rows.mean(dim=-2))
         if head == "ranking":
-            outputs.append(getattr(model.rank_head(*vectors), score))
-        else:
-            outputs.append(model.classification_head(*vectors))
-    if not outputs:
-        return torch.empty(0, device=device)
-    return check_finite(torch.cat(outputs)[:total].float(), candidates.dtype)
+            return getattr(self._model.rank_head(*vectors), score)
+        return self._model.classification_head(*vectors)
+
+    def _segments(self, query_state: QueryState, numbers: Tensor) -> list[_Segment]:
+        parts = zip(*(part.tolist() for part in torch.unique_consecutive(numbers, return_counts=True)), strict=True)
+        states = [(query_state.select(number), count) for number, count in parts]
+        return [_Segment(state, count, self._attends_together(int(state.lengths))) for state, count in states]
+
+    def _interact(self, segments: list[_Segment], rows: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
+        attends = [
+            partial(_attend_segments, segments, layer, self._model.kernel_backend)
+            for layer in range(len(self._model.interaction))
+        ]
+        return self._model.run_interaction(rows, attends, first)
+
+    def _attends_together(self, length: int) -> bool:
+        """Whether a candidate has the same bits at every place of a chunk that meets a query of so many tokens."""
+        key = length, self._model.dtype
+        if self._on_cpu and key not in self._together:
+            h, e = on_one_thread(lambda: self._trial(length, together=True))
+            self._together[key] = all(torch.equal(part, part[:1].expand_as(part)) for part in (h, e))
+        return self._together.get(key, True)
+
+    def _may_be_shared(self, length: int, threads: int) -> bool:
+        """Whether a chunk that all threads share gives the bits that it gives on one."""
+        key = length, threads, self._model.dtype
+        if key not in self._shared:
+            trial = partial(self._trial, length, together=self._attends_together(length))
+            self._shared[key] = all(torch.equal(*parts) for parts in zip(on_one_thread(trial), trial(), strict=True))
+        return self._shared[key]
+
+    @torch.inference_mode()
+    def _trial(self, length: int, *, together: bool) -> tuple[Tensor, Tensor]:
+        """What becomes of a chunk that holds one random candidate again and again: h and e, (CHUNK, d) each."""
+        model, generator = self._model, torch.Generator().manual_seed(length)
+        heads, (k, d) = model.config.backbone_config.num_attention_heads, model.context_shape
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu").to(model.dtype)
+
+        layers = range(len(model.interaction))
+        keys, values = (tuple(random(1, length, heads, d // heads) for _ in layers) for _ in range(2))
+        query = QueryState(keys, values, torch.tensor([length], device="cpu"), pooled=None)
+        rows = random(1, k, d).expand(CHUNK, -1, -1).contiguous()
+        first = None if model.config.state_row else random(1, d).expand(CHUNK, -1)
+        h, e = self._interact([_Segment(query, CHUNK, together)], rows, first)
+        return h.view(CHUNK, -1), e.view(CHUNK, -1)
 
 
 def check_finite(scores: Tensor, dtype: torch.dtype) -> Tensor:
@@ -83,7 +174,7 @@ def check_finite(scores: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _attend_segments(
-    segments: Sequence[tuple[QueryState, int]],
+    segments: Sequence[_Segment],
     layer: int,
     backend: str,
     context_query: Tensor,
@@ -91,21 +182,39 @@ def _attend_segments(
     context_value: Tensor,
     state_query: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend a chunk's rows, which belong to one query after the other; without state rows there is no state.
-
-    Every query meets the whole chunk and keeps its own rows, so that no product's shape depends on the neighbours.
-    """
+    """Attend a chunk's rows, which belong to one query after the other; without state rows there is no state."""
     contexts, states, start = [], [], 0
-    for query, count in segments:
-        key, value = query.keys[layer], query.values[layer]
-        result = candidate_attention(
-            context_query, context_key, context_value, state_query, key, value, backend=backend
-        )
-        contexts.append(result.context[:, start : start + count])
-        if result.state is not None:
-            states.append(result.state[:, start : start + count])
+    for query, count, together in segments:
+        own = slice(start, start + count)
+        rows = (context_query, context_key, context_value, state_query)
+        attend = _attend_whole_chunk if together else _attend_each
+        context, state = attend(rows, own, query.keys[layer], query.values[layer], backend)
+        contexts.append(context)
+        if state is not None:
+            states.append(state)
         start += count
     return _joined(contexts), _joined(states) if states else None
+
+
+_Rows = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""A chunk's context queries, keys and values, and state queries."""
+
+
+def _attend_whole_chunk(
+    rows: _Rows, own: slice, key: Tensor, value: Tensor, backend: str
+) -> tuple[Tensor, Tensor | None]:
+    """The query meets the whole chunk, so that no product's shape depends on the neighbours, and keeps its own rows."""
+    result = candidate_attention(*rows, key, value, backend=backend)
+    return result.context[:, own], None if result.state is None else result.state[:, own]
+
+
+def _attend_each(rows: _Rows, own: slice, key: Tensor, value: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
+    """Every row meets the query in products of its own: slower, and the same wherever it stands."""
+    # (count, 1, ...): candidates of as many queries, which are one in the same memory
+    apart = [None if part is None else part[own].unsqueeze(1) for part in rows]
+    tokens = (part.expand(len(apart[0]), -1, -1, -1) for part in (key, value))
+    result = candidate_attention(*apart, *tokens, backend=backend)
+    return result.context.transpose(0, 1), None if result.state is None else result.state.transpose(0, 1)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

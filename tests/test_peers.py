@@ -379,7 +379,7 @@ def test_bad_input_gets_a_clear_error(model, call, words):
 
 def test_encoded_candidates_of_another_model_are_refused(ahead, backbone_path):
     query = ahead.encode_query("a")
-    for wrong in (torch.zeros(3, 31), PackedTokens.from_groups([torch.zeros(2, 4, 31)]), [1, 2]):
+    for wrong in (torch.zeros(3, 31), PackedTokens.from_texts([torch.zeros(4, 31)] * 2), [1, 2]):
         with pytest.raises(InputError, match=r"candidates are .*; expected .* as encode_document makes them"):
             ahead.interact(query, wrong)
     with pytest.raises(InputError, match="return_documents needs texts"):

@@ -240,13 +240,13 @@ class TokenPeer(EncodingPeer):
         return self._pack(rows, self.model.encode_document, batch_size, show_progress_bar, "Documents")
 
     def _pack(self, rows: Sequence[Sequence[int]], *options: Any) -> PackedTokens:
-        order, groups = [], []
+        order, texts = [], []
         for numbers, states in self._encode(rows, *options):
             order += numbers
-            groups.append(states.vectors[: len(numbers)])
-        if not groups:
-            groups.append(torch.empty(0, 1, self._width, dtype=self.dtype, device=self.device))
-        packed = PackedTokens.from_groups(groups)
+            texts += [states.vectors[row, : len(rows[number])] for row, number in enumerate(numbers)]
+        if not texts:
+            texts.append(torch.empty(0, self._width, dtype=self.dtype, device=self.device))
+        packed = PackedTokens.from_texts(texts)
         return packed[torch.tensor(order, dtype=torch.int64, device=self.device).argsort()]
 
     @property

@@ -21,10 +21,11 @@ class PackedTokens:
     """(N,) int64, tokens of each text."""
 
     @classmethod
-    def from_groups(cls, groups: Sequence[Tensor]) -> "PackedTokens":
-        """Pack groups (b, n, d) of texts of equal length, in this order."""
-        lengths = torch.cat([torch.full((len(group),), group.shape[1], device=group.device) for group in groups])
-        return cls(torch.cat([group.flatten(0, 1) for group in groups]), lengths.cumsum(0) - lengths, lengths)
+    def from_texts(cls, texts: Sequence[Tensor]) -> "PackedTokens":
+        """Pack texts' vectors (n, d), in this order."""
+        vectors = torch.cat(list(texts))
+        lengths = torch.tensor([len(text) for text in texts], device=vectors.device)
+        return cls(vectors, lengths.cumsum(0) - lengths, lengths)
 
     def __len__(self) -> int:
         """Return the number of texts."""

@@ -10,6 +10,7 @@ copied as a whole. Autograd stands outside, so everything may be changed in plac
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mixkernels.checks import Call
 from mixkernels.torch_backend.attention_backward import candidate_attention_backward
@@ -168,15 +169,30 @@ compute what the mask then hides."""
 
 
 def _attend_own_flash(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """`_attend_own` in blocks of a few candidates under a block-diagonal mask."""
+    """`_attend_own` in blocks of a few candidates under a block-diagonal mask.
+
+    A block's size depends on k alone, and a candidate takes a power of two of its columns. The softmax sums a row by
+    vectors of 8 or 16 columns, then across the vector by halves: only so do a candidate's k terms meet in the same
+    order wherever it stands.
+    """
     k, heads, dim = query.shape[-3:]
+    together = 1 << (_OWN_BLOCK_ROWS // k).bit_length() - 1
+    width = k if together == 1 else 1 << (k - 1).bit_length()
     candidates = query.shape[:-3].numel()
-    together = 1
-    while 2 * together * k <= _OWN_BLOCK_ROWS and candidates % (2 * together) == 0:
-        together *= 2
-    candidate = torch.arange(together).repeat_interleave(k)
-    mask = torch.zeros(1, 1, together * k, together * k, dtype=query.dtype)
-    mask.masked_fill_(candidate[:, None] != candidate, -torch.inf)
-    blocks = (t.reshape(-1, together * k, heads, dim).transpose(1, 2) for t in (query, key, value))
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*blocks, attn_mask=mask, scale=scale)
-    return out.transpose(1, 2).reshape(query.shape), lse.transpose(1, 2).reshape(query.shape[:-1])
+    missing = -candidates % together
+
+    def blocks(rows: Tensor, columns: int) -> Tensor:
+        rows = rows.reshape(candidates, k, heads, dim)
+        if missing or columns > k:
+            rows = F.pad(rows, (0, 0, 0, 0, 0, columns - k, 0, missing))
+        return rows.view(-1, together * columns, heads, dim).transpose(1, 2)
+
+    column = torch.arange(together * width)
+    row_of = torch.arange(together).repeat_interleave(k)
+    mask = torch.zeros(1, 1, together * k, together * width, dtype=query.dtype)
+    mask.masked_fill_((row_of[:, None] != column // width) | (column % width >= k), -torch.inf)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        blocks(query, k), blocks(key, width), blocks(value, width), attn_mask=mask, scale=scale
+    )
+    out, lse = (part.transpose(1, 2).flatten(0, 1)[: candidates * k] for part in (out, lse))
+    return out.reshape(query.shape), lse.reshape(query.shape[:-1])
