@@ -110,11 +110,12 @@ class Desk:
         for part in self._parts.values():
             part[count:total] = part[:1]
 
-    def randomise(self) -> None:
-        """Fill the desk with random candidates."""
+    def fill_with_one(self) -> None:
+        """Fill every place with the same random candidate."""
         generator = torch.Generator().manual_seed(0)
         for part in self._parts.values():
-            part.copy_(torch.randn(part.shape, generator=generator))
+            one = torch.randn(part.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
+            part.copy_(one.expand_as(part))
 
     def scores(self, queries: list[Query], rows: slice, score: str) -> Tensor:
         """Scores (B, C) of the candidates in some rows, float32."""

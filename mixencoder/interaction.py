@@ -130,6 +130,10 @@ class Layers:
         first = None if state.first is None else state.first[0].to(self.dtype)
         return Query(int(state.lengths), keys, values, first, direction)
 
+    def width(self, length: int) -> int:
+        """Return a query length that stands for this one: their products have one shape."""
+        return length
+
     def project(self, workspace: Workspace, number: int, context: Tensor | None, hint: Tensor) -> Inputs:
         """Compute what layer `number` reads of contexts (C, k, d) and hints (C, d).
 
@@ -205,11 +209,15 @@ class Layers:
 class FusedLayers(Layers):
     """For a CPU: batched products of PyTorch's, in memory that is kept."""
 
+    def width(self, length: int) -> int:
+        """As `Layers.width`: room for own keys and for whole vectors is part of the products."""
+        return math.ceil((length + self.contexts) / _WIDTH) * _WIDTH - self.contexts
+
     def _keys_and_values(self, state: QueryState) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """For every layer scaled keys (H, D, width) and values (H, width, D), zero from m on: room for own keys."""
         keys, values = [], []
         length = int(state.lengths)
-        room = math.ceil((length + self.contexts) / _WIDTH) * _WIDTH - length
+        room = self.width(length) + self.contexts - length
         for key, value in zip(state.keys, state.values, strict=True):
             scaled = key[0].to(self.dtype) / math.sqrt(self.head_dim)
             keys.append(F.pad(scaled.permute(1, 2, 0), (0, room)).contiguous())

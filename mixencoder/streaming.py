@@ -5,7 +5,6 @@ is done for a single candidate in Python. `mixencoder.fast` makes a `StreamRanke
 it; where candidates come from is the business of whoever hands them over.
 """
 
-import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mixencoder.desk import PIECE, Desk, Plan, Rows, plan_for
+from mixencoder.desk import PIECE, Desk, Plan, Rows, padded_length, plan_for
 from mixencoder.errors import InputError
 from mixencoder.interaction import Query, prepared
 from mixencoder.modeling import MixEncoderModel, QueryState
@@ -70,7 +69,7 @@ class StreamRanker:
         self._has_dual = model.config.dual_term
         self._plan = plan_for(self._layers.device) if plan is None else plan
         self._free: list[Desk] = []
-        self._sizes: dict[int, tuple[int, ...]] = {}
+        self._sizes: dict[tuple[int, int], tuple[int, ...]] = {}
 
     @torch.inference_mode()
     def rank(
@@ -151,20 +150,17 @@ class StreamRanker:
     def _score_piece(self, desk: Desk, queries: list[Query], count: int, score: str, best: "RunningBest") -> None:
         """Score the desk's first `count` candidates, in shapes that keep their bits."""
         start = 0
-        for size in self._shapes(desk, count):
+        for size in self._shapes(desk, queries, count):
             scores = desk.scores(queries, slice(start, start + size), score)
             used = min(size, count - start)
             best.add(scores[:, :used], desk.positions[start : start + used])
             start += size
 
-    def _shapes(self, desk: Desk, count: int) -> list[int]:
+    def _shapes(self, desk: Desk, queries: list[Query], count: int) -> list[int]:
         """Sizes of the pieces that `count` candidates are scored in; padded up to their sum."""
-        if count == self._plan.piece:
-            return [count]
-        threads = torch.get_num_threads()
-        if threads not in self._sizes:
-            self._sizes[threads] = self._sizes_that_agree()
-        sizes = self._sizes[threads]
+        width = padded_length if self._plan.replayed else self._layers.width
+        agreeing = [self._sizes_that_agree(each) for each in {width(query.length) for query in queries}]
+        sizes = [size for size in agreeing[0] if all(size in others for others in agreeing)] or [self._plan.piece]
         if self._plan.replayed:
             # one piece, so that few shapes are recorded
             shapes = [min(size for size in sizes if size >= count)]
@@ -176,21 +172,24 @@ class StreamRanker:
         desk.pad(count, sum(shapes))
         return shapes
 
-    def _sizes_that_agree(self) -> tuple[int, ...]:
-        """Sizes of pieces, falling, in which a candidate has the bits that it has in a full one: found by trying.
+    def _sizes_that_agree(self, width: int) -> tuple[int, ...]:
+        """Sizes of pieces, falling, in which a candidate has the same bits, wherever it stands: found by trying.
 
-        Libraries choose their products by shape, and may sum in another order in a smaller one.
+        Libraries choose their products by shape, and may sum in another order in a smaller one or at its end. Tried
+        once for a number of threads and a width of the attention's products.
         """
-        desk, model, piece = self._desk(), self._layers.model, self._plan.piece
-        sizes = [piece >> shift for shift in range((piece // self._plan.granule).bit_length())]
-        queries = [self._layers.query(_random_query(model, length), 0) for length in (5, 16)]
-        desk.randomise()
-        full = desk.scores(queries, slice(0, piece), "full")
-
-        def agrees(size: int) -> bool:
-            return torch.equal(desk.scores(queries, slice(piece - size, piece), "full"), full[:, -size:])
-
-        return (piece, *itertools.takewhile(agrees, sizes[1:]))
+        key = torch.get_num_threads(), width
+        if key not in self._sizes:
+            desk, model, piece = self._desk(), self._layers.model, self._plan.piece
+            sizes = [piece >> shift for shift in range((piece // self._plan.granule).bit_length())]
+            query = [self._layers.query(_random_query(model, width), 0)]
+            desk.fill_with_one()
+            outputs = {size: desk.scores(query, slice(0, size), "full") for size in sizes}
+            steady = [size for size in sizes if bool((outputs[size] == outputs[size][:, :1]).all())]
+            best = steady[0] if steady else piece
+            same = [size for size in steady if torch.equal(outputs[size][:, 0], outputs[best][:, 0])]
+            self._sizes[key] = tuple(same) or (piece,)
+        return self._sizes[key]
 
 
 class RunningBest:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from mixencoder import MixEncoder, MixEncoderModel
 from mixencoder.errors import CheckpointError, InputError, NonFiniteError, TruncationWarning, UnsupportedBackboneError
+from mixencoder.passes import STEP
 from mixencoder.peers import CrossEncoder, DeFormer, DualEncoder, LateInteraction, PolyEncoder
 from mixencoder.peers.packed import PackedTokens
 from mixencoder.tokenization import pad
@@ -439,8 +440,10 @@ def test_texts_of_like_length_are_read_together_by_the_fused_attention(peer, bac
     model.model.backbone.embeddings.register_forward_pre_hook(embed, with_kwargs=True)
     model.rank("the cat", documents, batch_size=16)
     assert len(fused) >= len(read)
-    # read in the order given, a third would be padding
-    assert sum(padding) <= 0.05 * sum(read)
+    # read in the order given, a third would be padding; texts that are encoded apart are padded to multiples of STEP,
+    # and a few stand again to fill a pass
+    lengths = [len(row) for row in model.read_document([*dict.fromkeys(documents), "the cat"])]
+    assert sum(padding) <= max(0.05 * sum(read), 1.1 * sum(-length % STEP for length in lengths))
 
 
 def test_a_single_head_is_the_default(model, backbone_path):
