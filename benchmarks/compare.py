@@ -8,18 +8,15 @@ Milliseconds are never compared. Exit code 1 says that something fell or is no l
 import argparse
 import json
 import sys
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from benchmarks.contest import Budget, Case, Record, run_case
-from benchmarks.machine import machine_facts, nearest
-from benchmarks.peaks import best_peaks
+from benchmarks.contest import Budget, Case, Record, run_case, run_quietly
+from benchmarks.machine import MachineError, computing_threads, kind_name, machine_facts, nearest
+from benchmarks.peaks import best_peaks, products_of
 from benchmarks.replay import skipped_entry
 from benchmarks.results_files import (
     GATE,
@@ -28,6 +25,8 @@ from benchmarks.results_files import (
     case_name,
     committed_records,
     machines,
+    of_another_kind,
+    refused,
     split,
     write_results,
 )
@@ -107,7 +106,8 @@ def figures(records: Iterable[Record], *, fractions: bool) -> Figures:
             continue
         key = case_name(record), record["backend"]
         found |= {(*key, f"ratio to {rival}"): ratio for rival, ratio in record["ratios"].items()}
-        if fractions:
+        # above 1 it is no claim
+        if fractions and record["fraction_of_limit"] <= 1:
             found[*key, "fraction of the limit"] = record["fraction_of_limit"]
     return found
 
@@ -205,55 +205,75 @@ def run_quick(
     return verdict._replace(unrecorded=[case.name for case in cases if case.name not in known])
 
 
-@contextmanager
-def one_thread() -> Generator[None]:
-    """Compute on one thread for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def record_quick(device: str | None) -> Results:
+    """Measure the quick cases and commit what was found to a device's folder of results.
 
+    Args:
+        device: name of the folder; without it the kind's of this machine.
 
-def record_quick(device: str) -> Path:
-    """Measure the quick cases and commit what was found to a device's folder of results."""
-    with one_thread():
-        records = [record for case in quick_cases() for record in run_case(case, LAST_BUDGET).records.values()]
-        peaks = {record["dtype"]: best_peaks(getattr(torch, record["dtype"]))._asdict() for record in records}
+    Raises:
+        MachineError: the folder has a record of another kind of machine.
+    """
+    device = device or kind_name(machine_facts())
+    with computing_threads(1):
+        machine = machine_facts()
+        if reason := of_another_kind(device, machine, (GATE,)):
+            raise MachineError(reason)
+        records, skipped = [], []
+        for case in quick_cases():
+            outcome = run_quietly(case, LAST_BUDGET)
+            records += outcome.records.values()
+            skipped += [skipped_entry(case, name, why) | {"refused": True} for name, why in outcome.refused.items()]
+        peaks = {products: best_peaks(products)._asdict() for products in map(products_of, records)}
         provenance = {
             "command": f"python -m benchmarks.compare --quick --record {device}",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "timing": "medians of interleaved rounds, one thread",
         }
-        return write_results(device, GATE, Results(machine_facts(), peaks, records, [], provenance))
+        found = Results(machine, peaks, records, skipped, provenance)
+        if records:
+            print(f"written: {write_results(device, GATE, found)}")
+        return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns 1 if something fell or is missing."""
+    """Command line; returns 1 if something fell, is missing, or was refused a record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--quick", action="store_true", help="measure a few cases now, compare ratios alone")
     what.add_argument("found", type=Path, nargs="?", help="file that pytest --benchmark-json wrote")
-    parser.add_argument("--device", help="folder of results to compare with; without it the nearest machine's")
+    parser.add_argument(
+        "--device", help="folder of results to compare with, if its machine is of this kind; without it the nearest"
+    )
     parser.add_argument(
         "--kept", type=float, default=KEPT, help="share of a figure that must be left (not with --quick)"
     )
-    parser.add_argument("--record", metavar="DEVICE", help="with --quick: compare nothing, commit what is found")
+    parser.add_argument(
+        "--record",
+        metavar="DEVICE",
+        nargs="?",
+        const="",
+        help="with --quick: compare nothing, commit what is found; without a name to this kind of machine's",
+    )
     options = parser.parse_args(arguments)
-    if options.record and not options.quick:
+    if options.record is not None and not options.quick:
         parser.error("--record is for --quick; python -m benchmarks.record writes the other results")
-    if options.record:
-        print(f"written: {record_quick(options.record)}")
-        return 0
-    verdict = _quick(options.device) if options.quick else _whole(options.found, options.device, options.kept)
+    try:
+        if options.record is not None:
+            noisy = refused(record_quick(options.record))
+            for line in noisy:
+                print(line)
+            return int(bool(noisy))
+        verdict = _quick(options.device) if options.quick else _whole(options.found, options.device, options.kept)
+    except MachineError as error:
+        parser.error(str(error))
     print("nothing compared" if verdict is None else "\n".join(verdict.lines()))
     return 0 if verdict is None or verdict.passed else 1
 
 
 def _quick(device: str | None) -> Verdict | None:
     """Measure and judge the quick cases; None without a record of a machine of this kind."""
-    with one_thread():
+    with computing_threads(1):
         device = _record_of(device, machine_facts(), (GATE,))
         if device is None:
             return None
@@ -277,8 +297,19 @@ def _whole(path: Path, device: str | None, kept: float) -> Verdict | None:
 
 
 def _record_of(device: str | None, machine: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """Say which device's files of some names a machine is compared with, and return its name."""
-    device, why = (device, f"with {device}") if device else nearest(machine, machines(names))
+    """Say which device's files of some names a machine is compared with, and return its name; None: of no kind like it.
+
+    Raises:
+        MachineError: the device that was asked for has no such file.
+    """
+    recorded = machines(names)
+    if device is not None:
+        if device not in recorded:
+            raise MachineError(
+                f"{device} has no record to compare with; expected one of {', '.join(recorded) or 'none'}"
+            )
+        recorded = {device: recorded[device]}
+    device, why = nearest(machine, recorded)
     print(why)
     return device
 

@@ -11,7 +11,7 @@ import torch
 from benchmarks.gpu import machine_at_hand
 from benchmarks.gpu_groups import Bench
 from benchmarks.machine import built_from, machine_facts
-from benchmarks.peaks import best_peaks
+from benchmarks.peaks import all_peaks
 from benchmarks.replay import GpuStage, Stage, skipped_entry
 from mixencoder import __version__
 
@@ -61,9 +61,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info["mixencoder"] = __version__
     machine_info["facts"] = machine_facts()
     machine_info["versions"] = built_from()["versions"]
-    machine_info["peaks"] = {
-        str(dtype).removeprefix("torch."): best_peaks(dtype)._asdict() for dtype in (torch.float32, torch.bfloat16)
-    }
+    machine_info["peaks"] = all_peaks()
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict) -> None:

@@ -6,13 +6,14 @@
 import gc
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from statistics import median, quantiles
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.machine import built_from
-from benchmarks.peaks import best_peaks
+from benchmarks.noise import noise, quietly, spread
+from benchmarks.peaks import best_peaks, products_of, with_peaks
 from benchmarks.timing import interleaved_samples, peak_bytes
 from mixkernels.roofline import Cost
 
@@ -56,7 +57,7 @@ class Contender(NamedTuple):
     factor: float = 1.0
     """Seconds of the case over seconds of the call: more than 1 where the call does a part of the work."""
     facts: Mapping[str, Any] = {}
-    """Recorded as they are."""
+    """Recorded as they are; "products" names those of `benchmarks.peaks` that the limit is of, if not the case's."""
 
 
 class Prepared(NamedTuple):
@@ -121,6 +122,8 @@ class Outcome(NamedTuple):
     records: dict[str, Record]
     samples: dict[str, list[float]]
     """Seconds for the case's whole shape."""
+    refused: Mapping[str, str] = {}
+    """Why contenders that ran have no record."""
 
 
 DEFAULT_BUDGET = Budget()
@@ -148,23 +151,59 @@ def run_case(case: Case, budget: Budget = DEFAULT_BUDGET) -> Outcome:
     return Outcome(records, samples)
 
 
+def run_quietly(case: Case, budget: Budget = DEFAULT_BUDGET) -> Outcome:
+    """Run a case for a record: again while a contender is noisy, and without those that stay noisy.
+
+    Raises:
+        AssertionError: a contender's result is wrong.
+    """
+    outcome, refused = quietly(lambda: run_case(case, budget), _noise_of)
+    return _without(case, outcome, refused) if refused else outcome
+
+
+def _noise_of(outcome: Outcome) -> dict[str, str]:
+    """Contenders that are noisy and why; where one is faster than its limit the peaks are measured once more first."""
+    found, records = {}, outcome.records
+    for products in {products_of(record) for record in records.values() if record["fraction_of_limit"] > 1}:
+        best_peaks(products, look_again=True)
+    for name, record in records.items():
+        records[name] = with_peaks(record, best_peaks(products_of(record)))
+        if why := noise(record["spread"], records[name]["fraction_of_limit"]):
+            found[name] = why
+    return found
+
+
+def _without(case: Case, outcome: Outcome, refused: Mapping[str, str]) -> Outcome:
+    """An outcome of the other contenders; of none if no two are left to compare."""
+    kept = {name: record for name, record in outcome.records.items() if name not in refused}
+    if not set(kept) & set(case.own) or not set(kept) & set(case.rivals):
+        others = "; ".join(f"{name} was {why}" for name, why in refused.items())
+        return Outcome({}, {}, dict.fromkeys(kept, f"refused: {others}") | dict(refused))
+    for name, record in kept.items():
+        ratios = {rival: ratio for rival, ratio in record["ratios"].items() if rival in kept}
+        rival = case.rival if case.rival in ratios else min(ratios, key=ratios.__getitem__)
+        kept[name] = {**record, "rival": rival, "ratio": ratios[rival], "ratios": ratios}
+    return Outcome(kept, {name: outcome.samples[name] for name in kept}, refused)
+
+
 def _records(
     case: Case, prepared: Prepared, samples: Mapping[str, list[float]], peaks_of: Mapping[str, int]
 ) -> dict[str, Record]:
     medians = {name: median(values) for name, values in samples.items()}
     rivals = {name: seconds for name, seconds in medians.items() if name in case.rivals}
     rival = case.rival if case.rival in rivals else min(rivals, key=rivals.__getitem__)
-    peaks = best_peaks(case.dtype)
+    dtype = str(case.dtype).removeprefix("torch.")
     records = {}
     for name, seconds in medians.items():
         contender = prepared.contenders[name]
         cost = contender.cost or prepared.cost
+        peaks = best_peaks(contender.facts.get("products", dtype))
         values = (
             case.group,
             case.operator,
             case.variant,
             dict(case.shape),
-            str(case.dtype).removeprefix("torch."),
+            dtype,
             "cpu",
             name,
             name in case.own,
@@ -185,11 +224,3 @@ def _records(
         )
         records[name] = dict(zip(RECORD_KEYS, values, strict=True))
     return records
-
-
-def spread(samples: list[float]) -> float:
-    """Distance of the quartiles of samples over their median; 0 for one sample."""
-    if len(samples) < 2:
-        return 0.0
-    low, middle, high = quantiles(samples, n=4, method="inclusive")
-    return (high - low) / middle

@@ -33,7 +33,8 @@ from benchmarks.gpu_formulations import (
     ours_batch,
 )
 from benchmarks.gpu_records import Machine, Record, group_records, write_json
-from benchmarks.gpu_timing import interleaved_timings, peak_bytes_of, reason
+from benchmarks.gpu_timing import Timing, interleaved_timings, peak_bytes_of, reason
+from benchmarks.noise import noise, quietly
 from mixkernels.profile import input_sets
 from mixkernels.roofline import (
     Cost,
@@ -48,6 +49,8 @@ LARGEST_ERROR = {torch.bfloat16: 2e-2, torch.float16: 2e-3, torch.float32: 1e-4,
 _CHECKED = 64
 LONGEST_EXPANSION = {"attention": 0.6, "grid": 0.25}
 """Seconds that a call over expanded keys may take at least in either group; beyond, it is left out."""
+LARGEST_SPREAD = 0.25
+"""Of a record; those of a quiet H200 have 0.013 at most."""
 EAGER_SECONDS, COMPILED_SECONDS = 15.0, 75.0
 """Time that must be left to begin a shape, without and with compiled contenders."""
 
@@ -113,6 +116,7 @@ class Bench:
     seconds: float = 0.3
     """Time to spend on each contender of a shape, about."""
     quick: bool = False
+    largest_spread: float = LARGEST_SPREAD
 
     @property
     def device(self) -> torch.device:
@@ -199,8 +203,20 @@ def measure(group: Group, work: Workload) -> None:
             group.skip(work.operator, work.shape, work.dtype, name, reason(error))
         free()
     calls = {name: contender.calls for name, contender in checked.items()}
-    timings, failures = interleaved_timings(calls, bench.device, seconds=bench.seconds)
-    for name, why in failures.items():
+    peaks, _ = bench.machine.peaks(work.dtype)
+
+    def noise_of(found: tuple[dict[str, Timing], dict[str, str]]) -> dict[str, str]:
+        judged = {
+            name: noise(timing.spread, work.cost.seconds(peaks) / timing.seconds, largest=bench.largest_spread)
+            for name, timing in found[0].items()
+        }
+        return {name: why for name, why in judged.items() if why}
+
+    (timings, failures), refused = quietly(
+        lambda: interleaved_timings(calls, bench.device, seconds=bench.seconds), noise_of
+    )
+    timings = {name: timing for name, timing in timings.items() if name not in refused}
+    for name, why in (failures | refused).items():
         group.skip(work.operator, work.shape, work.dtype, name, why)
     if bench.backend in timings:
         found = group_records(

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from benchmarks.checkpoint.card import PRETRAINED
 from benchmarks.gpu_records import ROOT, commit, slug, versions, write_json
 from benchmarks.index_speed import texts_of
+from benchmarks.noise import NoisyMeasurementError, quiet_medians
 from mixencoder import MixEncoder
 from mixencoder.desk import ON_GPU, Rows, plan_for
 from mixencoder.engine import Request
@@ -80,15 +80,24 @@ def random_rows(engine: MixEncoder, count: int, device: torch.device) -> tuple[R
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """Median seconds of a call, after two that are not counted."""
-    module, times = torch.get_device_module(device), []
-    for _ in range(RUNS + 2):
-        module.synchronize()
-        start = time.perf_counter()
-        call()
-        module.synchronize()
-        times.append(time.perf_counter() - start)
-    return median(times[2:])
+    """Median seconds of a call, after two that are not counted.
+
+    Raises:
+        NoisyMeasurementError: the call's times stayed too far apart.
+    """
+    module = torch.get_device_module(device)
+
+    def take() -> dict[str, list[float]]:
+        times = []
+        for _ in range(RUNS + 2):
+            module.synchronize()
+            start = time.perf_counter()
+            call()
+            module.synchronize()
+            times.append(time.perf_counter() - start)
+        return {"a ranking": times[2:]}
+
+    return quiet_medians(take)["a ranking"]
 
 
 def many(count: int, device: torch.device, shape: Shape = MINILM) -> dict[str, Any]:
@@ -128,7 +137,7 @@ def beside_cross_encoder(count: int, device: torch.device, shape: Shape = BERT_B
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns 0, or 2 without a GPU."""
+    """Command line; returns 0, 1 if the measurement was refused, 2 without a GPU."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_ranking", description=__doc__)
     parser.add_argument("--output", type=Path, metavar="DIR")
@@ -140,7 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     device, name = torch.device("cuda"), torch.cuda.get_device_name()
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    records = [beside_cross_encoder(1000, device), many(options.count, device)]
+    try:
+        records = [beside_cross_encoder(1000, device), many(options.count, device)]
+    except NoisyMeasurementError as error:
+        print(f"nothing is recorded: {error}", file=sys.stderr)
+        return 1
     document = {
         "device": name,
         "provenance": {

@@ -5,11 +5,12 @@ On a CPU the same functions read the host's clock, so that the benchmark's logic
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from statistics import median, quantiles
+from statistics import median
 from typing import NamedTuple
 
 import torch
 
+from benchmarks.noise import spread
 from benchmarks.timing import peak_bytes
 
 Call = Callable[[], object]
@@ -107,9 +108,7 @@ def _timed(calls: Sequence[Call], device: torch.device, lead: float) -> list[tup
 
 def _summary(samples: list[tuple[float, float]]) -> Timing:
     taken = [seconds for seconds, _ in samples]
-    middle = median(taken)
-    low, _, high = quantiles(taken, n=4)
-    return Timing(middle, (high - low) / middle, median(host for _, host in samples), len(samples))
+    return Timing(median(taken), spread(taken), median(host for _, host in samples), len(samples))
 
 
 def reason(error: Exception) -> str:

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
 from benchmarks.gpu_records import ROOT, commit, versions, write_json
-from benchmarks.timing import interleaved_medians
+from benchmarks.noise import NoisyMeasurementError, quiet_medians
+from benchmarks.timing import interleaved_samples
 from mixencoder import MixEncoder
 from mixencoder.desk import PIECE, Rows
 from mixencoder.index import CandidateIndex
@@ -233,7 +234,11 @@ def resident_rankings(engines: Engines, query: list[str], context: Tensor) -> di
 
 
 def measure(engines: Engines, context: Tensor, folder: Path) -> dict[str, Any]:
-    """One record: seconds of all parts and rivals at N = len(context)."""
+    """One record: seconds of all parts and rivals at N = len(context).
+
+    Raises:
+        NoisyMeasurementError: some stayed noisy.
+    """
     engine, count = engines.published, len(context)
     query, once = texts_of(engine, QUERY_TOKENS, 1, seed=3), count >= ONCE_FROM
     ids = torch.tensor(engine.read_query(query))
@@ -268,7 +273,11 @@ def measure(engines: Engines, context: Tensor, folder: Path) -> dict[str, Any]:
     if count <= LATE_MOST:
         tokens = distinct_tokens(engines.late, count)
         calls["late interaction"] = lambda: engines.late.interact(engines.late.encode_query(query), tokens).topk(TOP_K)
-    seconds = seconds_once(calls) if once else interleaved_medians(calls, seconds=1.0, least=3, most=15)
+    seconds = (
+        seconds_once(calls)
+        if once
+        else quiet_medians(lambda: interleaved_samples(calls, seconds=1.0, least=3, most=15))
+    )
     return {"N": count, "candidates": "given embeddings", "runs": "one each" if once else "medians", "seconds": seconds}
 
 
@@ -320,27 +329,35 @@ def run(counts: Iterable[int]) -> dict[str, Any]:
     document = texts_of(engines.published, DOCUMENT_TOKENS, 64, seed=1)
     embedded = engines.published.encode_document(document)
     generator = torch.Generator().manual_seed(2)
-    records = []
+    records, refused = [], []
     for count in counts:
         numbers = torch.arange(count) % len(embedded)
         context = embedded[numbers] + 0.05 * torch.randn(count, *embedded.shape[1:], generator=generator)
         with tempfile.TemporaryDirectory() as folder:
-            record = measure(engines, context, Path(folder))
+            try:
+                record = measure(engines, context, Path(folder))
+            except NoisyMeasurementError as error:
+                refused.append({"N": count, "reason": str(error)})
+                print(f"N = {count} is not recorded: {error}")
+                continue
         record["ratios"] = ratios(record)
         records.append(record)
         print(f"N = {count}")
         for name, value in {**record["seconds"], **record["ratios"]}.items():
             print(f"    {name:60} {value:.4g}")
-    return {"records": records}
+    return {"records": records, "refused": refused}
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> int:
+    """Command line; returns 1 if something was refused."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", required=True, help="name of the folder of results")
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 100, 1000, 10_000, 100_000, 1_000_000])
     options = parser.parse_args(arguments)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     found = run(options.counts)
+    if not found["records"]:
+        return 1
     document = {
         "provenance": {
             "command": " ".join(["python -m benchmarks.index_speed", *arguments]),
@@ -364,7 +381,8 @@ def main(arguments: list[str]) -> None:
         **found,
     }
     write_json(ROOT / "benchmarks" / "results" / options.device / "index_speed.json", document)
+    return int(bool(found["refused"]))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -65,7 +65,7 @@ def engine(kind: type[Kind]) -> Kind:
 
 
 def rival_unavailable() -> str | None:
-    """Why sentence-transformers' CrossEncoder does not run here, or None."""
+    """Why sentence-transformers does not run here, or None."""
     if importlib.util.find_spec("sentence_transformers") is None:
         return "sentence-transformers is not installed: pip install mixencoder[rivals]"
     return None

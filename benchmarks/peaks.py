@@ -7,24 +7,56 @@ from typing import Any
 
 import torch
 
+from benchmarks.timing import interleaved_samples
+from mixencoder.quantised import QuantisedLinear
+from mixencoder.workspace import Linear
 from mixkernels.devices import measured_cpu_peaks, multiplies_natively
 from mixkernels.roofline import Cost, Peaks
 
-_best: dict[torch.dtype, Peaks] = {}
+PRODUCTS = ("float32", "bfloat16", "int8")
+"""Kinds of products that have peaks of their own."""
+
+_best: dict[tuple[str, int], Peaks] = {}
+"""By kind of products and number of threads."""
 
 
-def best_peaks(dtype: torch.dtype, *, look_again: bool = False) -> Peaks:
-    """The best of all looks so far, number by number.
+def best_peaks(products: str, *, look_again: bool = False) -> Peaks:
+    """The best of all looks so far at the present number of threads, number by number.
 
     Args:
-        dtype: of products; one that the CPU emulates has float32's peaks.
+        products: one of `PRODUCTS`; those that the CPU emulates have float32's peaks.
         look_again: measure once more first, in half a second.
     """
-    dtype = dtype if multiplies_natively(dtype) else torch.float32
-    if look_again or dtype not in _best:
-        found = measured_cpu_peaks.__wrapped__(dtype)
-        _best[dtype] = Peaks(*map(max, found, _best.get(dtype, found)))
-    return _best[dtype]
+    if products != "int8" and not multiplies_natively(getattr(torch, products)):
+        products = "float32"
+    key = products, torch.get_num_threads()
+    if look_again or key not in _best:
+        found = _look(products)
+        _best[key] = Peaks(*map(max, found, _best.get(key, found)))
+    return _best[key]
+
+
+def _look(products: str) -> Peaks:
+    if products != "int8":
+        return measured_cpu_peaks.__wrapped__(getattr(torch, products))
+    size = 1024
+    linear = QuantisedLinear(Linear(torch.randn(size, size), torch.zeros(size)))
+    numbers, step = torch.randint(128, (size, size), dtype=torch.uint8), torch.ones(size, 1)
+    samples = interleaved_samples({"product": lambda: linear.of_numbers(numbers, step, zero=0)}, seconds=0.2)
+    # what is not a linear layer is done in float32
+    others = best_peaks("float32")
+    return others._replace(flops=max(others.flops, 2 * size**3 / min(samples["product"])))
+
+
+def all_peaks() -> dict[str, dict[str, float]]:
+    """The best peaks of all kinds of products that this machine has, as a file of results keeps them."""
+    here = (name for name in PRODUCTS if name != "int8" or torch.backends.mkldnn.is_available())
+    return {name: best_peaks(name)._asdict() for name in here}
+
+
+def products_of(record: dict[str, Any]) -> str:
+    """Kind of products, whose peaks are a record's limit: the case's precision, or what its facts say."""
+    return record["facts"].get("products", record["dtype"])
 
 
 def with_peaks(record: dict[str, Any], peaks: Peaks) -> dict[str, Any]:

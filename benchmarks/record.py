@@ -1,7 +1,8 @@
 """Record everything anew: ``python -m benchmarks.record --device cpu-zen3-2-threads``, on a quiet machine.
 
-Runs the suite, a process a group, and the measurements that stand alone, and writes benchmarks/results/DEVICE/. Two of
-these need data: without ``--beir-folder`` and ``--backbone`` their files stay as they are, which is said at the end.
+Runs the suite, a process a group, and the measurements that stand alone, and writes benchmarks/results/DEVICE/; without
+``--device`` a folder named after this kind of machine. Two of these need data: without ``--beir-folder`` and
+``--backbone`` their files stay as they are, which is said at the end. What stays noisy is not recorded, and listed.
 ``python -m benchmarks.report`` then renders all documents.
 """
 
@@ -15,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gpu_records import ROOT
-from benchmarks.results_files import GROUPS, split, write_results
+from benchmarks.machine import kind_name, machine_facts
+from benchmarks.results_files import GROUPS, of_another_kind, refused, split, write_results
 
 ALONE = ("gate", "index_speed", "index_million", "index_precision", "comparison_latency")
 """Measurements that stand alone, by the name of their file."""
@@ -41,7 +43,10 @@ def alone_command(name: str, options: argparse.Namespace) -> list[str] | None:
 
 
 def record_group(group: str, device: str, *, long: bool) -> str | None:
-    """Run a group of the suite and write its file; return what went wrong, or None."""
+    """Run a group of the suite and write its file; return what went wrong, or None.
+
+    Cases that stayed noisy are left out of the file and told; the others are written.
+    """
     arguments = suite_command(group, long=long)
     shown = " ".join(f'"{part}"' if " " in part else part for part in arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -51,15 +56,19 @@ def record_group(group: str, device: str, *, long: bool) -> str | None:
         if status != 0:
             return f"pytest ended with {status}"
         document = json.loads(written.read_text(encoding="utf-8"))
-    found = split(document, f"python -m benchmarks.record --device {device} --only {group} ({shown})")
-    write_results(device, group, found[group])
-    return None
+    found = split(document, f"python -m benchmarks.record --device {device} --only {group} ({shown})").get(group)
+    if found is None:
+        return "nothing was measured"
+    noisy = refused(found)
+    if found.records:
+        write_results(device, group, found)
+    return "\n  ".join([f"{len(found.records)} records; without:", *noisy]) if noisy else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns 1 if a measurement failed, whose file then stays as it was."""
+    """Command line; returns 1 if a measurement failed, whose file then stays as it was, or if a case was refused."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.record", description=__doc__)
-    parser.add_argument("--device", required=True, help="name of the machine, of the folder of results")
+    parser.add_argument("--device", help="name of the machine, of the folder of results; without it its kind's")
     parser.add_argument(
         "--only", action="append", choices=[*GROUPS, *ALONE], help="a group or measurement; may be repeated"
     )
@@ -67,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--beir-folder", type=Path, help="SciFact, for index_precision")
     parser.add_argument("--backbone", type=Path, help="an encoder, for comparison_latency")
     options = parser.parse_args(arguments)
+    machine = machine_facts()
+    options.device = options.device or kind_name(machine)
+    if reason := of_another_kind(options.device, machine):
+        parser.error(reason)
     wanted, notes, failed = options.only or [*GROUPS, *ALONE], [], False
     for name in wanted:
         start = time.monotonic()

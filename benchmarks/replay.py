@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.cases.gpu import GpuCase, run_gpu_case
-from benchmarks.contest import Case, Outcome, run_case
+from benchmarks.contest import Case, Outcome, run_quietly
 from benchmarks.gpu_groups import Bench, Group
 from benchmarks.peaks import best_peaks
 
@@ -62,13 +62,16 @@ class Stage:
             pytest.skip(reason)
         if self._found is None or self._found[0] is not case:
             try:
-                self._found = case, run_case(case)
-                best_peaks(case.dtype, look_again=True)
+                self._found = case, run_quietly(case)
+                best_peaks(str(case.dtype).removeprefix("torch."), look_again=True)
             except Exception as error:
                 self._found = case, error
         outcome = self._found[1]
         if isinstance(outcome, BaseException):
             raise outcome
+        if reason := outcome.refused.get(contender):
+            self._skipped.append(skipped_entry(case, contender, reason) | {"refused": True})
+            pytest.skip(reason)
         replay(benchmark, f"{case.group}: {case.name}", contender, outcome.samples[contender])
         benchmark.extra_info.update(outcome.records[contender])
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.contest import RECORD_KEYS, Record
 from benchmarks.gpu_records import ROOT, write_json
-from benchmarks.peaks import with_peaks
+from benchmarks.machine import kind_differences
+from benchmarks.peaks import products_of, with_peaks
 from mixkernels.roofline import Peaks
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -24,7 +25,7 @@ class Results(NamedTuple):
 
     machine: dict[str, Any]
     peaks: dict[str, dict[str, float]]
-    """What the machine can do at best, measured in the same run, by precision."""
+    """What the machine can do at best, measured in the same run, by kind of products."""
     records: list[Record]
     skipped: list[dict[str, Any]]
     provenance: dict[str, Any]
@@ -48,6 +49,14 @@ def machines(names: Sequence[str] = GROUPS) -> dict[str, dict[str, Any]]:
     for path in sorted(path for name in names for path in RESULTS.glob(f"*/{name}.json")):
         found.setdefault(path.parent.name, read_results(path).machine)
     return found
+
+
+def of_another_kind(device: str, machine: Mapping[str, Any], names: Sequence[str] = GROUPS) -> str | None:
+    """Why a machine must not write files of some names into a device's folder: those there are of another kind."""
+    there = machines(names).get(device)
+    if there is None or not (differences := kind_differences(machine, there)):
+        return None
+    return f"{device} holds records of another kind of machine: {', '.join(differences)}; give another --device"
 
 
 def committed_records(device: str, names: Sequence[str] = GROUPS) -> list[Record]:
@@ -75,11 +84,18 @@ def split(document: Mapping[str, Any], command: str) -> dict[str, Results]:
             for one in document["benchmarks"]
             if one["extra_info"].get("group") == group
         ]
-        records = [with_peaks(record, peaks[record["dtype"]]) for record in records]
+        records = [with_peaks(record, peaks[products_of(record)]) for record in records]
         skipped = [entry for entry in document["skipped"] if entry["group"] == group]
-        if records:
+        if records or any("refused" in entry for entry in skipped):
             found[group] = Results(info["facts"], info["peaks"], records, skipped, provenance)
     return found
+
+
+def refused(results: Results) -> list[str]:
+    """Contenders that were measured and have no record, with the reasons."""
+    return [
+        f"{case_name(entry)}: {entry['backend']}: {entry['reason']}" for entry in results.skipped if "refused" in entry
+    ]
 
 
 def write_results(device: str, group: str, results: Results) -> Path:

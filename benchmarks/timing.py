@@ -1,9 +1,8 @@
-"""Timing side by side: interleaved rounds, medians, and the peak of allocated tensors."""
+"""Timing side by side: interleaved rounds, and the peak of allocated tensors."""
 
 import os
 import time
 from collections.abc import Callable, Mapping
-from statistics import median
 
 from torch.profiler import ProfilerActivity, profile
 
@@ -11,16 +10,13 @@ _SLOW = 1.0
 """Seconds of a call from which on it is timed twice alone."""
 
 
-def interleaved_medians(
-    calls: Mapping[str, Callable[[], object]], *, seconds: float = 0.3, least: int = 5, most: int = 40
-) -> dict[str, float]:
-    """Median seconds of each call, over the samples of `interleaved_samples`."""
-    samples = interleaved_samples(calls, seconds=seconds, least=least, most=most)
-    return {name: median(values) for name, values in samples.items()}
-
-
 def interleaved_samples(
-    calls: Mapping[str, Callable[[], object]], *, seconds: float = 0.3, least: int = 5, most: int = 40
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float = 0.3,
+    least: int = 5,
+    most: int = 40,
+    slow_most: int = 2,
 ) -> dict[str, list[float]]:
     """Seconds of each call, several times. Rounds take turns, so that a machine that slows down slows all of them.
 
@@ -30,13 +26,14 @@ def interleaved_samples(
     Args:
         calls: what to time.
         seconds: time to spend on each call, about.
-        least, most: bounds of the number of rounds of each call; one that takes over a second gets two at most.
+        least, most: bounds of the number of rounds of each call.
+        slow_most: bound for one that takes over a second.
     """
     rounds, slow, times = {}, set(), {name: [] for name in calls}
     for name, call in calls.items():
         call()
         once = _seconds(call)
-        rounds[name] = min(2, most) if once > _SLOW else min(max(int(seconds / once), least), most)
+        rounds[name] = min(max(int(seconds / once), least), min(slow_most, most) if once > _SLOW else most)
         if once > _SLOW:
             slow.add(name)
     for turn in range(max(rounds.values())):

@@ -9,8 +9,9 @@ from benchmarks import compare as gate
 from benchmarks import results_files
 from benchmarks.compare import ATTEMPTS, KEPT, KEPT_IN_CI, best, compare, figures, fresh_rivals, run_quick
 from benchmarks.contest import RECORD_KEYS, Case
-from benchmarks.machine import machine_facts
+from benchmarks.machine import kind_name, machine_facts
 from benchmarks.results_files import GROUPS
+from mixkernels.roofline import Peaks
 
 CASE = "attention N=10 float32"
 
@@ -56,6 +57,10 @@ def test_a_fall_is_caught_and_says_what_fell(ratio, fraction, what):
 
 def test_not_a_number_is_a_fall():
     assert judged([record()], [record(float("nan"))]).falls
+
+
+def test_a_committed_fraction_above_one_is_no_claim():
+    assert judged([record(fraction=14.7)], [record(fraction=0.4)]).passed
 
 
 def test_a_loss_that_stays_a_loss_passes_and_one_that_grows_does_not():
@@ -196,7 +201,7 @@ PEAKS = {"float32": {"flops": 1e12, "bytes": 1e11, "exps": 1e10}}
 
 
 def whole(ratio):
-    costs = {"flops": 10**9, "bytes": 10**6, "exps": 0, "seconds": 0.002}
+    costs = {"facts": {}, "flops": 10**9, "bytes": 10**6, "exps": 0, "seconds": 0.002}
     return dict.fromkeys(RECORD_KEYS) | record(ratio) | costs
 
 
@@ -226,7 +231,41 @@ def test_another_kind_of_machine_is_not_compared_and_says_why(committed, tmp_pat
     out = capsys.readouterr().out
     assert "threads is 999 here" in out
     assert "nothing compared" in out
-    assert gate.main([path, "--device", "here"]) == 1
+    # nor when it is asked for by name
+    assert gate.main([path, "--device", "here"]) == 0
+    assert "threads is 999 here" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        gate.main([path, "--device", "there"])
+    assert "there has no record to compare with; expected one of here" in capsys.readouterr().err
+
+
+FAKES = {
+    "zen4": {"vendor": "AuthenticAMD", "family": "25", "model": "17", "capability": "AVX512", "native_bfloat16": True},
+    "without AVX2": {"vendor": "GenuineIntel", "family": "6", "model": "42", "capability": "DEFAULT"},
+    "emerald": {"vendor": "GenuineIntel", "family": "6", "model": "207", "capability": "AVX512", "tiles": True},
+    "hidden": {"vendor": "AuthenticAMD", "family": "25", "model": "1", "capability": "DEFAULT"},
+}
+
+
+@pytest.mark.parametrize("fake", FAKES)
+def test_the_committed_gate_never_fails_another_kind_of_machine(fake, monkeypatch, capsys):
+    facts = {**machine_facts(), "native_bfloat16": False, "threads": 1, **FAKES[fake]}
+    monkeypatch.setattr(gate, "machine_facts", lambda: facts)
+    monkeypatch.setattr(gate, "quick_cases", lambda: pytest.fail("nothing may be measured"))
+    for arguments in (["--quick"], ["--quick", "--device", "cpu-zen3-2-threads"]):
+        assert gate.main(arguments) == 0
+        out = capsys.readouterr().out
+        assert "no machine of this kind has a committed record (cpu-zen3-2-threads: " in out
+        assert "nothing compared" in out
+
+
+def test_the_committed_gate_is_used_on_its_own_kind(monkeypatch, capsys):
+    facts = {**machine_facts(), "vendor": "AuthenticAMD", "family": "25", "model": "1", "threads": 1}
+    facts |= {"capability": "AVX2", "native_bfloat16": False, "name": "the same processor, as another host calls it"}
+    monkeypatch.setattr(gate, "machine_facts", lambda: facts)
+    monkeypatch.setattr(gate, "quick_cases", list)
+    assert gate.main(["--quick"]) == 0
+    assert "nearest to cpu-zen3-2-threads" in capsys.readouterr().out
 
 
 def test_the_quick_command_measures_and_judges(committed, monkeypatch, capsys):
@@ -246,18 +285,33 @@ def test_the_quick_cases_are_recorded_on_one_thread(monkeypatch, tmp_path, capsy
 
     class Found:
         records = {"torch": whole(4.0)}  # noqa: RUF012
+        refused = {"sdpa": "a spread of 4"}  # noqa: RUF012
 
     monkeypatch.setattr(gate, "quick_cases", lambda: [quick_case()])
     monkeypatch.setattr(gate, "run_case", lambda case, budget: Found)
+    monkeypatch.setattr(gate, "run_quietly", lambda case, budget: Found)
+    monkeypatch.setattr(gate, "best_peaks", lambda products: Peaks(**PEAKS[products]))
     monkeypatch.setattr(results_files, "RESULTS", tmp_path)
+    # what stayed noisy is told, and what did not is kept
+    assert gate.main(["--quick", "--record", "here"]) == 1
+    assert f"{CASE}: sdpa: a spread of 4" in capsys.readouterr().out
+    Found.refused = {}
     assert gate.main(["--quick", "--record", "here"]) == 0
     written = results_files.read_results(tmp_path / "here" / "gate.json")
     assert (written.machine["threads"], len(written.records)) == (1, 1)
     assert torch.get_num_threads() == threads
     assert results_files.machines((results_files.GATE,)).keys() == {"here"}
     # a quick run is held against it alone
-    Found.records = {"torch": record(1.0)}
+    Found.records = {"torch": whole(1.0)}
     assert gate.main(["--quick"]) == 1
+    # another kind of machine writes nothing there, and has a folder of its own
+    other = machine_facts() | {"model": "another"}
+    monkeypatch.setattr(gate, "machine_facts", lambda: other)
+    with pytest.raises(SystemExit):
+        gate.main(["--quick", "--record", "here"])
+    assert "model is 'another' here" in capsys.readouterr().err
+    assert gate.main(["--quick", "--record"]) == 0
+    assert (tmp_path / kind_name(other) / "gate.json").is_file()
     with pytest.raises(SystemExit):
         gate.main(["found.json", "--record", "here"])
     assert "--record is for --quick" in capsys.readouterr().err

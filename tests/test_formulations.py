@@ -5,7 +5,7 @@ import torch
 from attention_oracle import attention_by_loops
 
 from benchmarks.formulations import RIVALS, Inputs, expand, sdpa_on_expanded
-from benchmarks.timing import interleaved_medians, peak_bytes
+from benchmarks.timing import interleaved_samples, peak_bytes
 
 EAGER = [name for name in RIVALS if "compiled" not in name]
 
@@ -32,10 +32,10 @@ def test_a_rival_computes_candidate_attention(name, k):
 
 def test_rounds_take_turns_and_every_call_gets_some():
     order = []
-    medians = interleaved_medians(
+    samples = interleaved_samples(
         {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0.0, least=3, most=5
     )
-    assert set(medians) == {"a", "b"}
+    assert set(samples) == {"a", "b"}
     # in its turn each runs twice, the second time is taken
     assert order[4:] == ["a", "a", "b", "b"] * 3
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import gpu_tuning
+from benchmarks import gpu_groups, gpu_tuning
 from benchmarks.gpu_formulations import (
     eager_rivals,
 )
@@ -30,7 +30,7 @@ from benchmarks.gpu_records import (
     targets,
     write_json,
 )
-from benchmarks.gpu_timing import interleaved_timings
+from benchmarks.gpu_timing import Timing, interleaved_timings
 from mixkernels.triton_backend import launch
 from mixkernels.triton_backend.launch import Kind, LaunchConfig, launch_config
 from tests.gpu_cases import CPU, assert_whole, claim, make_bench
@@ -157,6 +157,33 @@ def test_section_7_s_shapes_are_all_there():
     assert len(GRID) == len(set(GRID)) == 4 * 2 * 3 * 4
     assert {shape.m for shape, _ in KEY_SHAPES} == {16, 64, 128, 512}
     assert len(set(KEY_SHAPES)) == len(KEY_SHAPES)
+
+
+def test_a_noisy_contender_is_timed_again_and_then_refused_with_the_reason(bench, monkeypatch):
+    bench.largest_spread, turns = 0.25, []
+    own, rival = Timing(1.0, 0.0, 1.0, 5), Timing(1.0, 0.9, 1.0, 5)
+
+    def timings(calls, device, *, seconds):
+        turns.append(1)
+        return {name: found[name] for name in calls}, {}
+
+    monkeypatch.setattr(gpu_groups, "interleaved_timings", timings)
+    group = MeasuredGroup("attention", bench)
+    rivals = {name: eager_rivals()[name] for name in ("einsum-concatenated", "two-pass")}
+    work = attention_workload(bench, Shape(20, 1, 5, 16, h=2), torch.float32, rivals)
+    found = {"torch": own, "einsum-concatenated": rival, "two-pass": own}
+    measure(group, work)
+    assert len(turns) == 3
+    assert [record["backend"] for record in group.records] == ["torch", "two-pass"]
+    assert group.records[0]["ratios"] == {"two-pass": 1.0}
+    (entry,) = group.skipped
+    assert entry["backend"] == "einsum-concatenated"
+    assert "a spread of 0.90, expected 0.25 at most" in entry["reason"]
+    # faster than its limit is no time either, and a group without ours has no records
+    found["torch"] = own._replace(seconds=1e-30)
+    measure(group, work)
+    assert len(group.records) == 2
+    assert "of the limit, expected 1 at most" in group.skipped[1]["reason"]
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ Writes benchmarks/results/DEVICE/comparison_latency.json.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,8 @@ from torch import Tensor
 from benchmarks.comparison.tasks import CONTENDERS
 from benchmarks.gpu_records import ROOT, commit, versions, write_json
 from benchmarks.index_speed import texts_of
-from benchmarks.timing import interleaved_medians
+from benchmarks.noise import NoisyMeasurementError, quiet_medians
+from benchmarks.timing import interleaved_samples
 from mixencoder import MixEncoder
 from mixencoder.architectures import front_door
 from mixencoder.engine import EncodingEngine, Engine
@@ -38,7 +40,11 @@ def stored_bytes(candidates: Any) -> int:
 
 
 def measure(backbone: Path) -> dict[str, Any]:
-    """Return {contender: seconds of a query, bytes of a candidate (None: its text alone)}."""
+    """Return {contender: seconds of a query, bytes of a candidate (None: its text alone)}.
+
+    Raises:
+        NoisyMeasurementError: times stayed too far apart.
+    """
     engines: dict[str, Engine] = {}
     calls: dict[str, Callable[[], object]] = {}
     scale, sizes = {}, {}
@@ -67,7 +73,7 @@ def measure(backbone: Path) -> dict[str, Any]:
             sizes[name] = None
             scale[name] = CANDIDATES / PAIRS
             calls[name] = lambda engine=engine, pairs=pairs: engine.predict(pairs)
-    medians = interleaved_medians(calls, seconds=3.0)
+    medians = quiet_medians(lambda: interleaved_samples(calls, seconds=3.0))
     return {
         name: {"seconds": seconds * scale[name], "bytes_per_candidate": sizes[name]}
         for name, seconds in medians.items()
@@ -79,7 +85,10 @@ def main() -> None:
     parser.add_argument("--backbone", type=Path, required=True, help="encoder that all contenders start from")
     parser.add_argument("--device", required=True, help="name of the machine, of the folder of results")
     options = parser.parse_args()
-    found = measure(options.backbone)
+    try:
+        found = measure(options.backbone)
+    except NoisyMeasurementError as error:
+        sys.exit(f"nothing is recorded: {error}")
     path = ROOT / "benchmarks" / "results" / options.device / "comparison_latency.json"
     write_json(
         path,

@@ -1,4 +1,7 @@
-"""Draws pictures as SVG, the same bytes for the same data and version of matplotlib (extra ``plots``)."""
+"""Draws pictures as SVG (extra ``plots``). A file holds the digest of its data; its bytes are no one's to compare.
+
+The same data may be other bytes on another machine, whose instructions round a coordinate's last bit otherwise.
+"""
 
 import math
 from collections.abc import Mapping

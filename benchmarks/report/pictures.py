@@ -15,7 +15,7 @@ from benchmarks.comparison.tables import cells, read_records, task_mean
 from benchmarks.comparison.tasks import CONTENDERS
 from benchmarks.contest import Record
 from benchmarks.gpu_records import ROOT
-from benchmarks.report.tables import ATTENTION, COMPARISONS, FOLDER, suite_records
+from benchmarks.report.tables import ATTENTION, COMPARISONS, FOLDER, share_of_limit, suite_records
 from benchmarks.results_files import read_results
 
 OURS, RIVAL, LIMIT = "ours", "rival", "limit"
@@ -119,7 +119,7 @@ def cost_picture() -> Picture | None:
         for name, records in found.items()
     ]
     own = next(records for records in found.values() if records[0]["own"])
-    least = [(r["shape"]["N"], r["fraction_of_limit"] * r["seconds"] * 1000) for r in own]
+    least = [(r["shape"]["N"], share_of_limit(r) * r["seconds"] * 1000) for r in own]
     series.append(_series("limit of mixencoder", least, LIMIT, mark=""))
     shape = own[0]["shape"]
     title = f"a query of {shape['m']} tokens, candidates of {shape['n']}, {shape['L']} layers, d = {shape['d']}"
@@ -184,6 +184,9 @@ def _roofline(operator: str, peaks: Mapping[str, float]) -> Panel | None:
         rivals = [record for record in records if record["backend"] == record["rival"]]
         for label, points, role in ((mode, ours, OURS), (f"{mode}, best rival", rivals, RIVAL)):
             if points:
+                for record in points:
+                    # none lies above the roof
+                    share_of_limit(record)
                 places = [(r["flops"] / r["bytes"], r["flops"] / r["seconds"] / 1e9) for r in points]
                 notes = tuple(map(_sizes, points)) if role == OURS and len(points) > 1 else ()
                 series.append(_series(label, places, role, mark=mark, joined=False, notes=notes))

@@ -12,7 +12,7 @@ from benchmarks.contest import Record
 from benchmarks.gpu_records import read_records as read_gpu_records
 from benchmarks.gpu_records import targets
 from benchmarks.markdown import markdown, with_line
-from benchmarks.results_files import RESULTS, read_results
+from benchmarks.results_files import RESULTS, case_name, read_results
 
 DEVICE = "cpu-zen3-2-threads"
 """The machine that the documents speak of."""
@@ -27,6 +27,21 @@ Rows = list[list[str]]
 def missing(group: str) -> str:
     """What stands where a group has no record yet."""
     return f"Not recorded yet: `python -m benchmarks.record --device {DEVICE} --only {group}` does it."
+
+
+def share_of_limit(record: Record) -> float:
+    """A record's fraction of the limit.
+
+    Raises:
+        ValueError: it is above 1, so that the time or the peaks are wrong: such a figure is not shown.
+    """
+    fraction = record["fraction_of_limit"]
+    if not fraction <= 1:
+        raise ValueError(
+            f"{case_name(record)}: {record['backend']} is at {fraction:.3g} of its limit; expected 1 at most: "
+            "measure it again on a quiet machine (docs/benchmarks.md)"
+        )
+    return fraction
 
 
 def suite_records(group: str, *operators: str) -> list[Record]:
@@ -96,7 +111,7 @@ def attention_table() -> str:
                 *(str(own["shape"][name]) for name in ("N", "k", "m")),
                 own["dtype"],
                 f"{own['seconds'] * 1000:.2f} ms",
-                f"{own['fraction_of_limit']:.0%}",
+                f"{share_of_limit(own):.0%}",
                 *(f"{ratios[name]:.2f}x" if name in ratios else "" for name in rivals),
             ]
         )
@@ -154,7 +169,7 @@ def _ratio_table(group: str, records: Sequence[Record]) -> str:
                     _sizes(record["shape"]),
                     record["backend"],
                     milliseconds(record["seconds"]),
-                    f"{record['fraction_of_limit']:.0%}",
+                    f"{share_of_limit(record):.0%}",
                     ", ".join(f"{name} {multiple(ratio)}" for name, ratio in ratios.items()),
                 ]
             )
@@ -176,7 +191,7 @@ def end_to_end_table() -> str:
             [
                 f"{own['shape']['N']:,}",
                 milliseconds(own["seconds"]),
-                f"{own['fraction_of_limit']:.0%}",
+                f"{share_of_limit(own):.0%}",
                 *(multiple(times[name] / own["seconds"]) if name in times else "" for name in others),
             ]
         )
@@ -323,7 +338,7 @@ def gpu_attention_table(only: Collection[str] = ()) -> str:
             [
                 *(f"{record['shape'][name]:,}" for name in ("N", "k", "m", "D")),
                 f"{record['seconds'] * 1e6:.0f} us",
-                f"{record['fraction_of_limit']:.0%}",
+                f"{share_of_limit(record):.0%}",
                 record["bound"],
                 f"{record['tflops']:.0f}",
                 *(multiple(record["ratios"][name]) if name in record["ratios"] else "" for name in rivals),
