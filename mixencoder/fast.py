@@ -25,9 +25,11 @@ from mixencoder.identity import ModelIdentity
 from mixencoder.index import CandidateIndex, Snapshot
 from mixencoder.indexing import BuildEstimate, IndexAdapter, IndexRanker, estimate_index, open_index
 from mixencoder.inputs import as_list, resolve_device, resolve_dtype
+from mixencoder.locations import root_of
 from mixencoder.modeling import HeadedModel, MixEncoderModel, QueryState
 from mixencoder.query_cache import QueryStateCache
 from mixencoder.scoring import Pairs, score_pairs
+from mixencoder.sentence_folders import follow_pooling
 from mixkernels import select_backend
 
 SCORES = ("full", "interaction", "dual")
@@ -90,7 +92,7 @@ class MixEncoder(EncodingEngine):
         device, dtype = resolve_device(device), resolve_dtype(dtype)
         path = default_checkpoint() if name_or_path is None else name_or_path
         model = load_model(path, dtype, MixEncoderModel).to(device)
-        return cls(model, load_tokenizer(path), backend=backend)
+        return cls(model, load_tokenizer(path, model.config), backend=backend)
 
     @classmethod
     def from_backbone(
@@ -124,6 +126,10 @@ class MixEncoder(EncodingEngine):
         if num_labels is not None:
             config.setdefault("heads", ("classification",))
             config["num_labels"] = num_labels
+        if config.get("dual_term"):
+            # only the dual term compares the vectors that the encoder was trained to make
+            firsts = {"first": {"pooling": "first"}} if num_context_embeddings == 1 else {}
+            config = follow_pooling(root_of(name_or_path), config, {"mean": {}, **firsts})
         try:
             check_names(MixEncoderConfig, config)
             configuration = MixEncoderConfig(
@@ -138,7 +144,7 @@ class MixEncoder(EncodingEngine):
         model.backbone.load_state_dict(backbone.state_dict())
         model.start_interaction_from_backbone()
         cast_parameters(model, dtype)
-        return cls(model.to(device), load_tokenizer(name_or_path), backend=backend)
+        return cls(model.to(device), load_tokenizer(name_or_path, configuration), backend=backend)
 
     def _over(self, model: HeadedModel) -> Self:
         assert isinstance(model, MixEncoderModel), "a head is added to a model of one's own kind"
