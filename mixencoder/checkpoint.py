@@ -20,7 +20,7 @@ from mixencoder.configuration import checked_calibration
 from mixencoder.durable import exclusive, finish, replace_file, write_folder
 from mixencoder.errors import CheckpointError, UnsupportedBackboneError
 from mixencoder.inputs import local_path
-from mixencoder.loading import failures_named, load_weights, quiet_bars
+from mixencoder.loading import check_sizes, failures_named, load_weights, quiet_bars
 from mixencoder.locations import located, standing_name
 from mixencoder.modeling import HeadedModel
 from mixencoder.vocabulary import check_tokenizer
@@ -50,19 +50,14 @@ def load_model(
                 else f"Load it with {owner}.from_pretrained"
             )
             raise CheckpointError(f'{name_or_path} holds a model of type "{found}"; expected "{expected}". {advice}')
-        if not isinstance(fields.get("backbone_config"), dict):
+        nested = fields.get("backbone_config")
+        if not isinstance(nested, dict):
             raise CheckpointError(f"{name_or_path} names no backbone_config in its config.json; expected the encoder's")
         files = WeightFiles(path)
-        labels = fields.get("num_labels")
-        if isinstance(labels, int) and labels > files.largest_size:
-            raise CheckpointError(
-                f"{name_or_path} asks for {labels:,} labels in its config.json, but no weight in its files has more "
-                f"than {files.largest_size:,} rows or columns"
-            )
-        fields["backbone_config"] = _without_labels(fields["backbone_config"])
-        config = model_class.config_class.from_dict(fields)
+        files.check_size("num_labels", fields.get("num_labels"))
         try:
-            model = load_weights(path, files, config, model_class, dtype)
+            fields["backbone_config"] = _encoder_config(nested, path, files)
+            model = load_weights(path, files, model_class.config_class.from_dict(fields), model_class, dtype)
         except UnsupportedBackboneError as error:
             raise CheckpointError(f"{name_or_path} cannot be loaded: {error}") from error
     assert isinstance(model, model_class), "it was built by that class"
@@ -88,17 +83,13 @@ def load_backbone(name_or_path: str | Path) -> PreTrainedModel:
     """
     path = located(name_or_path)
     fields = read_config(path)
-    found = fields.get("model_type")
-    if class_of(found) is not None:
+    if class_of(fields.get("model_type")) is not None:
         return load_engine(name_or_path, device="cpu").model.backbone
     with failures_named(name_or_path):
-        if not isinstance(found, str) or found not in CONFIG_MAPPING:
-            raise CheckpointError(
-                f"{name_or_path} names the model type {found!r} in its config.json, which transformers does not know"
-            )
-        config = CONFIG_MAPPING[found].from_dict(_without_labels(fields))
+        files = WeightFiles(path)
+        config = _encoder_config(fields, path, files)
         options = layout_of(config).model_options
-        backbone = load_weights(path, WeightFiles(path), config, build_backbone, torch.float32, **options)
+        backbone = load_weights(path, files, config, build_backbone, torch.float32, **options)
     # where it lay on this machine is nobody's business once it is saved inside another checkpoint
     backbone.config.name_or_path = ""
     return backbone
@@ -116,7 +107,9 @@ def load_tokenizer(name_or_path: str | Path, config: PreTrainedConfig | None = N
     """
     path = located(name_or_path)
     with failures_named(name_or_path):
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        # with a configuration at hand, that in the folder is not read again, by rules of its own
+        options = {"config": PreTrainedConfig() if config is None else config, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
         check_tokenizer(tokenizer, None if config is None else getattr(config, "backbone_config", config), path)
     return tokenizer
 
@@ -169,6 +162,20 @@ def write_calibration(directory: Path, calibration: Mapping[str, float]) -> None
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _without_labels(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an encoder's fields without the classes of a head that it is loaded without."""
-    return {name: value for name, value in fields.items() if name not in ("num_labels", "id2label", "label2id")}
+def _encoder_config(fields: Mapping[str, Any], folder: Path, files: WeightFiles) -> PreTrainedConfig:
+    """Return an encoder's configuration, its sizes checked; the classes of a head are left out, as the head is.
+
+    Raises:
+        CheckpointError: transformers knows no such model, or a size cannot be right.
+        UnsupportedBackboneError: it cannot serve as backbone.
+    """
+    found = fields.get("model_type")
+    if not isinstance(found, str) or found not in CONFIG_MAPPING:
+        raise CheckpointError(f"{folder} names the model type {found!r} in its config.json, which transformers lacks")
+    for name in ("hidden_size", "vocab_size"):
+        files.check_size(name, fields.get(name))
+    heads = ("num_labels", "id2label", "label2id")
+    config = CONFIG_MAPPING[found].from_dict({name: value for name, value in fields.items() if name not in heads})
+    layout_of(config)
+    check_sizes(config, folder)
+    return config

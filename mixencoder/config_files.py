@@ -19,6 +19,8 @@ _IGNORED = frozenset({
     "transformers_weights",  # a path to other weights
     "dtype", "torch_dtype",  # the caller's choice
     "name_or_path", "_name_or_path", "_commit_hash",  # where it once lay
+    # how the encoder is called, which this library decides
+    "chunk_size_feed_forward", "output_hidden_states", "output_attentions", "return_dict", "torchscript", "use_cache",
 })  # fmt: skip
 _LAYER_COUNTS = frozenset({"num_hidden_layers", "n_layers", "num_layers", "num_hidden_groups", "inner_group_num"})
 

@@ -144,7 +144,7 @@ class MixEncoder(EncodingEngine):
         model.backbone.load_state_dict(backbone.state_dict())
         model.start_interaction_from_backbone()
         cast_parameters(model, dtype)
-        return cls(model.to(device), load_tokenizer(name_or_path, configuration), backend=backend)
+        return cls(model.to(device), load_tokenizer(name_or_path, backbone.config), backend=backend)
 
     def _over(self, model: HeadedModel) -> Self:
         assert isinstance(model, MixEncoderModel), "a head is added to a model of one's own kind"

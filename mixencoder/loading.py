@@ -86,7 +86,6 @@ def load_weights(
         CheckpointError: weights are missing, of another shape, left over or not finite.
     """
     encoder = getattr(config, "backbone_config", config)
-    _check_sizes(encoder, folder)
     # layers in groups share their weights
     count = getattr(encoder, "num_hidden_groups", encoder.num_hidden_layers)
     if count > len(files):
@@ -101,8 +100,12 @@ def load_weights(
     return model
 
 
-def _check_sizes(encoder: PreTrainedConfig, folder: Path) -> None:
-    """Check what transformers leaves to fail at the first text, or not at all."""
+def check_sizes(encoder: PreTrainedConfig, folder: Path) -> None:
+    """Check of an encoder's sizes what transformers leaves to fail at the first text, or not at all.
+
+    Raises:
+        CheckpointError: a size is no positive integer, or sizes do not fit each other.
+    """
     for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "max_position_embeddings"):
         value = getattr(encoder, name, None)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -112,6 +115,8 @@ def _check_sizes(encoder: PreTrainedConfig, folder: Path) -> None:
             f"{folder} has hidden_size {encoder.hidden_size} and num_attention_heads {encoder.num_attention_heads} in "
             "its config.json; expected heads that divide it"
         )
+    if getattr(encoder, "is_decoder", False):
+        raise CheckpointError(f"{folder} is a decoder by its config.json (is_decoder); expected an encoder")
     if max_positions(encoder) < MIN_TOKENS:
         raise CheckpointError(
             f"{folder} has positions for {max_positions(encoder)} tokens by its config.json; expected at least "

@@ -47,15 +47,18 @@ class WeightFiles:
         self._folder = folder
         self._stored = {_modern(stored.name): stored for stored in self._headers()}
 
-    @property
-    def numbers(self) -> int:
-        """How many numbers the files hold."""
-        return sum(_count(stored.shape) for stored in self._stored.values())
+    def check_size(self, name: str, size: Any) -> None:
+        """Check that a size that config.json names is that of some weight at most, before anything of it is made.
 
-    @property
-    def largest_size(self) -> int:
-        """The largest size that a weight has in any dimension; a model has none that is larger."""
-        return max((size for stored in self._stored.values() for size in stored.shape), default=0)
+        Raises:
+            CheckpointError: it is an integer and larger than every weight in every dimension.
+        """
+        largest = max((size for stored in self._stored.values() for size in stored.shape), default=0)
+        if isinstance(size, int) and size > largest:
+            raise CheckpointError(
+                f"{self._folder} has {name} {size:,} in its config.json, but no weight in its files has more than "
+                f"{largest:,} rows or columns"
+            )
 
     def __len__(self) -> int:
         return len(self._stored)
