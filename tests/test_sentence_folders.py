@@ -156,5 +156,5 @@ def test_an_evaluation_of_an_untrained_model_says_so_in_a_line(folder, tmp_path,
 
 
 def test_supported_kinds_are_those_that_are_documented():
-    guide = (Path(__file__).parents[1] / "docs" / "backbones.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     assert all(f"`{kind}`" in guide for kind in SUPPORTED)
