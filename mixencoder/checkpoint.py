@@ -137,7 +137,8 @@ def save(
 
     try:
         write_folder(local_path(directory), write)
-    except (OSError, SafetensorError) as error:
+    # a home folder of nobody is a RuntimeError, a NUL in a name a ValueError
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise CheckpointError(f"{directory} cannot be written: {reason}") from error
 
@@ -148,9 +149,9 @@ def write_calibration(directory: Path, calibration: Mapping[str, float]) -> None
     Raises:
         CheckpointError: there is no checkpoint, or it cannot be written.
     """
+    located(directory)
     directory = local_path(directory)
     path = directory / "config.json"
-    located(directory)
     try:
         with exclusive(directory):
             finish(directory)

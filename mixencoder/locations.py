@@ -24,12 +24,19 @@ def root_of(name_or_path: str | Path) -> Path:
     Raises:
         CheckpointError: nothing is there, or the hub cannot be reached.
     """
-    path = local_path(name_or_path)
-    if path.is_dir():
-        return standing(path)
-    if isinstance(name_or_path, Path) or path.exists() or not _HUB_ID.fullmatch(name_or_path):
-        raise CheckpointError(f"{name_or_path} is not a directory; expected a checkpoint's directory or a hub id")
-    return _fetched(name_or_path)
+    try:
+        path = local_path(name_or_path)
+        if path.is_dir():
+            return standing(path)
+        is_id = isinstance(name_or_path, str) and not path.exists() and _HUB_ID.fullmatch(name_or_path)
+    except (OSError, RuntimeError, ValueError) as error:
+        # nobody's home folder, a name too long, a NUL in it
+        raise CheckpointError(f"{str(name_or_path)!r} names no directory: {error}") from error
+    if not is_id:
+        raise CheckpointError(
+            f"{name_or_path} is not a directory; expected a checkpoint's directory, or a hub id such as owner/model"
+        )
+    return _fetched(str(name_or_path))
 
 
 def located(name_or_path: str | Path) -> Path:

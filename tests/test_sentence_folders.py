@@ -13,6 +13,7 @@ from mixencoder.backbones import SUPPORTED
 from mixencoder.checkpoint import load_backbone
 from mixencoder.cli import app
 from mixencoder.errors import CheckpointError, EncoderWarning
+from mixencoder.evaluation import provenance
 from mixencoder.peers import CrossEncoder, DualEncoder, LateInteraction, PolyEncoder
 from tests.synthetic import write
 
@@ -114,6 +115,8 @@ def test_the_older_form_is_followed_to_its_encoder(backbone_path, tmp_path):
     describe(folder, FIRST, encoder="0_Transformer")
     assert load_backbone(folder).config.model_type == "bert"
     assert DualEncoder.from_backbone(folder).config.pooling == "first"
+    # an evaluation says which weights it measured
+    assert list(provenance._weights(folder)) == ["model.safetensors"]
     (folder / "0_Transformer" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"0_Transformer holds no model\.safetensors"):
         load_backbone(folder)
