@@ -38,20 +38,31 @@ def exclusive(folder: Path) -> Generator[None]:
     """
     with ExitStack() as stack:
         if not folder.exists():
-            stack.enter_context(_locked(folder.parent))
+            stack.enter_context(_locked(folder.parent, fcntl.LOCK_EX))
         if folder.exists():
             # somebody else may have made it while we waited
-            stack.enter_context(_locked(folder))
+            stack.enter_context(_locked(folder, fcntl.LOCK_EX))
         yield
 
 
 @contextmanager
-def _locked(folder: Path) -> Generator[None]:
+def shared(folder: Path) -> Generator[None]:
+    """Keep a folder's files as they are while several of them are read; `exclusive` waits for all who read.
+
+    Raises:
+        OSError: the folder cannot be opened.
+    """
+    with _locked(folder, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def _locked(folder: Path, kind: int) -> Generator[None]:
     # a descriptor of our own: locks of one file that a process opened twice exclude each other, as threads need
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, kind)
         yield
     finally:
         os.close(descriptor)

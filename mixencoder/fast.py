@@ -25,7 +25,7 @@ from mixencoder.identity import ModelIdentity
 from mixencoder.index import CandidateIndex, Snapshot
 from mixencoder.indexing import BuildEstimate, IndexAdapter, IndexRanker, estimate_index, open_index
 from mixencoder.inputs import as_list, resolve_device, resolve_dtype
-from mixencoder.locations import root_of
+from mixencoder.locations import held, root_of
 from mixencoder.modeling import HeadedModel, MixEncoderModel, QueryState
 from mixencoder.query_cache import QueryStateCache
 from mixencoder.scoring import Pairs, score_pairs
@@ -91,8 +91,10 @@ class MixEncoder(EncodingEngine):
         """
         device, dtype = resolve_device(device), resolve_dtype(dtype)
         path = default_checkpoint() if name_or_path is None else name_or_path
-        model = load_model(path, dtype, MixEncoderModel).to(device)
-        return cls(model, load_tokenizer(path, model.config), backend=backend)
+        with held(path):
+            model = load_model(path, dtype, MixEncoderModel)
+            tokenizer = load_tokenizer(path, model.config)
+        return cls(model.to(device), tokenizer, backend=backend)
 
     @classmethod
     def from_backbone(

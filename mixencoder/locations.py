@@ -1,12 +1,14 @@
 """Where a checkpoint lies that a user named: a folder, the encoder's folder inside it, or a model of the hub."""
 
 import re
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from mixencoder.durable import standing
+from mixencoder.durable import shared, standing
 from mixencoder.errors import CheckpointError
 from mixencoder.inputs import local_path
 from mixencoder.loading import quiet_bars
@@ -36,7 +38,7 @@ def root_of(name_or_path: str | Path) -> Path:
         raise CheckpointError(
             f"{name_or_path} is not a directory; expected a checkpoint's directory, or a hub id such as owner/model"
         )
-    return _fetched(str(name_or_path))
+    return _fetched(name_or_path)
 
 
 def located(name_or_path: str | Path) -> Path:
@@ -46,6 +48,16 @@ def located(name_or_path: str | Path) -> Path:
         CheckpointError: nothing is there, or the hub cannot be reached.
     """
     return encoder_folder(root_of(name_or_path))
+
+
+@contextmanager
+def held(name_or_path: str | Path) -> Generator[None]:
+    """Keep savers from replacing a checkpoint while configuration, weights and tokenizer are read one after another."""
+    with ExitStack() as stack:
+        # what cannot be opened is refused where it is read, with the reason
+        with suppress(OSError, RuntimeError, ValueError):
+            stack.enter_context(shared(local_path(name_or_path)))
+        yield
 
 
 def standing_name(name_or_path: str | Path) -> str:

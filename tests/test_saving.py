@@ -1,5 +1,6 @@
 """Saving: several savers at once, places that cannot be written, and what is on the disk when it returns."""
 
+import copy
 import json
 import os
 import shutil
@@ -65,6 +66,35 @@ def test_threads_that_save_into_one_folder_wait_for_each_other(engines, tmp_path
     assert not failures
     assert state(MixEncoder.from_pretrained(place)) in [state(engine) for engine in engines]
     assert not [path.name for path in [*tmp_path.iterdir(), *place.iterdir()] if path.name.startswith(".")]
+
+
+def test_who_loads_while_others_save_gets_one_of_the_checkpoints_whole(engines, tmp_path):
+    place = tmp_path / "place"
+    for number, engine in enumerate(engines):
+        # of each a tokenizer of its own, which is read last
+        engine.tokenizer = copy.deepcopy(engine.tokenizer)
+        engine.tokenizer.model_max_length = 10 + number
+    engines[0].save_pretrained(place)
+    is_over, failures = threading.Event(), []
+
+    def work() -> None:
+        try:
+            while not is_over.is_set():
+                for engine in engines:
+                    engine.save_pretrained(place)
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        loaded = [MixEncoder.from_pretrained(place) for _ in range(15)]
+    finally:
+        is_over.set()
+        thread.join()
+    assert not failures
+    whole = [(*state(engine), engine.tokenizer.model_max_length) for engine in engines]
+    assert all((*state(engine), engine.tokenizer.model_max_length) in whole for engine in loaded)
 
 
 def test_processes_that_write_one_folder_wait_for_each_other(tmp_path):

@@ -17,7 +17,7 @@ from mixencoder.configuration import check_names
 from mixencoder.engine import EncodingEngine, Engine, Request
 from mixencoder.errors import InputError
 from mixencoder.inputs import resolve_device, resolve_dtype
-from mixencoder.locations import root_of
+from mixencoder.locations import held, root_of
 from mixencoder.modeling import full_scores
 from mixencoder.peers.modeling import PeerModel, TokenStates, TwoTowerModel
 from mixencoder.peers.packed import PackedTokens
@@ -61,8 +61,10 @@ class Peer(Engine):
                 f"{cls.__name__}.from_backbone, which must be trained before it ranks well (mixencoder train)"
             )
         device, dtype = resolve_device(device), resolve_dtype(dtype)
-        model = load_model(name_or_path, dtype, cls.model_class, front_door=cls.__name__).to(device)
-        return cls(model, load_tokenizer(name_or_path, model.config))
+        with held(name_or_path):
+            model = load_model(name_or_path, dtype, cls.model_class, front_door=cls.__name__)
+            tokenizer = load_tokenizer(name_or_path, model.config)
+        return cls(model.to(device), tokenizer)
 
     @classmethod
     def from_backbone(
