@@ -112,7 +112,9 @@ class MixEncoder(EncodingEngine):
         """Make an untrained MixEncoder on top of a pretrained encoder.
 
         Args:
-            name_or_path: a directory or hub id of an encoder; `mixencoder.backbones.SUPPORTED` lists the kinds.
+            name_or_path: a directory or hub id of an encoder; `mixencoder.backbones.SUPPORTED` lists the kinds. The
+                pooling that a folder of sentence-transformers names is followed, or warned of (`EncoderWarning`), where
+                the model compares one vector a text and no pooling is asked for.
             num_context_embeddings: k, 1 to 16.
             interaction_layers: the backbone layers that interaction layers read and start from.
             num_labels: classes of a classification head, which becomes the only head. None: a ranking head. For both

@@ -22,9 +22,9 @@ NEW = "sentence_transformers.sentence_transformer.modules."
 
 
 @pytest.fixture
-def folder(backbone_path, tmp_path) -> Path:
+def folder(encoder) -> Path:
     """Return a tiny BERT's folder."""
-    return Path(shutil.copytree(backbone_path, tmp_path / "encoder"))
+    return encoder
 
 
 def describe(folder: Path, pooling: dict, *others: str, encoder: str = "", kinds: str = OLD) -> None:

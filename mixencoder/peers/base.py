@@ -79,7 +79,9 @@ class Peer(Engine):
         """Make an untrained model on top of a pretrained encoder.
 
         Args:
-            name_or_path: a directory or hub id of an encoder; `mixencoder.backbones.SUPPORTED` lists the kinds.
+            name_or_path: a directory or hub id of an encoder; `mixencoder.backbones.SUPPORTED` lists the kinds. The
+                pooling that a folder of sentence-transformers names is followed, or warned of (`EncoderWarning`), where
+                the model compares one vector a text and no pooling is asked for.
             num_labels: classes of a classification head, which becomes the only head. None: a ranking head. For both
                 pass ``heads=("ranking", "classification")`` beside it.
             device, dtype: as in `from_pretrained`.
