@@ -35,6 +35,14 @@ def front_door(architecture: str) -> "type[MixEncoder] | type[Peer]":
     return getattr(importlib.import_module(module), name)
 
 
+def class_of(model_type: Any) -> str | None:
+    """Return the name of the class that loads checkpoints of a model type, None if it is none of this library's."""
+    if not isinstance(model_type, str) or model_type.partition("-")[0] != "mixencoder":
+        return None
+    _, name = ARCHITECTURES.get(model_type.removeprefix("mixencoder-"), (None, None))
+    return name
+
+
 def load_engine(
     name_or_path: str | Path | None = None,
     *,

@@ -287,7 +287,9 @@ def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
     layout = layout_of(config)
     # probabilities are never dropped: candidates and queries must meet the same attention (docs/design.md, section 1)
     setattr(config, layout.attention_dropout, 0.0)
-    return AutoModel.from_config(config, attn_implementation=TAP_ATTENTION, **layout.model_options)
+    return AutoModel.from_config(
+        config, attn_implementation=TAP_ATTENTION, trust_remote_code=False, **layout.model_options
+    )
 
 
 def encoder_layers(backbone: PreTrainedModel) -> list[nn.Module]:

@@ -4,8 +4,6 @@ Nothing is executed from a checkpoint, and nothing but safetensors is opened for
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -13,14 +11,20 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from mixencoder.architectures import load_engine
-from mixencoder.backbones import layout_of
-from mixencoder.configuration import MixEncoderConfig, checked_calibration
-from mixencoder.durable import finish, standing, write_folder
-from mixencoder.errors import CheckpointError
+from mixencoder.architectures import class_of, load_engine
+from mixencoder.backbones import build_backbone, layout_of
+from mixencoder.config_files import read_config
+from mixencoder.configuration import checked_calibration
+from mixencoder.durable import exclusive, finish, replace_file, write_folder
+from mixencoder.errors import CheckpointError, UnsupportedBackboneError
+from mixencoder.inputs import local_path
+from mixencoder.loading import check_sizes, failures_named, load_weights, quiet_bars
+from mixencoder.locations import located, standing_name
 from mixencoder.modeling import HeadedModel
+from mixencoder.vocabulary import check_tokenizer
+from mixencoder.weight_files import WeightFiles
 
 _Model = TypeVar("_Model", bound=HeadedModel)
 
@@ -31,19 +35,33 @@ def load_model(
     """Load a model's configuration and weights; front_door is the name of the class that messages send users to.
 
     Raises:
-        CheckpointError: nothing is there, it is damaged, weights are missing, or it is another kind of model.
+        CheckpointError: nothing is there, it is damaged, weights are missing or not finite, or it is another kind of
+            model.
     """
     path = located(name_or_path)
-    found, expected = _read(AutoConfig, path).model_type, model_class.config_class.model_type
-    if found != expected:
-        raise CheckpointError(
-            f'{name_or_path} holds a model of type "{found}"; expected "{expected}". To build one '
-            f"on top of an encoder use {front_door}.from_backbone"
-        )
-    model, report = _read(model_class, path, dtype=dtype, use_safetensors=True, output_loading_info=True)
-    wrong = {name: sorted(map(str, report[name])) for name in ("missing_keys", "mismatched_keys") if report[name]}
-    if wrong:
-        raise CheckpointError(f"{name_or_path} does not hold the weights that its configuration asks for: {wrong}")
+    with failures_named(name_or_path):
+        fields = read_config(path)
+        found, expected = fields.get("model_type"), model_class.config_class.model_type
+        if found != expected:
+            owner = class_of(found)
+            advice = (
+                f"To build one on top of an encoder use {front_door}.from_backbone"
+                if owner is None
+                else f"Load it with {owner}.from_pretrained"
+            )
+            raise CheckpointError(f'{name_or_path} holds a model of type "{found}"; expected "{expected}". {advice}')
+        nested = fields.get("backbone_config")
+        if not isinstance(nested, dict):
+            raise CheckpointError(f"{name_or_path} names no backbone_config in its config.json; expected the encoder's")
+        files = WeightFiles(path)
+        files.check_size("num_labels", fields.get("num_labels"))
+        try:
+            fields["backbone_config"] = _encoder_config(nested, path, files)
+            model = load_weights(path, files, model_class.config_class.from_dict(fields), model_class, dtype)
+        except UnsupportedBackboneError as error:
+            raise CheckpointError(f"{name_or_path} cannot be loaded: {error}") from error
+    assert isinstance(model, model_class), "it was built by that class"
+    model.name_or_path = model.config.name_or_path = standing_name(name_or_path)
     return model
 
 
@@ -53,42 +71,51 @@ def model_type_of(name_or_path: str | Path) -> str:
     Raises:
         CheckpointError: nothing is there, or it is damaged.
     """
-    path = located(name_or_path)
-    try:
-        fields, _ = PreTrainedConfig.get_config_dict(path)
-    except OSError as error:
-        raise CheckpointError(f"{name_or_path} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return str(fields.get("model_type", ""))
+    return str(read_config(located(name_or_path)).get("model_type", ""))
 
 
 def load_backbone(name_or_path: str | Path) -> PreTrainedModel:
     """Load a pretrained encoder without its pooler, in float32; of a checkpoint of this library, its backbone.
 
     Raises:
-        CheckpointError: nothing is there, or it is damaged.
+        CheckpointError: nothing is there, it is damaged, or weights are missing, left over or not finite.
         UnsupportedBackboneError: it cannot serve as backbone.
     """
-    if model_type_of(name_or_path).partition("-")[0] == MixEncoderConfig.model_type:
-        return load_engine(name_or_path, device="cpu").model.backbone
     path = located(name_or_path)
-    options = layout_of(_read(AutoConfig, path)).model_options
-    backbone = _read(AutoModel, path, dtype=torch.float32, use_safetensors=True, **options)
+    fields = read_config(path)
+    if class_of(fields.get("model_type")) is not None:
+        return load_engine(name_or_path, device="cpu").model.backbone
+    with failures_named(name_or_path):
+        files = WeightFiles(path)
+        config = _encoder_config(fields, path, files)
+        options = layout_of(config).model_options
+        backbone = load_weights(path, files, config, build_backbone, torch.float32, **options)
     # where it lay on this machine is nobody's business once it is saved inside another checkpoint
     backbone.config.name_or_path = ""
     return backbone
 
 
-def load_tokenizer(name_or_path: str | Path) -> Any:
+def load_tokenizer(name_or_path: str | Path, config: PreTrainedConfig | None = None) -> Any:
     """Load a tokenizer.
 
+    Args:
+        name_or_path: of the checkpoint.
+        config: of its model, which the tokenizer is checked against; None checks the tokenizer alone.
+
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is none, it is damaged, it knows no word, or it has more tokens than the model.
     """
-    return _read(AutoTokenizer, located(name_or_path))
+    path = located(name_or_path)
+    with failures_named(name_or_path):
+        # with a configuration at hand, that in the folder is not read again, by rules of its own
+        options = {"config": PreTrainedConfig() if config is None else config, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        check_tokenizer(tokenizer, None if config is None else getattr(config, "backbone_config", config), path)
+    return tokenizer
 
 
 def save(
-    model: PreTrainedModel, tokenizer: Any, directory: Path, *, beside: Mapping[str, str] = MappingProxyType({})
+    model: PreTrainedModel, tokenizer: Any, directory: str | Path, *, beside: Mapping[str, str] = MappingProxyType({})
 ) -> None:
     """Write a checkpoint; a crash leaves the one that was there before or the new one, never a mix of them.
 
@@ -102,15 +129,18 @@ def save(
     """
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder)
+        with quiet_bars():
+            model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         for name, text in beside.items():
             Path(folder, name).write_text(text, encoding="utf-8")
 
     try:
-        write_folder(directory, write)
-    except OSError as error:
-        raise CheckpointError(f"{directory} cannot be written: {error}") from error
+        write_folder(local_path(directory), write)
+    # a home folder of nobody is a RuntimeError, a NUL in a name a ValueError
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise CheckpointError(f"{directory} cannot be written: {reason}") from error
 
 
 def write_calibration(directory: Path, calibration: Mapping[str, float]) -> None:
@@ -120,47 +150,33 @@ def write_calibration(directory: Path, calibration: Mapping[str, float]) -> None
         CheckpointError: there is no checkpoint, or it cannot be written.
     """
     located(directory)
+    directory = local_path(directory)
     path = directory / "config.json"
     try:
-        finish(directory)
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        fields["calibration"] = checked_calibration(calibration)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".config-") as folder:
-            written = Path(folder, path.name)
-            written.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            os.replace(written, path)
+        with exclusive(directory):
+            finish(directory)
+            read_config(directory)
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields["calibration"] = checked_calibration(calibration)
+            replace_file(path, json.dumps(fields, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def located(name_or_path: str | Path) -> str | Path:
-    """Return where to read a checkpoint: its directory, another where saving was interrupted, or the hub id as it is.
+def _encoder_config(fields: Mapping[str, Any], folder: Path, files: WeightFiles) -> PreTrainedConfig:
+    """Return an encoder's configuration, its sizes checked; the classes of a head are left out, as the head is.
 
     Raises:
-        CheckpointError: nothing is there, or its configuration is damaged.
+        CheckpointError: transformers knows no such model, or a size cannot be right.
+        UnsupportedBackboneError: it cannot serve as backbone.
     """
-    path = Path(name_or_path)
-    if not path.is_dir():
-        looks_local = isinstance(name_or_path, Path) or name_or_path.count("/") != 1 or str(path).startswith(".")
-        if looks_local or path.exists():
-            raise CheckpointError(f"{name_or_path} is not a directory; expected a checkpoint's directory or a hub id")
-        return name_or_path
-    path = standing(path)
-    config = path / "config.json"
-    if not config.is_file():
-        raise CheckpointError(f"{path} holds no config.json; expected a checkpoint's directory")
-    try:
-        json.loads(config.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{config} is not valid JSON: {error}") from error
-    return path
-
-
-def _read(loader: Any, name_or_path: str | Path, **options: Any) -> Any:
-    try:
-        return loader.from_pretrained(name_or_path, **options)
-    except SafetensorError as error:
-        raise CheckpointError(f"the weights in {name_or_path} are damaged: {error}") from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{name_or_path} cannot be loaded: {reason}") from error
+    found = fields.get("model_type")
+    if not isinstance(found, str) or found not in CONFIG_MAPPING:
+        raise CheckpointError(f"{folder} names the model type {found!r} in its config.json, which transformers lacks")
+    for name in ("hidden_size", "vocab_size"):
+        files.check_size(name, fields.get(name))
+    heads = ("num_labels", "id2label", "label2id")
+    config = CONFIG_MAPPING[found].from_dict({name: value for name, value in fields.items() if name not in heads})
+    layout_of(config)
+    check_sizes(config, folder)
+    return config

@@ -1,9 +1,11 @@
 """Files that a crash and a power failure leave whole: flushing, and replacing a folder's files as if in one step."""
 
+import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 STAGED = ".saved"
@@ -24,11 +26,68 @@ def sync_files(folder: Path) -> None:
     _sync(folder)
 
 
+@contextmanager
+def exclusive(folder: Path) -> Generator[None]:
+    """Keep others who ask, threads and processes, from writing a folder at the same time; they wait.
+
+    The folder itself is locked, so nothing is left behind; for one that is not there yet, its parent. Where a file
+    system has no locks nobody waits.
+
+    Raises:
+        OSError: the parent is not there, or neither can be opened.
+    """
+    with ExitStack() as stack:
+        if not folder.exists():
+            stack.enter_context(_locked(folder.parent, fcntl.LOCK_EX))
+        if folder.exists():
+            # somebody else may have made it while we waited
+            stack.enter_context(_locked(folder, fcntl.LOCK_EX))
+        yield
+
+
+@contextmanager
+def shared(folder: Path) -> Generator[None]:
+    """Keep a folder's files as they are while several of them are read; `exclusive` waits for all who read.
+
+    Raises:
+        OSError: the folder cannot be opened.
+    """
+    with _locked(folder, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def _locked(folder: Path, kind: int) -> Generator[None]:
+    # a descriptor of our own: locks of one file that a process opened twice exclude each other, as threads need
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, kind)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file so that readers find what it was or the whole of what it becomes, after a power failure too.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_DRAFT) as temporary:
+        draft = Path(temporary, path.name)
+        draft.write_text(text, encoding="utf-8")
+        _sync(draft)
+        os.replace(draft, path)
+    _sync(path.parent)
+
+
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let write fill a folder so that readers (`standing`) find all of its files as they were or all as they become.
 
     A folder that is not there appears whole. In one that is there, files are replaced or added and others stay; the
-    folder itself stays too, as it may be a mount point or somebody's working directory.
+    folder itself stays too, as it may be a mount point or somebody's working directory. Of several who write at once
+    each waits for the one before (`exclusive`).
 
     Args:
         folder: where.
@@ -38,11 +97,16 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         OSError: something cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if not folder.exists():
+    with exclusive(folder):
+        if folder.exists():
+            _write_over(folder, write)
+            return
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
             _fill(Path(temporary, "new"), write).rename(folder)
         sync_folder(folder.parent)
-        return
+
+
+def _write_over(folder: Path, write: Callable[[Path], None]) -> None:
     finish(folder)
     for leftover in folder.glob(f"{_DRAFT}*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()

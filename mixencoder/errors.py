@@ -1,4 +1,4 @@
-"""Every error that mixencoder raises on purpose, and its one warning. The command line turns them into exit code 2."""
+"""Every error that mixencoder raises on purpose, and its warnings. The command line turns them into exit code 2."""
 
 
 class MixEncoderError(Exception):
@@ -31,3 +31,7 @@ class NonFiniteError(MixEncoderError, ArithmeticError):
 
 class TruncationWarning(UserWarning):
     """Texts longer than the model reads were cut; the message holds the count."""
+
+
+class EncoderWarning(UserWarning):
+    """An encoder was trained to be read otherwise than the model on top of it reads it; the message names both."""

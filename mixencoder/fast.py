@@ -25,9 +25,11 @@ from mixencoder.identity import ModelIdentity
 from mixencoder.index import CandidateIndex, Snapshot
 from mixencoder.indexing import BuildEstimate, IndexAdapter, IndexRanker, estimate_index, open_index
 from mixencoder.inputs import as_list, resolve_device, resolve_dtype
+from mixencoder.locations import held, root_of
 from mixencoder.modeling import HeadedModel, MixEncoderModel, QueryState
 from mixencoder.query_cache import QueryStateCache
 from mixencoder.scoring import Pairs, PairScorer
+from mixencoder.sentence_folders import follow_pooling
 from mixkernels import select_backend
 
 SCORES = ("full", "interaction", "dual")
@@ -90,8 +92,10 @@ class MixEncoder(EncodingEngine):
         """
         device, dtype = resolve_device(device), resolve_dtype(dtype)
         path = default_checkpoint() if name_or_path is None else name_or_path
-        model = load_model(path, dtype, MixEncoderModel).to(device)
-        return cls(model, load_tokenizer(path), backend=backend)
+        with held(path):
+            model = load_model(path, dtype, MixEncoderModel)
+            tokenizer = load_tokenizer(path, model.config)
+        return cls(model.to(device), tokenizer, backend=backend)
 
     @classmethod
     def from_backbone(
@@ -109,7 +113,9 @@ class MixEncoder(EncodingEngine):
         """Make an untrained MixEncoder on top of a pretrained encoder.
 
         Args:
-            name_or_path: a directory or hub id of an encoder; `mixencoder.backbones.SUPPORTED` lists the kinds.
+            name_or_path: a directory or hub id of an encoder; `mixencoder.backbones.SUPPORTED` lists the kinds. The
+                pooling that a folder of sentence-transformers names is followed, or warned of (`EncoderWarning`), where
+                the model compares one vector a text and no pooling is asked for.
             num_context_embeddings: k, 1 to 16.
             interaction_layers: the backbone layers that interaction layers read and start from.
             num_labels: classes of a classification head, which becomes the only head. None: a ranking head. For both
@@ -125,6 +131,10 @@ class MixEncoder(EncodingEngine):
         if num_labels is not None:
             config.setdefault("heads", ("classification",))
             config["num_labels"] = num_labels
+        if config.get("dual_term"):
+            # only the dual term compares the vectors that the encoder was trained to make
+            firsts = {"first": {"pooling": "first"}} if num_context_embeddings == 1 else {}
+            config = follow_pooling(root_of(name_or_path), config, {"mean": {}, **firsts})
         try:
             check_names(MixEncoderConfig, config)
             configuration = MixEncoderConfig(
@@ -139,7 +149,7 @@ class MixEncoder(EncodingEngine):
         model.backbone.load_state_dict(backbone.state_dict())
         model.start_interaction_from_backbone()
         cast_parameters(model, dtype)
-        return cls(model.to(device), load_tokenizer(name_or_path), backend=backend)
+        return cls(model.to(device), load_tokenizer(name_or_path, backbone.config), backend=backend)
 
     def _over(self, model: HeadedModel) -> Self:
         assert isinstance(model, MixEncoderModel), "a head is added to a model of one's own kind"

@@ -9,7 +9,7 @@ import torch
 
 from mixencoder.bundled import default_checkpoint
 from mixencoder.modeling import MixEncoderModel
-from mixencoder.query_cache import weights_version
+from mixencoder.weights_version import weights_version
 
 
 class ModelIdentity:
@@ -22,6 +22,10 @@ class ModelIdentity:
     def __init__(self, model: MixEncoderModel, tokenizer: Any) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._remembered: tuple[int, dict[str, str]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # numbers of versions are those of one process and one model
+        return {**self.__dict__, "_remembered": None}
 
     @property
     def name(self) -> str:

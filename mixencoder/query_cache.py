@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from mixencoder.modeling import QueryState
+from mixencoder.weights_version import weights_version
 
 
 class QueryStateCache:
     """States of single queries by their token ids, the least recently used dropped first. Safe to share by threads.
 
-    States are dropped as a whole when the model's weights change, in place or by a cast.
+    States are dropped as a whole when the model's weights change (`mixencoder.weights_version`). A copy of the cache,
+    by `copy` or `pickle`, starts empty.
 
     Args:
         max_bytes: of all states together; 0 keeps none.
@@ -25,6 +27,12 @@ class QueryStateCache:
         self._states: OrderedDict[tuple[int, ...], QueryState] = OrderedDict()
         self._weights: int | None = None
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"max_bytes": self.max_bytes}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(**state)
 
     def fetch(
         self, model: nn.Module, rows: Sequence[Sequence[int]], encode: Callable[[list[tuple[int, ...]]], QueryState]
@@ -62,21 +70,6 @@ class QueryStateCache:
         while self.nbytes > self.max_bytes:
             _, dropped = self._states.popitem(last=False)
             self.nbytes -= _nbytes(dropped)
-
-
-def weights_version(model: nn.Module) -> int:
-    """Return a number that changes when the weights do."""
-    versions, modules = [], [model]
-    # every ranking asks: a walk of our own takes a quarter of the time of `parameters`, which names them all
-    while modules:
-        module = modules.pop()
-        versions += [
-            (p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version)
-            for p in module._parameters.values()
-            if p is not None
-        ]
-        modules += [child for child in module._modules.values() if child is not None]
-    return hash(tuple(versions))
 
 
 def _tensors(state: QueryState) -> list[Tensor]:

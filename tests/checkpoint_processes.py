@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from index_processes import fork
 from synthetic import partner_pairs
+from tokenizers import normalizers
 
 from mixencoder import MixEncoder
 from mixencoder.architectures import load_engine
@@ -90,7 +91,7 @@ def engines(backbone: Path) -> list[MixEncoder]:
         torch.manual_seed(k)
         found.append(MixEncoder.from_backbone(backbone, num_context_embeddings=k))
     old, new = found
-    new.tokenizer.add_tokens(["the cat"])
+    new.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("the cat", "the")
     with torch.no_grad():
         new.model.backbone.embeddings.word_embeddings.weight.mul_(2.0)
     return [old, new]

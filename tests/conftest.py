@@ -5,6 +5,7 @@ Several processes of pytest-xdist share the threads, which must be said before t
 """
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,27 @@ def checkpoint(backbone_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
     path = tmp_path_factory.mktemp("checkpoint") / "model"
     MixEncoder.from_backbone(backbone_path, dual_term=True).save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture
+def own(checkpoint: str, tmp_path: Path) -> Path:
+    """Return a tiny MixEncoder's folder to damage."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "own"))
+
+
+@pytest.fixture
+def encoder(backbone_path: Path, tmp_path: Path) -> Path:
+    """Return a tiny BERT's folder to damage."""
+    return Path(shutil.copytree(backbone_path, tmp_path / "encoder"))
+
+
+@pytest.fixture
+def dual(backbone_path: Path, tmp_path: Path) -> Path:
+    """Return a tiny dual-encoder's folder to damage."""
+    from mixencoder.peers import DualEncoder
+
+    DualEncoder.from_backbone(backbone_path).save_pretrained(tmp_path / "dual")
+    return tmp_path / "dual"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -168,7 +168,7 @@ def test_a_crash_while_it_is_stored_leaves_the_checkpoint_as_it_was(checkpoint, 
     def crash(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mixencoder.checkpoint.os.replace", crash)
+    monkeypatch.setattr("mixencoder.durable.os.replace", crash)
     with pytest.raises(CheckpointError, match="No space left"):
         write_calibration(checkpoint, {"temperature": 1.0, "bias": 0.0})
     assert (checkpoint / "config.json").read_bytes() == before

@@ -14,11 +14,12 @@ from huggingface_hub import try_to_load_from_cache
 
 from mixencoder import __version__
 from mixencoder.bundled import default_checkpoint
-from mixencoder.durable import standing
 from mixencoder.engine import Engine
 from mixencoder.evaluation import bootstrap
 from mixencoder.evaluation.evaluator import Evaluation
 from mixencoder.evaluation.tasks import RankingTask, Task
+from mixencoder.inputs import local_path
+from mixencoder.locations import located
 
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "ir_measures", "scikit-learn")
 
@@ -101,19 +102,18 @@ def _is_installed(package: str) -> bool:
 
 
 def _name(name_or_path: str | Path) -> str:
-    path = Path(name_or_path)
+    path = local_path(name_or_path)
     return path.resolve().name if path.is_dir() else str(name_or_path)
 
 
 def _weights(name_or_path: str | Path) -> dict[str, str]:
     """Return {file: sha256} of the weights in a directory, or of a hub id's in the cache, none if it is not there."""
-    path = Path(name_or_path)
-    if not path.is_dir():
+    if not local_path(name_or_path).is_dir():
         cached = try_to_load_from_cache(str(name_or_path), "config.json")
         if not isinstance(cached, str):
             return {}
-        path = Path(cached).parent
-    return {file.name: _sha256(file) for file in sorted(standing(path).glob("*.safetensors"))}
+        name_or_path = Path(cached).parent
+    return {file.name: _sha256(file) for file in sorted(located(name_or_path).glob("*.safetensors"))}
 
 
 def _sha256(path: Path) -> str:

@@ -17,10 +17,12 @@ from mixencoder.configuration import check_names
 from mixencoder.engine import EncodingEngine, Engine, Request
 from mixencoder.errors import InputError
 from mixencoder.inputs import resolve_device, resolve_dtype
+from mixencoder.locations import held, root_of
 from mixencoder.modeling import full_scores
 from mixencoder.peers.modeling import PeerModel, TokenStates, TwoTowerModel
 from mixencoder.peers.packed import PackedTokens
 from mixencoder.scoring import Pairs, check_finite
+from mixencoder.sentence_folders import follow_pooling
 
 
 class Peer(Engine):
@@ -28,14 +30,16 @@ class Peer(Engine):
 
     Attributes:
         model_class: the torch module.
+        pools: whether a text becomes one vector, pooled by the configuration's ``pooling``.
     """
 
     model_class: type[PeerModel]
+    pools: bool = False
 
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | Path,
+        name_or_path: str | Path | None = None,
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
@@ -43,17 +47,24 @@ class Peer(Engine):
         """Load a checkpoint.
 
         Args:
-            name_or_path: a directory, or a hub id.
+            name_or_path: a directory, or a hub id; the package bundles none of this architecture.
             device: None takes a GPU if there is one, else the CPU.
             dtype: a torch dtype or its name, of `mixencoder.inputs.DTYPES`. None: float32.
 
         Raises:
             CheckpointError: nothing is there, it is damaged, or it holds another kind of model.
-            InputError: the device or the dtype does not exist.
+            InputError: none was named, or the device or the dtype does not exist.
         """
+        if name_or_path is None:
+            raise InputError(
+                f"the package bundles no {cls.__name__}; expected a checkpoint's directory or hub id. Start one with "
+                f"{cls.__name__}.from_backbone, which must be trained before it ranks well (mixencoder train)"
+            )
         device, dtype = resolve_device(device), resolve_dtype(dtype)
-        model = load_model(name_or_path, dtype, cls.model_class, front_door=cls.__name__).to(device)
-        return cls(model, load_tokenizer(name_or_path))
+        with held(name_or_path):
+            model = load_model(name_or_path, dtype, cls.model_class, front_door=cls.__name__)
+            tokenizer = load_tokenizer(name_or_path, model.config)
+        return cls(model.to(device), tokenizer)
 
     @classmethod
     def from_backbone(
@@ -68,7 +79,9 @@ class Peer(Engine):
         """Make an untrained model on top of a pretrained encoder.
 
         Args:
-            name_or_path: a directory or hub id of an encoder; `mixencoder.backbones.SUPPORTED` lists the kinds.
+            name_or_path: a directory or hub id of an encoder; `mixencoder.backbones.SUPPORTED` lists the kinds. The
+                pooling that a folder of sentence-transformers names is followed, or warned of (`EncoderWarning`), where
+                the model compares one vector a text and no pooling is asked for.
             num_labels: classes of a classification head, which becomes the only head. None: a ranking head. For both
                 pass ``heads=("ranking", "classification")`` beside it.
             device, dtype: as in `from_pretrained`.
@@ -78,9 +91,14 @@ class Peer(Engine):
             CheckpointError, UnsupportedBackboneError, InputError: the encoder or a value cannot be used.
         """
         device, dtype = resolve_device(device), resolve_dtype(dtype)
-        backbone, tokenizer = load_backbone(name_or_path), load_tokenizer(name_or_path)
+        backbone = load_backbone(name_or_path)
+        tokenizer = load_tokenizer(name_or_path, backbone.config)
         if num_labels is not None:
             config = {"heads": ("classification",), **config, "num_labels": num_labels}
+        if cls.pools:
+            has_scale = config.get("similarity", "cosine") == "cosine"
+            choices = {"mean": {}, "first": {"pooling": "first"}}
+            config = follow_pooling(root_of(name_or_path), config, choices, scales=not has_scale)
         try:
             check_names(cls.model_class.config_class, config)
             configuration = cls.model_class.config_class(
@@ -172,6 +190,7 @@ class VectorPeer(EncodingPeer):
     """
 
     encoded_types = (Tensor,)
+    pools = True
     candidate_block: int = 4096
 
     def _encode_queries(self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None) -> Tensor:
