@@ -4,6 +4,7 @@ Each comes with its 95% percentile bootstrap interval over queries or pairs (`mi
 """
 
 import importlib
+import math
 import subprocess
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -66,7 +67,15 @@ def choose_measures(names: Sequence[str], kinds: Collection[str]) -> dict[str, t
 def with_intervals(
     measured: Mapping[str, Mapping[str, Measured]], rows: int, seed: int
 ) -> dict[str, dict[str, Figure]]:
-    """Turn {score: {measure: Measured}} of so many rows into figures; all share their resamples."""
+    """Turn {score: {measure: Measured}} of so many rows into figures; all share their resamples.
+
+    Raises:
+        DataError: a value is NaN or infinite, which no report can hold.
+    """
+    for by_name in measured.values():
+        for name, found in by_name.items():
+            if not math.isfinite(found.value):
+                raise DataError(f"{name} is {found.value} for these data; expected a measure that is defined for them")
     statistics = {
         (score, name): found.statistic
         for score, by_name in measured.items()

@@ -1,0 +1,96 @@
+"""What a command says on standard error: messages, warnings once each, a notice on a terminal while it loads."""
+
+import io
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from mixencoder.texts import printable
+
+_errors = Console(stderr=True, highlight=False, soft_wrap=True)
+_COUNTS = re.compile(r"(\d+)(?: of (\d+))? (.+)")
+"""A warning that begins with what it counted: "12 of 20 documents are ..."."""
+
+
+def say(text: str) -> None:
+    """Print a message on standard error."""
+    _errors.print(printable(text), markup=False)
+
+
+def take_any_character() -> None:
+    r"""Let what a stream's encoding cannot hold be written as ``\u2019``, where it would be an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def notice(text: str) -> Generator[None]:
+    """Show a line on a terminal while something takes its time, and nothing where standard error is no terminal."""
+    shows = sys.stderr.isatty()
+    if shows:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    try:
+        yield
+    finally:
+        if shows:
+            # blanks, as not every terminal knows how to clear a line
+            sys.stderr.write(f"\r{' ' * len(text)}\r")
+            sys.stderr.flush()
+
+
+@contextmanager
+def told_warnings() -> Generator[None]:
+    """Say warnings, Python's and those of the project's loggers, in one line each and every kind once.
+
+    Those that begin with a count wait for the end, and come once with the sum of the counts.
+    """
+    teller = _Teller(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in ("mixencoder", "mixkernels")]
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            # by default a text is shown once for a line of code, which would hide counts
+            warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: teller.hear(str(message))
+        for logger in loggers:
+            logger.addHandler(teller)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeHandler(teller)
+            teller.finish()
+
+
+class _Teller(logging.Handler):
+    """Says warnings: those without a count at once and once, those with one at the end."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._said: set[str] = set()
+        self._counts: dict[str, list[int]] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.hear(record.getMessage())
+
+    def hear(self, text: str) -> None:
+        text = " ".join(text.split())
+        if counted := _COUNTS.fullmatch(text):
+            count, total, rest = counted.groups()
+            sums = self._counts.setdefault(f"{'of' if total else ''} {rest}", [0, 0])
+            sums[0] += int(count)
+            sums[1] += int(total or 0)
+        elif text not in self._said:
+            self._said.add(text)
+            say(f"warning: {text}")
+
+    def finish(self) -> None:
+        for kind, (count, total) in self._counts.items():
+            of, _, rest = kind.partition(" ")
+            say(f"warning: {count} of {total} {rest}" if of else f"warning: {count} {rest}")
