@@ -31,3 +31,7 @@ class NonFiniteError(MixEncoderError, ArithmeticError):
 
 class TruncationWarning(UserWarning):
     """Texts longer than the model reads were cut; the message holds the count."""
+
+
+class EmptyTextWarning(UserWarning):
+    """Texts hold no token and were read as the tokenizer's special tokens alone; the message holds the count."""

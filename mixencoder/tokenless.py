@@ -8,11 +8,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from mixencoder.errors import DataError, InputError
+from mixencoder.errors import DataError, EmptyTextWarning, InputError
 
 ON_EMPTY = ("special", "error")
 """What is done with a text without a token: read as the tokenizer's special tokens alone, or refused."""
 _WORD = re.compile(r"\w")
+
+
+class TokenlessWarning(EmptyTextWarning):
+    """The same of data files: the message also holds the place of the first text."""
 
 
 class Suspect(NamedTuple):
@@ -61,9 +65,10 @@ def report_tokenless(
             f"{first.where}: {first.text!r} holds no token; expected some text (on_empty: special reads it as the "
             "tokenizer's special tokens alone)"
         )
-    counted = f"{len(numbers)} of {of}" if of else f"{len(numbers)} texts"
+    counted = f"{len(numbers):,} of {of}" if of else f"{len(numbers):,} texts"
     warnings.warn(
         f"{counted} hold no token and are read as the tokenizer's special tokens alone; the first: {first.where}",
+        TokenlessWarning,
         stacklevel=2,
     )
 

@@ -1,4 +1,4 @@
-"""Data files as they come: line ends, encodings, dialects of tables, sizes, pipes, damage; every error names the place."""
+"""Data files as they come: line ends, encodings, dialects, sizes, pipes, damage; every error names the place."""
 
 import csv
 import gzip

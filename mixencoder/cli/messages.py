@@ -7,13 +7,16 @@ import sys
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from rich.console import Console
 
+from mixencoder.errors import EmptyTextWarning
 from mixencoder.texts import printable
+from mixencoder.tokenless import TokenlessWarning
 
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
-_COUNTS = re.compile(r"(\d+)(?: of (\d+))? (.+)")
+_COUNTS = re.compile(r"(\d[\d,]*)(?: of (\d[\d,]*))? (.+)")
 """A warning that begins with what it counted: "12 of 20 documents are ..."."""
 
 
@@ -57,7 +60,7 @@ def told_warnings() -> Generator[None]:
         if not sys.warnoptions:
             # by default a text is shown once for a line of code, which would hide counts
             warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: teller.hear(str(message))
+        warnings.showwarning = lambda message, category, *_, **__: teller.show(message, category)
         for logger in loggers:
             logger.addHandler(teller)
         try:
@@ -74,23 +77,45 @@ class _Teller(logging.Handler):
     def __init__(self, level: int) -> None:
         super().__init__(level)
         self._said: set[str] = set()
-        self._counts: dict[str, list[int]] = {}
+        self._counts: dict[str, _Count] = {}
+        self._knows_places = False
 
     def emit(self, record: logging.LogRecord) -> None:
         self.hear(record.getMessage())
+
+    def show(self, message: Warning | str, category: type[Warning]) -> None:
+        """Take the place of `warnings.showwarning`."""
+        if issubclass(category, TokenlessWarning):
+            self._knows_places = True
+        elif issubclass(category, EmptyTextWarning) and self._knows_places:
+            # the engine's, of the same texts, knows neither file nor line
+            return
+        self.hear(str(message))
 
     def hear(self, text: str) -> None:
         text = " ".join(text.split())
         if counted := _COUNTS.fullmatch(text):
             count, total, rest = counted.groups()
-            sums = self._counts.setdefault(f"{'of' if total else ''} {rest}", [0, 0])
-            sums[0] += int(count)
-            sums[1] += int(total or 0)
+            # behind a semicolon stands what differs from call to call, such as the first text
+            kind = f"{'of' if total else ''} {rest.partition(';')[0]}"
+            before = self._counts.get(kind, _Count(0, 0, rest))
+            self._counts[kind] = _Count(before.count + _number(count), before.total + _number(total), before.rest)
         elif text not in self._said:
             self._said.add(text)
             say(f"warning: {text}")
 
     def finish(self) -> None:
-        for kind, (count, total) in self._counts.items():
-            of, _, rest = kind.partition(" ")
-            say(f"warning: {count} of {total} {rest}" if of else f"warning: {count} {rest}")
+        for count, total, rest in self._counts.values():
+            say(f"warning: {count:,} of {total:,} {rest}" if total else f"warning: {count:,} {rest}")
+
+
+class _Count(NamedTuple):
+    """What warnings of one kind counted together, and the words of the first."""
+
+    count: int
+    total: int
+    rest: str
+
+
+def _number(text: str | None) -> int:
+    return int((text or "0").replace(",", ""))
