@@ -21,6 +21,8 @@ EXPECTED = (
     "query, candidates, labels, or a query with right and wrong documents (rankings), two texts and a label or score "
     "(pairs), or a folder in BEIR layout with a first-stage run"
 )
+MOST_GRADE = 10**9
+"""ir-measures keeps grades in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,8 @@ def _read_lists(path: Path, limit: int | None, sample: int | None) -> RankingTas
         where, query, candidates, labels = rows[number]
         if fractions := [label for label in map(float, labels) if not label.is_integer()]:
             raise DataError(f"{where}: a label is {fractions[0]:g}; expected whole numbers, above 0 if right")
+        if huge := [label for label in labels if abs(label) > MOST_GRADE]:
+            raise DataError(f"{where}: a label is {huge[0]:g}; expected grades up to {MOST_GRADE:,}")
         qrels.append({str(place): int(float(label)) for place, label in enumerate(labels)})
         suspects += _suspects(where, query, candidates)
     return _ranking_task(
