@@ -342,6 +342,12 @@ def test_data_that_change_while_they_are_read_are_refused(tmp_path, monkeypatch)
         read_task(path)
 
 
+def test_a_task_is_read_from_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path / "dev.jsonl", [GOOD])
+    assert read_task("~/dev.jsonl").source == path
+
+
 def test_a_pipe_is_refused_as_data_are_read_several_times(tmp_path):
     os.mkfifo(tmp_path / "dev.jsonl")
     with pytest.raises(DataError, match="is a pipe or a device; expected a file"):
@@ -401,7 +407,9 @@ class Unasked(Fixed):
         return torch.empty(0)
 
 
-@pytest.mark.parametrize("name", ["precision-ish", "R@0", "R@-3", "nDCG@", "nDCG(x=1)@3", "ERR@0", "accuracy"])
+@pytest.mark.parametrize(
+    "name", ["precision-ish", "ndcg@10", "P", "RR@1.5", "", "R@0", "R@-3", "nDCG@", "nDCG(x=1)@3", "ERR@0", "accuracy"]
+)
 def test_a_measure_that_cannot_be_computed_is_refused_before_scoring(tmp_path, name):
     task = read_task(write(tmp_path / "dev.jsonl", [GOOD]))
     with pytest.raises(DataError, match=r"measure"):

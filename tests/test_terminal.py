@@ -244,6 +244,23 @@ def test_a_notice_is_shown_on_a_terminal_alone_and_taken_back(monkeypatch):
         assert stream.getvalue() == expected
 
 
+def test_closed_streams_are_written_to_by_nobody():
+    code = """
+@command
+def show():
+    with notice("loading ..."):
+        say("a")
+    print_json("b")
+    print_ranking("a", [{"score": 1.0, "text": "c"}])
+    sys.exit(3)
+show()
+"""
+    process = script(code, preexec_fn=lambda: os.closerange(1, 3))
+    assert process.wait(timeout=60) == 3
+    process.stdout.close()
+    process.stderr.close()
+
+
 def test_rank_says_that_it_loads_before_it_imports_a_model(tmp_path):
     (tmp_path / "a.txt").write_text("a\n")
     terminal, its_end = pty.openpty()

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mixencoder.cli.messages import notice, say
+from mixencoder.cli.messages import notice, on_terminal, say
 from mixencoder.cli.shared import (
     BackendOption,
     DeviceOption,
@@ -127,7 +127,7 @@ def evaluate(
         scores=score or ("full",),
         seed=seed,
         batch_size=batch_size,
-        show_progress_bar=sys.stderr.isatty(),
+        show_progress_bar=on_terminal(),
         on_empty=on_empty,
     )
     results = report(found, provenance)
@@ -173,5 +173,5 @@ def _print_figures(found: "dict[str, Evaluation]") -> None:
             cells = (str(evaluation.figures.get(part, {}).get(measure, "")) for part in parts)
             table.add_row(printable(name), measure, *cells)
     # a file or a pipe has no width that a line must keep to
-    width = None if sys.stdout.isatty() else 60 + 24 * len(parts)
+    width = None if sys.stdout is not None and sys.stdout.isatty() else 60 + 24 * len(parts)
     Console(highlight=False, markup=False, width=width).print(table)

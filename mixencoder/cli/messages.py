@@ -25,6 +25,11 @@ def say(text: str) -> None:
     _errors.print(printable(text), markup=False)
 
 
+def on_terminal() -> bool:
+    """Return whether standard error is a terminal; it may also be closed."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def take_any_character() -> None:
     r"""Let what a stream's encoding cannot hold be written as ``\u2019``, where it would be an error."""
     for stream in (sys.stdout, sys.stderr):
@@ -35,7 +40,7 @@ def take_any_character() -> None:
 @contextmanager
 def notice(text: str) -> Generator[None]:
     """Show a line on a terminal while something takes its time, and nothing where standard error is no terminal."""
-    shows = sys.stderr.isatty()
+    shows = on_terminal()
     if shows:
         sys.stderr.write(text)
         sys.stderr.flush()

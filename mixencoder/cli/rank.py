@@ -1,6 +1,5 @@
 """``mixencoder rank``: the candidates of a file for a query, best first."""
 
-import sys
 import time
 from collections.abc import Sized
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mixencoder.cli.messages import notice, say
+from mixencoder.cli.messages import notice, on_terminal, say
 from mixencoder.cli.shared import (
     BackendOption,
     CandidatesOption,
@@ -71,7 +70,7 @@ def rank(
     if found is not None:
         of = _count(found.texts)
         report_tokenless(engine.tokenizer, found.suspects, on_empty=on_empty, of=of)
-        documents = engine.encode_document(found.texts, batch_size=batch_size, show_progress_bar=sys.stderr.isatty())
+        documents = engine.encode_document(found.texts, batch_size=batch_size, show_progress_bar=on_terminal())
         spent = _milliseconds(time.perf_counter() - start)
         times.append(f"encoding {of} {spent} (once, ahead of time)")
         options["ids"] = found.ids

@@ -73,8 +73,8 @@ OnEmptyOption = Annotated[
     ),
 ]
 
-_PATHS = ("model", "backbone", "candidates")
-"""Options that are texts, as a hub id or - may stand there, and may be paths."""
+_PATHS = ("backbone", "candidates", "data", "data_dir", "documents", "model", "output", "teacher")
+"""Parameters that may be paths where they are texts, as a hub id, - or a weight may stand there too."""
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -152,7 +152,7 @@ def print_json(value: Any) -> None:
     Raises:
         InputError: as `json_text`.
     """
-    text = json_text(value, sys.stdout.encoding or "utf-8")
+    text = json_text(value, getattr(sys.stdout, "encoding", None) or "utf-8")
     if printable(text) != text:
         # DEL is ASCII and stays otherwise
         text = json.dumps(value, indent=2).replace("\x7f", "\\u007f")

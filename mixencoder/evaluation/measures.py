@@ -106,13 +106,18 @@ class RankingMeasures:
         try:
             self._measures = [ir_measures.parse_measure(name) for name in names]
             for measure in self._measures:
+                # which asserts that all parameters are there and of their types
+                str(measure)
                 # trec_eval ends the process on these
                 if measure.params.get("cutoff", 1) < 1:
                     raise ValueError(f"{measure} has a cutoff below 1")
             judged = {str(query): dict(grades) for query, grades in enumerate(qrels)}
             self._evaluator = ir_measures.evaluator(self._measures, judged)
-        except (NameError, SyntaxError, ValueError, TypeError, KeyError, RuntimeError) as error:
-            raise DataError(f"a measure of {', '.join(names)} is not known to ir-measures: {error}") from error
+        except (NameError, SyntaxError, ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
+            raise DataError(
+                f"a measure of {', '.join(names)} is not known to ir-measures: {error}; expected names such as "
+                "nDCG@10, RR@10, P@5 or AP, in just these letters"
+            ) from error
         self._count = len(qrels)
 
     def __call__(self, rankings: Sequence[Ranking]) -> dict[str, Measured]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mixencoder.beir import beir_files, read_beir
 from mixencoder.errors import DataError, InputError
+from mixencoder.inputs import local_path
 from mixencoder.tables import read_rows, source_name
 from mixencoder.tokenless import Suspect, may_be_tokenless
 from mixencoder.training.examples import class_names, read_ranking_rows, read_source, recognise
@@ -83,7 +84,7 @@ Task: TypeAlias = RankingTask | PairTask
 
 
 def read_tasks(
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     *,
     split: str = "test",
     limit: int | None = None,
@@ -107,7 +108,7 @@ def read_tasks(
 
 
 def read_task(
-    path: Path,
+    path: Path | str,
     *,
     split: str = "test",
     limit: int | None = None,
@@ -121,7 +122,7 @@ def read_task(
     candidates are counted and said, to this module's logger.
 
     Args:
-        path: file (.jsonl, .csv, .tsv, each also with .gz, or .parquet) or folder.
+        path: with ``~`` as the home folder; file (.jsonl, .csv, .tsv, each also with .gz, or .parquet) or folder.
         split: of a folder.
         limit: use the first so many queries or pairs alone.
         sample: with limit: draw so many with this seed instead.
@@ -134,6 +135,7 @@ def read_task(
     """
     if sample is not None and limit is None:
         raise InputError("sample draws queries at random; expected a limit that says how many")
+    path = local_path(path)
     if path.exists() and not (path.is_dir() or path.is_file()):
         raise DataError(f"{path} is a pipe or a device; expected a file, which is read several times")
     before = _state(path)
