@@ -223,12 +223,18 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert "~nobody-of-this-name/a cannot be found" in result.stderr
 
 
-@pytest.mark.parametrize("width", ["1", "3", "8", "20"])
-def test_a_narrow_terminal_gets_the_scores_still(width):
-    results = [{"score": 12.25, "probability": 0.5, "id": "one", "text": "some words to be wrapped"}] * 2
-    result = outcome(lambda: print_ranking("a longer query", results), env={"COLUMNS": width})
+@pytest.mark.parametrize("width", [1, 3, 8, 16, 40])
+def test_a_narrow_terminal_gets_all_that_fits(width):
+    results = [{"score": 12.25, "text": "some words thataretoolongforaline"}]
+    result = outcome(lambda: print_ranking("a query", results), env={"COLUMNS": str(width), "NO_COLOR": "1"})
     assert result.exit_code == 0
     assert result.stdout.strip()
+    assert "\x1b" not in result.stdout
+    if width > 12:
+        lines = result.stdout.splitlines()
+        assert "12.25" in result.stdout
+        cells = "".join(line[10:].strip() for line in lines[lines.index(next(x for x in lines if "12.25" in x)) :])
+        assert cells.replace(" ", "") == "somewordsthataretoolongforaline"
 
 
 class Terminal(io.StringIO):

@@ -129,15 +129,16 @@ def print_ranking(query: str, results: list[dict[str, Any]]) -> None:
     """Print what `MixEncoder.rank` gave for a query, with the texts, as a table on standard output."""
     title = Text(f"“{printable(query)}”", style="italic")
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("#", justify="right")
-    table.add_column("score", justify="right")
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
     has_probabilities = "probability" in results[0]
     if has_probabilities:
-        table.add_column("probability", justify="right")
+        table.add_column("probability", justify="right", no_wrap=True)
     has_ids = "id" in results[0]
     if has_ids:
-        table.add_column("id")
-    table.add_column("candidate")
+        table.add_column("id", overflow="fold")
+    # a narrow terminal breaks words, rather than to leave some out
+    table.add_column("candidate", overflow="fold")
     for place, result in enumerate(results, start=1):
         names = [result["id"]] if has_ids else []
         numbers = [f"{result['score']:.2f}"] + ([f"{result['probability']:.0%}"] if has_probabilities else [])
