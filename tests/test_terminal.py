@@ -250,6 +250,13 @@ def test_a_notice_is_shown_on_a_terminal_alone_and_taken_back(monkeypatch):
         assert stream.getvalue() == expected
 
 
+def test_a_message_takes_the_place_of_a_notice(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with notice("loading ..."):
+        say("a warning")
+    assert sys.stderr.getvalue() == "loading ...\r           \ra warning\n"
+
+
 def test_closed_streams_are_written_to_by_nobody():
     code = """
 @command

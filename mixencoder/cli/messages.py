@@ -18,10 +18,13 @@ from mixencoder.tokenless import TokenlessWarning
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 _COUNTS = re.compile(r"(\d[\d,]*)(?: of (\d[\d,]*))? (.+)")
 """A warning that begins with what it counted: "12 of 20 documents are ..."."""
+_standing: list[str] = []
+"""The notice on the terminal, where there is one."""
 
 
 def say(text: str) -> None:
-    """Print a message on standard error."""
+    """Print a message on standard error, in the place of a notice if one stands there."""
+    _take_back()
     _errors.print(printable(text), markup=False)
 
 
@@ -40,17 +43,21 @@ def take_any_character() -> None:
 @contextmanager
 def notice(text: str) -> Generator[None]:
     """Show a line on a terminal while something takes its time, and nothing where standard error is no terminal."""
-    shows = on_terminal()
-    if shows:
+    if on_terminal():
         sys.stderr.write(text)
         sys.stderr.flush()
+        _standing.append(text)
     try:
         yield
     finally:
-        if shows:
-            # blanks, as not every terminal knows how to clear a line
-            sys.stderr.write(f"\r{' ' * len(text)}\r")
-            sys.stderr.flush()
+        _take_back()
+
+
+def _take_back() -> None:
+    while _standing:
+        # blanks, as not every terminal knows how to clear a line
+        sys.stderr.write(f"\r{' ' * len(_standing.pop())}\r")
+        sys.stderr.flush()
 
 
 @contextmanager
