@@ -7,10 +7,15 @@ def main() -> None:
     """Run the command line."""
     try:
         from mixencoder.cli import app
+        from mixencoder.cli.messages import take_any_character
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("rich", "typer"):
             raise
         sys.exit(f"the command line needs the extra: pip install 'mixencoder[cli]' ({error})")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    # bad usage is told by typer, outside of any command
+    take_any_character()
     app(prog_name="mixencoder")
 
 

@@ -35,3 +35,7 @@ class TruncationWarning(UserWarning):
 
 class EncoderWarning(UserWarning):
     """An encoder was trained to be read otherwise than the model on top of it reads it; the message names both."""
+
+
+class EmptyTextWarning(UserWarning):
+    """Texts hold no token and were read as the tokenizer's special tokens alone; the message holds the count."""

@@ -1,64 +1,58 @@
-"""Reading JSON-lines and tab-separated files, plain or gzipped, with errors that name file and line."""
+"""JSON lines: an object a line, with errors that name file and line."""
 
-import gzip
 import json
-from collections.abc import Iterator
-from pathlib import Path
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mixencoder.errors import DataError
+from mixencoder.texts import unicode_fault
+
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+"""How JSON spells what may be half of a surrogate pair; a line read as UTF-8 holds none in another way."""
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, text without its line end); a name ending in .gz is decompressed.
-
-    Raises:
-        DataError: the file cannot be read, or a line is not UTF-8.
-    """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                yield number, decode(raw, path, number)
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-
-
-def decode(raw: bytes, path: Path | str, number: int) -> str:
-    """Decode one line as UTF-8, a leading byte-order mark and the line end removed.
+def parse_json_lines(lines: Iterable[tuple[int, str]], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of (line number, line); empty lines are passed over.
 
     Raises:
-        DataError: it is not UTF-8; the message names file, line and byte.
+        DataError: a line is not one JSON object, or holds what is not valid Unicode; the message names file and line.
     """
-    try:
-        return raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}, line {number}: not UTF-8 (byte {raw[error.start]:#04x} at column {error.start + 1}); "
-            "convert the file, for example with iconv"
-        ) from error
-
-
-def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object); empty lines are passed over.
-
-    Raises:
-        DataError: as `read_lines`, or a line is not one JSON object.
-    """
-    for number, line in read_lines(path):
+    for number, line in lines:
         if line.strip():
-            yield number, parse_object(line, path, number)
+            yield number, _parse_object(line, f"{name}, line {number}")
 
 
-def parse_object(line: str, path: Path | str, number: int) -> dict[str, Any]:
-    """Parse a line that must be one JSON object.
+def check_unicode(row: dict[str, Any], where: str) -> None:
+    """Refuse a row that holds, at any depth, a text that UTF-8 cannot hold.
 
     Raises:
-        DataError: it is not; the message names file and line.
+        DataError: it does; the message names the place and the field.
     """
+    for field, value in row.items():
+        # by hand, as a stranger's nesting may be deeper than Python's stack
+        waiting = [field, value]
+        while waiting:
+            found = waiting.pop()
+            if isinstance(found, str) and (fault := unicode_fault(found)) is not None:
+                raise DataError(f"{where}: {field!r} {fault}; correct it, or write U+FFFD in its place")
+            if isinstance(found, list):
+                waiting += found
+            elif isinstance(found, dict):
+                waiting += [*found, *found.values()]
+
+
+def _parse_object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number}: not JSON: {error}") from error
+    except RecursionError:
+        raise DataError(f"{where}: not JSON that can be read: nested too deep; expected one object a line") from None
+    except ValueError as error:
+        # of an integer with too many digits Python goes on about its own settings
+        reason = str(error).partition("; use sys.")[0]
+        raise DataError(f"{where}: not JSON: {reason}; expected one object a line") from error
     if not isinstance(row, dict):
-        raise DataError(f"{path}, line {number}: a JSON {type(row).__name__}; expected an object")
+        raise DataError(f"{where}: a JSON {type(row).__name__}; expected an object")
+    if _HALF_PAIR.search(line):
+        check_unicode(row, where)
     return row

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import random
 from pathlib import Path
 
@@ -9,35 +10,28 @@ import ir_measures
 import numpy as np
 import pytest
 import torch
-from evaluation_data import LABELLED, LABELS, SCORED, write
+from evaluation_data import LABELLED, LABELS, SCORED, write, write_beir
 from scipy import stats
 from sklearn import metrics
 
 from mixencoder.errors import DataError, InputError
-from mixencoder.evaluation import bootstrap, evaluate, read_task, read_tasks
-from mixencoder.evaluation.files import check_writable, write_run, write_text
+from mixencoder.evaluation import bootstrap, evaluate, read_task, read_tasks, tasks
+from mixencoder.evaluation.files import check_output, check_run_ids, check_writable, write_run, write_text
+from mixencoder.evaluation.measures import Measured, with_intervals
 from mixencoder.evaluation.scoring import strict_ranking
 
 ALL = ("nDCG@10", "RR@10", "R@1", "R@2", "Success@1")
 
 
 class Fixed:
-    """Stands in for an engine: scores and logits are written in the second text."""
+    """Stands in for an engine: scores and logits are written in the second text; a 0 is read where it is blank."""
+
+    def tokenizer(self, texts, **_):
+        return {"input_ids": [text.split() for text in texts]}
 
     def predict(self, pairs, *, head, score="full", **_):
-        rows = [[float(number) for number in text.split()] for _, text in pairs]
+        rows = [[float(number) for number in text.split() or "0"] for _, text in pairs]
         return torch.tensor(rows if head == "classification" else [row[0] for row in rows])
-
-
-def write_beir(folder: Path) -> Path:
-    """Two judged queries: one has a right document that the first stage missed, one has no first stage at all."""
-    folder.mkdir()
-    corpus = [{"_id": f"d{text}", "title": "", "text": text} for text in ("1.5", "1.50", "0.5", "7")]
-    write(folder / "corpus.jsonl", corpus)
-    write(folder / "queries.test.jsonl", [{"_id": "q1", "text": "?"}, {"_id": "q2", "text": "??"}])
-    (folder / "qrels.test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1.5\t2\nq1\td7\t1\nq2\td7\t1\n")
-    (folder / "bm25.test.run").write_text("q1 Q0 d1.5 1 9.5 r\nq1 Q0 d1.50 2 8.5 r\nq1 Q0 d0.5 3 9 r\n")
-    return folder
 
 
 def measure(task, **options):
@@ -245,6 +239,30 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
         check_writable(path / "below")
 
 
+def test_results_overwrite_no_data_and_no_folder(tmp_path):
+    data = write(tmp_path / "dev.jsonl", [])
+    (tmp_path / "link.json").symlink_to(data)
+    check_output(tmp_path / "new" / "report.json", [data])
+    for name, words in [
+        ("dev.jsonl", "is among the data"),
+        ("link.json", "is among the data"),
+        ("new", "is a folder; expected a file"),
+        ("dev.jsonl/x.json", "cannot be written: "),
+    ]:
+        with pytest.raises(InputError, match=words):
+            check_output(tmp_path / name, [data])
+    with pytest.raises(InputError, match="/proc/none cannot be written"):
+        check_output(Path("/proc/none/report.json"), [data])
+
+
+def test_ids_with_blanks_make_no_run_file(tmp_path):
+    task = read_task(write_beir(tmp_path / "beir"))
+    check_run_ids(task)
+    task.document_ids[0][1] = "d 1"
+    with pytest.raises(InputError, match="id 'd 1' cannot stand in a run file"):
+        check_run_ids(task)
+
+
 def test_a_limit_takes_the_first_rows_and_a_sample_others_in_their_order(tmp_path):
     rows = [{"query": f"q{i}", "candidates": ["1", "2"], "labels": [0, 1]} for i in range(50)]
     path = write(tmp_path / "dev.jsonl", rows)
@@ -260,20 +278,80 @@ def test_a_limit_takes_the_first_rows_and_a_sample_others_in_their_order(tmp_pat
         read_task(path, sample=4)
 
 
-def test_queries_without_a_right_document_and_blank_candidates_are_counted_once(tmp_path, caplog):
+def test_queries_that_can_tell_nothing_are_counted_once(tmp_path, caplog):
     rows = [
-        {"query": "a", "candidates": ["1", " "], "labels": [1, 0]},
+        {"query": "a", "candidates": ["1", "0"], "labels": [1, 0]},
         {"query": "b", "candidates": ["1", "2"], "labels": [0, 0]},
-        {"query": "c", "candidates": ["1", ""], "labels": [0, 1]},
+        {"query": "c", "candidates": ["1", "2"], "labels": [1, 2]},
+        {"query": "d", "candidates": [], "labels": []},
     ]
+    path = tmp_path / "dev.jsonl"
     with caplog.at_level(logging.WARNING):
-        task = read_task(write(tmp_path / "dev.jsonl", rows))
-    assert task.document_ids == [["0"], ["0", "1"], ["0"]]
+        task = read_task(write(path, rows))
     assert [record.message for record in caplog.records] == [
-        f"{tmp_path / 'dev.jsonl'}: 1 of 3 queries have no right document; each counts as 0",
-        f"{tmp_path / 'dev.jsonl'}: 2 candidates are blank; they are not ranked, right ones count as not found",
+        f"{path}: 2 of 4 queries have no right document; each counts as 0",
+        f"{path}: 1 of 4 queries have no candidate; each counts as 0",
+        f"{path}: 1 of 4 queries have right candidates alone, which no order can tell apart",
     ]
-    assert values(measure(task, measures=["R@1"]).figures["full"])["R@1"] == pytest.approx(1 / 3)
+    assert values(measure(task, measures=["Success@1"]).figures["full"])["Success@1"] == pytest.approx(2 / 4)
+
+
+def test_texts_without_a_token_keep_their_places_and_are_counted_or_refused(tmp_path):
+    rows = [
+        {"query": "a", "candidates": [" ", "1"], "labels": [0, 1]},
+        {"query": " ", "candidates": ["-1", ""], "labels": [0, 1]},
+    ]
+    path = write(tmp_path / "dev.jsonl", rows)
+    task = read_task(path)
+    assert task.document_ids == [["0", "1"], ["0", "1"]]
+    with pytest.warns(UserWarning, match=f"^3 texts hold no token.*the first: {path}, line 1, candidate 0$"):
+        found = measure(task, measures=["Success@1"])
+    assert values(found.figures["full"])["Success@1"] == 1
+    with pytest.raises(DataError, match=f"{path}, line 1, candidate 0: ' ' holds no token"):
+        measure(task, on_empty="error")
+    with pytest.raises(InputError, match="on_empty is 'drop'; expected one of special, error"):
+        measure(task, on_empty="drop")
+
+
+def test_right_and_wrong_documents_are_measured_as_training_reads_them(tmp_path, caplog):
+    tuples = [{"query": "a", "positive": "2", "negative": "1", "negative_2": "3"}]
+    lists = [{"query": "a", "positives": ["2", "4"], "negatives": ["1", "3"]}, {"query": "b", "positives": ["1"]}]
+    found = measure(read_task(write(tmp_path / "a.jsonl", tuples)), measures=["RR@10"])
+    assert values(found.figures["full"]) == {"RR@10": 0.5}
+    task = read_task(write(tmp_path / "b.jsonl", [lists[0], {**lists[1], "negatives": []}]))
+    assert task.qrels == [{"0": 1, "1": 1, "2": 0, "3": 0}, {"0": 1}]
+    assert "1 of 2 queries have right candidates alone" in caplog.text
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_figure_that_json_cannot_hold_is_refused(value):
+    with pytest.raises(DataError, match=f"AP is {value} for these data"):
+        with_intervals({"full": {"AP": Measured(value, None)}}, 3, 0)
+
+
+def test_data_that_change_while_they_are_read_are_refused(tmp_path, monkeypatch):
+    path = write(tmp_path / "dev.jsonl", [{**GOOD, "candidates": ["1", "2"]}])
+    read = tasks.read_ranking_rows
+
+    def write_on(source):
+        yield from list(read(source))
+        path.write_text(path.read_text() + " ")
+
+    monkeypatch.setattr(tasks, "read_ranking_rows", write_on)
+    with pytest.raises(DataError, match=r"dev\.jsonl changed while it was read"):
+        read_task(path)
+
+
+def test_a_task_is_read_from_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path / "dev.jsonl", [GOOD])
+    assert read_task("~/dev.jsonl").source == path
+
+
+def test_a_pipe_is_refused_as_data_are_read_several_times(tmp_path):
+    os.mkfifo(tmp_path / "dev.jsonl")
+    with pytest.raises(DataError, match="is a pipe or a device; expected a file"):
+        read_task(tmp_path / "dev.jsonl")
 
 
 GOOD = {"query": "q", "candidates": ["a", "b"], "labels": [0, 1]}
@@ -286,13 +364,15 @@ GOOD = {"query": "q", "candidates": ["a", "b"], "labels": [0, 1]}
         ([{**GOOD, "labels": [0, 0]}] * 2, "dev.jsonl: none of 2 queries has a right document; expected some label"),
         ([GOOD, {**GOOD, "labels": [0]}], "dev.jsonl, line 2: 2 candidates but 1 labels"),
         ([GOOD, {"query": "q", "candidates": ["a"]}], "dev.jsonl, line 2: fields are query, candidates; expected"),
+        ([GOOD, {**GOOD, "labels": [0, 1e300]}], "dev.jsonl, line 2: a label is 1e+300; expected grades up to"),
         ([GOOD, {**GOOD, "labels": [0, 0.5]}], "dev.jsonl, line 2: a label is 0.5; expected whole numbers"),
-        ([GOOD, {**GOOD, "query": " "}], "dev.jsonl, line 2: the query is blank"),
-        ([{**GOOD, "candidates": [" ", ""]}], "none of 1 queries has a candidate"),
+        (
+            [{"query": "q", "candidates": [], "labels": []}, GOOD | {"candidates": []}],
+            "line 2: 0 candidates but 2 labels",
+        ),
         ([{"query": "q", "positive": "p"}], "line 1: fields are query, positive, which say nothing about wrong"),
         ([{"text": "q"}], "line 1: fields are text; expected query, positive"),
         ([LABELLED[0]] * 3, "dev.jsonl: all 3 examples have the class number 1"),
-        ([LABELLED[0], {**LABELLED[1], "premise": " "}], "dev.jsonl, line 2: one of the two texts is blank"),
         ([LABELLED[0], {**LABELLED[1], "label": "maybe"}], "has labels entailment, maybe, but the model's"),
         ([{**SCORED[0], "score": 1}, {**SCORED[1], "score": "x"}], "line 2: score is 'x'; expected a number"),
     ],
@@ -318,26 +398,6 @@ def test_two_tasks_of_one_name_are_refused(tmp_path):
         read_tasks(paths)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("bm25.test.run", "q1 Q0 w 1 9.5 r\n", "bm25.test.run, line 1: document 'w' is not in the corpus"),
-        ("bm25.test.run", "q1 Q0 d7 1 high r\n", "line 1: score is 'high'; expected a number"),
-        ("bm25.test.run", "q1 Q0 d7 1 2 r\nq1 Q0 d7 2 1 r\n", "line 2: document 'd7' is listed twice"),
-        ("bm25.test.run", "q1 Q0 d7\n", "line 1: 3 fields; expected 6"),
-        ("other.test.run", "", "holds 2 files"),
-        ("qrels.test.tsv", "q9\td7\t1\n", "query 'q9' is judged in qrels.test.tsv but queries.test.jsonl lacks it"),
-        ("qrels.test.tsv", "q1\td7\tx\n" * 2, "line 2: 'q1\\td7\\tx'; expected query-id, corpus-id, integer score"),
-    ],
-)
-def test_a_bad_folder_is_named_with_file_and_line(tmp_path, name, content, words):
-    folder = write_beir(tmp_path / "beir")
-    (folder / name).write_text(content)
-    with pytest.raises(DataError) as caught:
-        read_task(folder)
-    assert words in str(caught.value)
-
-
 class Unasked(Fixed):
     """An engine that is never to score anything."""
 
@@ -347,7 +407,9 @@ class Unasked(Fixed):
         return torch.empty(0)
 
 
-@pytest.mark.parametrize("name", ["precision-ish", "R@0", "R@-3", "nDCG@", "nDCG(x=1)@3", "ERR@0", "accuracy"])
+@pytest.mark.parametrize(
+    "name", ["precision-ish", "ndcg@10", "P", "RR@1.5", "", "R@0", "R@-3", "nDCG@", "nDCG(x=1)@3", "ERR@0", "accuracy"]
+)
 def test_a_measure_that_cannot_be_computed_is_refused_before_scoring(tmp_path, name):
     task = read_task(write(tmp_path / "dev.jsonl", [GOOD]))
     with pytest.raises(DataError, match=r"measure"):

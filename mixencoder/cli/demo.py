@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mixencoder.cli.shared import BackendOption, DeviceOption, DtypeOption, ModelOption, print_ranking, say
+from mixencoder.cli.messages import notice, say
+from mixencoder.cli.shared import BackendOption, DeviceOption, DtypeOption, ModelOption, print_ranking
 from mixencoder.errors import InputError
 
 ANSWERS = Path(__file__).with_name("demo.txt")
@@ -31,12 +32,15 @@ def demo(
     Where standard input is no terminal, every line of it is a query.
     """
     from mixencoder.candidates import read_candidates
-    from mixencoder.fast import MixEncoder
+    from mixencoder.tokenless import tokenless
 
     if query is not None and not query.strip():
         raise InputError("the query is empty; expected some text")
     answers = read_candidates(str(ANSWERS)).texts
-    engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
+    with notice("loading ..."):
+        from mixencoder.fast import MixEncoder
+
+        engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
     start = time.perf_counter()
     documents = engine.encode_document(answers)
     say(f"{len(answers)} answers on everyday and computing matters encoded, once, in {_milliseconds(start)}")
@@ -45,6 +49,8 @@ def demo(
     for text in _queries(asks=asks) if query is None else [query]:
         start = time.perf_counter()
         try:
+            if tokenless(engine.tokenizer, [text]):
+                raise InputError(f"the query {text!r} holds no token; expected some text")
             results = engine.rank(text, documents, top_k=top_k, return_probabilities=calibrated)
         except InputError as error:
             if not asks:

@@ -1,6 +1,5 @@
 """``mixencoder evaluate``: quality on ranking data and on labelled or scored pairs, of every architecture."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,8 +8,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mixencoder.cli.shared import BackendOption, DeviceOption, DtypeOption, ModelOption, say
+from mixencoder.cli.messages import notice, on_terminal, say
+from mixencoder.cli.shared import (
+    BackendOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    OnEmptyOption,
+    json_text,
+    print_json,
+)
 from mixencoder.errors import InputError
+from mixencoder.texts import printable
 
 if TYPE_CHECKING:
     from mixencoder.engine import Engine
@@ -67,6 +76,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="DIR", help="Also write every ranking there, TASK.SCORE.run in TREC's format."),
     ] = None,
+    on_empty: OnEmptyOption = "special",
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap's resamples.")] = 0,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -76,22 +86,37 @@ def evaluate(
 
     Ties count against the model. Queries without a right document count as 0.
     """
-    from mixencoder.evaluation import evaluate as measure_tasks
-    from mixencoder.evaluation import read_tasks
-    from mixencoder.evaluation.files import check_writable, write_run, write_text
+    with notice("loading ..."):
+        from mixencoder.evaluation import evaluate as measure_tasks
+        from mixencoder.evaluation import read_tasks
+    from mixencoder.evaluation.files import check_output, check_run_ids, check_writable, write_run, write_text
     from mixencoder.evaluation.provenance import describe, report
     from mixencoder.evaluation.tasks import RankingTask
+    from mixencoder.tokenless import check_on_empty
 
-    engine = _load(model, backbone, architecture, device=device, dtype=dtype, backend=backend)
+    check_on_empty(on_empty)
+    with notice("loading ..."):
+        engine = _load(model, backbone, architecture, device=device, dtype=dtype, backend=backend)
     engine = engine.with_limits(max_query_length=max_query_length, max_document_length=max_document_length)
     label2id = engine.config.class_numbers
     tasks = read_tasks(data, split=split, limit=limit, sample=sample, label2id=label2id)
     rankings = [task for task in tasks if isinstance(task, RankingTask)]
     if run_dir is not None and not rankings:
         raise InputError("run files hold rankings, but none of the data are candidate lists; expected no --run-dir")
-    for folder in filter(None, (run_dir, output and output.parent)):
-        check_writable(folder)
-    options = {"limit": limit, "sample": sample, "split": split, "batch_size": batch_size, "backend": backend}
+    if run_dir is not None:
+        for task in rankings:
+            check_run_ids(task)
+        check_writable(run_dir)
+    if output is not None:
+        check_output(output, [file for task in tasks for file in task.files])
+    options = {
+        "limit": limit,
+        "sample": sample,
+        "split": split,
+        "batch_size": batch_size,
+        "backend": backend,
+        "on_empty": on_empty,
+    }
     if backbone:
         options["init_seed"] = INIT_SEED
     provenance = describe(engine, backbone or model, tasks, untrained=backbone is not None, seed=seed, options=options)
@@ -102,18 +127,19 @@ def evaluate(
         scores=score or ("full",),
         seed=seed,
         batch_size=batch_size,
-        show_progress_bar=sys.stderr.isatty(),
+        show_progress_bar=on_terminal(),
+        on_empty=on_empty,
     )
-    text = json.dumps(report(found, provenance), indent=2)
+    results = report(found, provenance)
     if run_dir is not None:
         for task in rankings:
             for part, ranked in found[task.name].rankings.items():
                 write_run(run_dir, task, part, ranked, provenance["architecture"])
         say(f"rankings written to {run_dir}")
     if output is not None:
-        write_text(output, f"{text}\n")
+        write_text(output, f"{json_text(results)}\n")
     if as_json:
-        typer.echo(text)
+        print_json(results)
     else:
         _print_figures(found)
 
@@ -145,7 +171,7 @@ def _print_figures(found: "dict[str, Evaluation]") -> None:
         measures = dict.fromkeys(measure for figures in evaluation.figures.values() for measure in figures)
         for measure in measures:
             cells = (str(evaluation.figures.get(part, {}).get(measure, "")) for part in parts)
-            table.add_row(name, measure, *cells)
+            table.add_row(printable(name), measure, *cells)
     # a file or a pipe has no width that a line must keep to
-    width = None if sys.stdout.isatty() else 60 + 24 * len(parts)
+    width = None if sys.stdout is not None and sys.stdout.isatty() else 60 + 24 * len(parts)
     Console(highlight=False, markup=False, width=width).print(table)

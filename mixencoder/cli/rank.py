@@ -1,7 +1,5 @@
 """``mixencoder rank``: the candidates of a file for a query, best first."""
 
-import json
-import sys
 import time
 from collections.abc import Sized
 from pathlib import Path
@@ -9,17 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
+from mixencoder.cli.messages import notice, on_terminal, say
 from mixencoder.cli.shared import (
     BackendOption,
     CandidatesOption,
     ColumnOption,
     DeviceOption,
     DtypeOption,
+    FormatOption,
     ModelOption,
+    OnEmptyOption,
+    print_json,
     print_ranking,
-    say,
 )
 from mixencoder.errors import InputError
+from mixencoder.texts import unicode_fault
 
 
 def rank(
@@ -31,6 +33,8 @@ def rank(
         int | None, typer.Option(min=1, help="With an index: let the best so many by the dual score interact alone.")
     ] = None,
     column: ColumnOption = None,
+    format: FormatOption = None,
+    on_empty: OnEmptyOption = "special",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list on stdout.")] = False,
     model: ModelOption = None,
     device: DeviceOption = None,
@@ -40,27 +44,35 @@ def rank(
 ) -> None:
     """Rank the candidates of a file or an index for a query, best first."""
     from mixencoder.candidates import read_candidates
+    from mixencoder.tokenless import check_on_empty, report_tokenless, tokenless
 
-    if not query.strip():
-        raise InputError("the query is empty; expected some text")
+    _check_query(query)
+    check_on_empty(on_empty)
     if (candidates is None) == (index is None):
         raise InputError("expected either --candidates FILE or --index DIR")
     found = None
     if candidates is not None:
         if prefilter is not None:
             raise InputError("--prefilter is for an index; make one with mixencoder index build")
-        found = read_candidates(candidates, column=column)
-    from mixencoder.fast import MixEncoder
+        found = read_candidates(candidates, column=column, format=format)
+    elif not (column is format is None):
+        raise InputError("--column and --format are for --candidates; expected neither with an index")
+    with notice("loading ..."):
+        from mixencoder.fast import MixEncoder
 
-    start = time.perf_counter()
-    engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
+        start = time.perf_counter()
+        engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
+    if tokenless(engine.tokenizer, [query]):
+        raise InputError(f"the query {query!r} holds no token; expected some text")
     times = [f"loading the model {_milliseconds(time.perf_counter() - start)}"]
     start = time.perf_counter()
     options: dict[str, Any] = {}
     if found is not None:
-        documents = engine.encode_document(found.texts, batch_size=batch_size, show_progress_bar=sys.stderr.isatty())
+        of = _count(found.texts)
+        report_tokenless(engine.tokenizer, found.suspects, on_empty=on_empty, of=of)
+        documents = engine.encode_document(found.texts, batch_size=batch_size, show_progress_bar=on_terminal())
         spent = _milliseconds(time.perf_counter() - start)
-        times.append(f"encoding {_count(found.texts)} {spent} (once, ahead of time)")
+        times.append(f"encoding {of} {spent} (once, ahead of time)")
         options["ids"] = found.ids
     else:
         assert index is not None, "either candidates or an index is given"
@@ -77,10 +89,17 @@ def rank(
         for result in results:
             result["text"] = found.texts[result["corpus_id"]]
     if as_json:
-        typer.echo(json.dumps(results, ensure_ascii=False, indent=2))
+        print_json(results)
     else:
         print_ranking(query, results)
     say(", ".join(times))
+
+
+def _check_query(query: str) -> None:
+    if not query.strip():
+        raise InputError("the query is empty; expected some text")
+    if (fault := unicode_fault(query)) is not None:
+        raise InputError(f"the query {fault}; expected text in the terminal's encoding")
 
 
 def _count(candidates: Sized) -> str:

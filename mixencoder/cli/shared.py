@@ -1,9 +1,12 @@
-"""What the commands share: common options, messages on standard error, errors as one message and exit code 2."""
+"""What the commands share: common options, results on standard output, errors as one message and exit code 2."""
 
+import errno
 import functools
+import json
 import os
-import warnings
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,10 +14,30 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mixencoder.errors import MixEncoderError
+from mixencoder.cli.messages import say, take_any_character, told_warnings
+from mixencoder.errors import InputError, MixEncoderError
+from mixencoder.texts import printable
 from mixkernels.errors import MixKernelsError
 
-_errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+def at_home(value: Any) -> Any:
+    """Return a path, or several, with a leading ``~`` as the home folder; anything else as it is.
+
+    Raises:
+        InputError: there is no such home.
+    """
+    if isinstance(value, list | tuple):
+        return [at_home(part) for part in value]
+    if not isinstance(value, str | Path) or not str(value).startswith("~"):
+        return value
+    # not above: it imports torch
+    from mixencoder.inputs import local_path
+
+    try:
+        return type(value)(local_path(value))
+    except RuntimeError as error:
+        raise InputError(f"{value} cannot be found: {error}") from None
+
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Checkpoint directory or hub id.", show_default="the bundled default")
@@ -29,50 +52,129 @@ CandidatesOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help=".txt (a candidate a line), .jsonl (text, optional id), .csv or .tsv (--column), or - for stdin.",
+        help=".txt (a candidate a line), .jsonl (text, optional id), .csv, .tsv or .parquet (--column), the first four "
+        "also with .gz, or - for stdin.",
     ),
 ]
-ColumnOption = Annotated[str | None, typer.Option(help="Column of a .csv or .tsv file that holds the texts.")]
+ColumnOption = Annotated[str | None, typer.Option(help="Column of a table that holds the texts.")]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FORMAT",
+        help="What the file holds, whatever its name: txt, jsonl, csv, tsv or parquet.",
+        show_default="by the name; txt of stdin",
+    ),
+]
+OnEmptyOption = Annotated[
+    str,
+    typer.Option(
+        metavar="special|error",
+        help="Texts without a token: read as the tokenizer's special tokens alone, or refused with their place.",
+    ),
+]
+
+_PATHS = ("backbone", "candidates", "data", "data_dir", "documents", "model", "output", "teacher")
+"""Parameters that may be paths where they are texts, as a hub id, - or a weight may stand there too."""
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Turn the project's errors into one message and exit code 2, and its warnings into one line each."""
+    """Run a command as its user meets it.
+
+    Errors of the project, of files and of memory end with one message and exit code 2, ctrl-c with 130; warnings are
+    said once each; a leading ``~`` of a path is the home folder.
+    """
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
-        warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+        take_any_character()
         try:
-            _quiet_transformers()
-            function(*args, **kwargs)
+            with told_warnings():
+                _quiet_transformers()
+                paths = {
+                    name: at_home(value)
+                    for name, value in kwargs.items()
+                    if name in _PATHS or not isinstance(value, str)
+                }
+                function(*args, **{**kwargs, **paths})
         except (MixEncoderError, MixKernelsError) as error:
-            say(f"error: {error}")
-            raise typer.Exit(2) from None
+            _fail(str(error))
+        except KeyboardInterrupt:
+            say("interrupted")
+            raise typer.Exit(130) from None
+        except MemoryError:
+            _fail(_NO_MEMORY)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                # nobody reads on, as behind head; typer ends quietly
+                raise
+            _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        except RuntimeError as error:
+            # PyTorch's allocators have no type of error in common
+            if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error):
+                raise
+            _fail(_NO_MEMORY)
 
     return run
 
 
-def say(text: str) -> None:
-    """Print a message on standard error."""
-    _errors.print(text, markup=False)
+_NO_MEMORY = "out of memory; expected fewer or shorter texts, or a smaller --batch-size"
+
+
+def _fail(message: str) -> None:
+    say(f"error: {message}")
+    raise typer.Exit(2) from None
 
 
 def print_ranking(query: str, results: list[dict[str, Any]]) -> None:
     """Print what `MixEncoder.rank` gave for a query, with the texts, as a table on standard output."""
-    table = Table(title=Text(f"“{query}”", style="italic"), title_justify="left", box=None, pad_edge=False)
-    table.add_column("#", justify="right")
-    table.add_column("score", justify="right")
+    title = Text(f"“{printable(query)}”", style="italic")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
     has_probabilities = "probability" in results[0]
     if has_probabilities:
-        table.add_column("probability", justify="right")
+        table.add_column("probability", justify="right", no_wrap=True)
     has_ids = "id" in results[0]
     if has_ids:
-        table.add_column("id")
-    table.add_column("candidate")
+        table.add_column("id", overflow="fold")
+    # a narrow terminal breaks words, rather than to leave some out
+    table.add_column("candidate", overflow="fold")
     for place, result in enumerate(results, start=1):
         names = [result["id"]] if has_ids else []
         numbers = [f"{result['score']:.2f}"] + ([f"{result['probability']:.0%}"] if has_probabilities else [])
-        table.add_row(str(place), *numbers, *map(Text, [*names, result.get("text") or ""]))
+        texts = [Text(printable(text)) for text in (*names, result.get("text") or "")]
+        table.add_row(str(place), *numbers, *texts)
     Console(highlight=False).print(table)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON on standard output; what a terminal would act on, or its encoding lacks, stands as an escape.
+
+    Raises:
+        InputError: as `json_text`.
+    """
+    text = json_text(value, getattr(sys.stdout, "encoding", None) or "utf-8")
+    if printable(text) != text:
+        # DEL is ASCII and stays otherwise
+        text = json.dumps(value, indent=2).replace("\x7f", "\\u007f")
+    typer.echo(text)
+
+
+def json_text(value: Any, encoding: str = "utf-8") -> str:
+    """Return a result as JSON, with escapes where an encoding cannot hold it.
+
+    Raises:
+        InputError: a number is NaN or infinite, which JSON does not know.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"the result cannot be written as JSON: {error}") from error
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=2)
+    return text
 
 
 def _quiet_transformers() -> None:

@@ -16,6 +16,7 @@ from mixencoder.evaluation.measures import (
 )
 from mixencoder.evaluation.scoring import Ranking, predict_classes, score_candidates, score_pairs, strict_ranking
 from mixencoder.evaluation.tasks import PairTask, RankingTask, Task
+from mixencoder.tokenless import check_on_empty, report_tokenless
 
 
 class Evaluation(NamedTuple):
@@ -36,6 +37,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 32,
     show_progress_bar: bool | None = None,
+    on_empty: str = "special",
 ) -> dict[str, Evaluation]:
     """Score every task's texts and measure; everything is checked before the first text is scored.
 
@@ -50,20 +52,26 @@ def evaluate(
         scores: parts of the ranking score, each measured by itself, of the engine's ``score_terms``.
         seed: of the bootstrap.
         batch_size, show_progress_bar: as in `mixencoder.engine.Engine.predict`.
+        on_empty: texts without a token are read as the tokenizer's special tokens alone and counted ("special"), or
+            refused ("error").
 
     Returns:
         ``{task name: Evaluation}``.
 
     Raises:
         MissingExtraError: ir-measures, scikit-learn or SciPy is not installed.
-        DataError: a measure is unknown or cannot be computed for these tasks, or the model lacks what a task needs.
-        InputError: a text holds no token, or the batch size is none.
+        DataError: a measure is unknown or cannot be computed for these tasks, the model lacks what a task needs, or a
+            text holds no token and is to be refused.
+        InputError: the batch size is none, or on_empty is unknown.
         NonFiniteError: a score is NaN or infinite.
     """
+    check_on_empty(on_empty)
     chosen = choose_measures(measures, {task.kind for task in tasks})
     rankers: dict[str, RankingMeasures] = {}
     for task in tasks:
         _check(engine, task, scores)
+        if task.suspects:
+            report_tokenless(engine.tokenizer, task.suspects, on_empty=on_empty)
         if isinstance(task, RankingTask):
             rankers[task.name] = RankingMeasures(chosen["ranking"], task.qrels)
             # in the order given: what ir-measures cannot compute is found before hours of scoring

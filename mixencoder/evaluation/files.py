@@ -1,7 +1,9 @@
 """Writing results down: TREC run files and reports, whole or not at all."""
 
+import itertools
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from mixencoder.errors import InputError
@@ -21,6 +23,30 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}; expected a folder for results") from error
+
+
+def check_output(file: Path, inputs: Sequence[Path]) -> None:
+    """Check that a file of results can be written and is none of the data; makes its folder if it is missing.
+
+    Raises:
+        InputError: it cannot, or it is.
+    """
+    if file.is_dir():
+        raise InputError(f"{file} is a folder; expected a file for results")
+    check_writable(file.parent)
+    if any(file.exists() and file.samefile(path) for path in inputs if path.exists()):
+        raise InputError(f"{file} is among the data; expected another file for results")
+
+
+def check_run_ids(task: RankingTask) -> None:
+    """Check that a task's ids can stand in a run file, whose columns blanks separate.
+
+    Raises:
+        InputError: one holds a blank.
+    """
+    for name in itertools.chain(task.query_ids, *task.document_ids):
+        if len(name.split()) != 1:
+            raise InputError(f"{task.source}: id {name!r} cannot stand in a run file; expected ids without blanks")
 
 
 def write_run(folder: Path, task: RankingTask, score: str, rankings: list[Ranking], tag: str) -> Path:

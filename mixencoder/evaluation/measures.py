@@ -4,6 +4,7 @@ Each comes with its 95% percentile bootstrap interval over queries or pairs (`mi
 """
 
 import importlib
+import math
 import subprocess
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -66,7 +67,15 @@ def choose_measures(names: Sequence[str], kinds: Collection[str]) -> dict[str, t
 def with_intervals(
     measured: Mapping[str, Mapping[str, Measured]], rows: int, seed: int
 ) -> dict[str, dict[str, Figure]]:
-    """Turn {score: {measure: Measured}} of so many rows into figures; all share their resamples."""
+    """Turn {score: {measure: Measured}} of so many rows into figures; all share their resamples.
+
+    Raises:
+        DataError: a value is NaN or infinite, which no report can hold.
+    """
+    for by_name in measured.values():
+        for name, found in by_name.items():
+            if not math.isfinite(found.value):
+                raise DataError(f"{name} is {found.value} for these data; expected a measure that is defined for them")
     statistics = {
         (score, name): found.statistic
         for score, by_name in measured.items()
@@ -97,13 +106,18 @@ class RankingMeasures:
         try:
             self._measures = [ir_measures.parse_measure(name) for name in names]
             for measure in self._measures:
+                # which asserts that all parameters are there and of their types
+                str(measure)
                 # trec_eval ends the process on these
                 if measure.params.get("cutoff", 1) < 1:
                     raise ValueError(f"{measure} has a cutoff below 1")
             judged = {str(query): dict(grades) for query, grades in enumerate(qrels)}
             self._evaluator = ir_measures.evaluator(self._measures, judged)
-        except (NameError, SyntaxError, ValueError, TypeError, KeyError, RuntimeError) as error:
-            raise DataError(f"a measure of {', '.join(names)} is not known to ir-measures: {error}") from error
+        except (NameError, SyntaxError, ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
+            raise DataError(
+                f"a measure of {', '.join(names)} is not known to ir-measures: {error}; expected names such as "
+                "nDCG@10, RR@10, P@5 or AP, in just these letters"
+            ) from error
         self._count = len(qrels)
 
     def __call__(self, rankings: Sequence[Ranking]) -> dict[str, Measured]:

@@ -3,7 +3,7 @@
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeAlias
 
@@ -11,15 +11,19 @@ import numpy as np
 
 from mixencoder.beir import beir_files, read_beir
 from mixencoder.errors import DataError, InputError
+from mixencoder.inputs import local_path
 from mixencoder.tables import read_rows, source_name
+from mixencoder.tokenless import Suspect, may_be_tokenless
 from mixencoder.training.examples import class_names, read_ranking_rows, read_source, recognise
 
 logger = logging.getLogger(__name__)
 
 EXPECTED = (
-    "query, candidates, labels (rankings), two texts and a label or score (pairs), or a folder in BEIR layout with a "
-    "first-stage run"
+    "query, candidates, labels, or a query with right and wrong documents (rankings), two texts and a label or score "
+    "(pairs), or a folder in BEIR layout with a first-stage run"
 )
+MOST_GRADE = 10**9
+"""ir-measures keeps grades in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class RankingTask:
     """For every query, its candidates' ids: BEIR's, else the place in the row from 0."""
     qrels: list[dict[str, int]]
     """For every query, document id -> grade; of every judged document, also where it is no candidate."""
+    suspects: list[Suspect] = field(default_factory=list)
+    """Texts that may hold no token."""
 
     def __len__(self) -> int:
         """Return the number of queries."""
@@ -66,6 +72,8 @@ class PairTask:
     pairs: list[tuple[str, str]]
     targets: np.ndarray
     """(n,) float64, class numbers or scores."""
+    suspects: list[Suspect] = field(default_factory=list)
+    """Texts that may hold no token."""
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -76,7 +84,7 @@ Task: TypeAlias = RankingTask | PairTask
 
 
 def read_tasks(
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     *,
     split: str = "test",
     limit: int | None = None,
@@ -100,7 +108,7 @@ def read_tasks(
 
 
 def read_task(
-    path: Path,
+    path: Path | str,
     *,
     split: str = "test",
     limit: int | None = None,
@@ -109,25 +117,43 @@ def read_task(
 ) -> Task:
     """Read a file of candidate lists, labelled or scored pairs, or a BEIR-layout folder with a first-stage run.
 
-    Blank candidates are no documents: they are not ranked, and a right one counts as not found. Queries for which no
-    document is right stay in the mean with 0. Both are counted and said once, to this module's logger.
+    Rows of a query, right and wrong documents, in any form that training reads, are lists too. Queries for which no
+    document is right stay in the mean with 0. They, queries with nothing wrong to be told apart and queries without
+    candidates are counted and said, to this module's logger.
 
     Args:
-        path: file (.jsonl, .csv, .tsv, each also with .gz, or .parquet) or folder.
+        path: with ``~`` as the home folder; file (.jsonl, .csv, .tsv, each also with .gz, or .parquet) or folder.
         split: of a folder.
         limit: use the first so many queries or pairs alone.
         sample: with limit: draw so many with this seed instead.
         label2id: class names of the model's classification head; None if it has none.
 
     Raises:
-        DataError: the data cannot be used, or their labels are not the model's; the message names file and line, what
-            was found and what was expected.
+        DataError: the data cannot be used or change while they are read, or their labels are not the model's; the
+            message names file and line, what was found and what was expected.
         InputError: sample comes without limit.
     """
     if sample is not None and limit is None:
         raise InputError("sample draws queries at random; expected a limit that says how many")
-    if path.is_dir():
-        return _read_folder(path, split, limit, sample)
+    path = local_path(path)
+    if path.exists() and not (path.is_dir() or path.is_file()):
+        raise DataError(f"{path} is a pipe or a device; expected a file, which is read several times")
+    before = _state(path)
+    task = _read_folder(path, split, limit, sample) if path.is_dir() else _read_file(path, limit, sample, label2id)
+    if _state(path) != before:
+        raise DataError(f"{path} changed while it was read; expected data that nobody is writing")
+    return task
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Return what changes with a file's content; None for folders."""
+    if not path.is_file():
+        return None
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _read_file(path: Path, limit: int | None, sample: int | None, label2id: dict[str, int] | None) -> Task:
     first = next(iter(read_rows(path)), None)
     if first is None:
         raise DataError(f"{path} holds no row; expected {EXPECTED}")
@@ -139,57 +165,99 @@ def read_task(
         if shape.label in ("label", "labels"):
             _check_labels(path, label2id)
         return _read_pairs(path, limit, sample, label2id)
-    raise DataError(
-        f"{where}: fields are {', '.join(row)}, which say nothing about wrong documents; expected {EXPECTED}"
-    )
+    if len(shape.inputs) == 2:
+        raise DataError(
+            f"{where}: fields are {', '.join(row)}, which say nothing about wrong documents; expected {EXPECTED}"
+        )
+    return _read_right_and_wrong(path, limit, sample)
 
 
 def _read_folder(path: Path, split: str, limit: int | None, sample: int | None) -> RankingTask:
     beir = read_beir(path, split)
+    files = beir_files(path, split)
     judged = list(beir.qrels)
     ids = [judged[number] for number in _chosen(len(judged), limit, sample)]
     for query in ids:
         if query not in beir.queries:
             raise DataError(
-                f"{path}: query {query!r} is judged in qrels.{split}.tsv but queries.{split}.jsonl lacks it"
+                f"{path}: query {query!r} is judged in {files.qrels.name} but {files.queries.name} lacks it"
             )
     found = [beir.run.get(query, []) for query in ids]
-    texts = [[beir.corpus[document] for document in documents] for documents in found]
+    places = {document: None for documents in found for document in documents if document in beir.suspect_documents}
+    suspects = [Suspect(beir.suspect_documents[document], beir.corpus[document]) for document in places]
+    suspects += [
+        Suspect(beir.suspect_queries[query], beir.queries[query]) for query in ids if query in beir.suspect_queries
+    ]
     return _ranking_task(
         f"{path.name}.{split}",
         path,
-        tuple(beir_files(path, split)),
+        tuple(files),
         [beir.queries[query] for query in ids],
         ids,
-        texts,
+        [[beir.corpus[document] for document in documents] for documents in found],
         found,
         [beir.qrels[query] for query in ids],
+        suspects,
     )
 
 
 def _read_lists(path: Path, limit: int | None, sample: int | None) -> RankingTask:
-    places = [where for where, _ in read_rows(path)]
-    rows = list(read_ranking_rows(path))
+    rows = [(where, *row) for (where, _), row in zip(read_rows(path), read_ranking_rows(path), strict=True)]
     chosen = _chosen(len(rows), limit, sample)
-    qrels = []
+    qrels, suspects = [], []
     for number in chosen:
-        query, _, labels = rows[number]
-        if not query.strip():
-            raise DataError(f"{places[number]}: the query is blank; expected some text")
+        where, query, candidates, labels = rows[number]
         if fractions := [label for label in map(float, labels) if not label.is_integer()]:
-            raise DataError(f"{places[number]}: a label is {fractions[0]:g}; expected whole numbers, above 0 if right")
+            raise DataError(f"{where}: a label is {fractions[0]:g}; expected whole numbers, above 0 if right")
+        if huge := [label for label in labels if abs(label) > MOST_GRADE]:
+            raise DataError(f"{where}: a label is {huge[0]:g}; expected grades up to {MOST_GRADE:,}")
         qrels.append({str(place): int(float(label)) for place, label in enumerate(labels)})
-    ids = [list(map(str, range(len(rows[number][1])))) for number in chosen]
+        suspects += _suspects(where, query, candidates)
     return _ranking_task(
         source_name(path),
         path,
         (path,),
-        [rows[number][0] for number in chosen],
-        list(map(str, chosen)),
         [rows[number][1] for number in chosen],
-        ids,
+        list(map(str, chosen)),
+        [rows[number][2] for number in chosen],
+        [list(map(str, range(len(rows[number][2])))) for number in chosen],
         qrels,
+        suspects,
     )
+
+
+def _read_right_and_wrong(path: Path, limit: int | None, sample: int | None) -> RankingTask:
+    """Read rows of a query, right documents and wrong ones as training does: right ones first, graded 1."""
+    examples = read_source(path).examples
+    chosen = _chosen(len(examples), limit, sample)
+    kept = [examples[number] for number in chosen]
+    texts = [[*example.positives, *example.negatives] for example in kept]
+    return _ranking_task(
+        source_name(path),
+        path,
+        (path,),
+        [example.query for example in kept],
+        list(map(str, chosen)),
+        texts,
+        [list(map(str, range(len(own)))) for own in texts],
+        [
+            {str(place): int(place < len(example.positives)) for place in range(len(own))}
+            for example, own in zip(kept, texts, strict=True)
+        ],
+        [
+            suspect
+            for example, own in zip(kept, texts, strict=True)
+            for suspect in _suspects(example.where, example.query, own)
+        ],
+    )
+
+
+def _suspects(where: str, query: str, candidates: Sequence[str]) -> list[Suspect]:
+    """Return the texts of a row that may hold no token, each with its place."""
+    found = [Suspect(f"{where}, the query", query)] if may_be_tokenless(query) else []
+    return found + [
+        Suspect(f"{where}, candidate {place}", text) for place, text in enumerate(candidates) if may_be_tokenless(text)
+    ]
 
 
 def _ranking_task(
@@ -199,29 +267,33 @@ def _ranking_task(
     queries: list[str],
     query_ids: list[str],
     texts: list[list[str]],
-    ids: list[list[str]],
+    document_ids: list[list[str]],
     qrels: list[dict[str, int]],
+    suspects: list[Suspect],
 ) -> RankingTask:
-    """Number the documents, leave blank ones out, say what is odd.
-
-    texts and ids hold every query's candidates.
-    """
+    """Number the documents and say what is odd; texts and document_ids hold every query's candidates."""
     numbers: dict[str, int] = {}
-    candidates, document_ids = [], []
-    for own_texts, own_ids in zip(texts, ids, strict=True):
-        kept = [place for place, text in enumerate(own_texts) if text.strip()]
-        candidates.append([numbers.setdefault(own_texts[place], len(numbers)) for place in kept])
-        document_ids.append([own_ids[place] for place in kept])
-    task = RankingTask(name, source, files, queries, query_ids, list(numbers), candidates, document_ids, qrels)
-    without, blank = task.without_right_document, sum(map(len, texts)) - sum(map(len, candidates))
-    if without == len(task):
-        raise DataError(f"{source}: none of {len(task)} queries has a right document; expected some label above 0")
+    candidates = [[numbers.setdefault(text, len(numbers)) for text in own] for own in texts]
+    task = RankingTask(
+        name, source, files, queries, query_ids, list(numbers), candidates, document_ids, qrels, suspects
+    )
+    without, count = task.without_right_document, len(task)
+    if without == count:
+        raise DataError(f"{source}: none of {count} queries has a right document; expected some label above 0")
     if not numbers:
-        raise DataError(f"{source}: none of {len(task)} queries has a candidate to rank")
+        raise DataError(f"{source}: none of {count} queries has a candidate to rank")
     if without:
-        logger.warning("%s: %d of %d queries have no right document; each counts as 0", source, without, len(task))
-    if blank:
-        logger.warning("%s: %d candidates are blank; they are not ranked, right ones count as not found", source, blank)
+        logger.warning("%s: %d of %d queries have no right document; each counts as 0", source, without, count)
+    if empty := sum(not own for own in texts):
+        logger.warning("%s: %d of %d queries have no candidate; each counts as 0", source, empty, count)
+    all_right = sum(
+        bool(own) and all(grades.get(document, 0) > 0 for document in own)
+        for own, grades in zip(document_ids, qrels, strict=True)
+    )
+    if all_right:
+        logger.warning(
+            "%s: %d of %d queries have right candidates alone, which no order can tell apart", source, all_right, count
+        )
     return task
 
 
@@ -245,9 +317,6 @@ def _check_labels(path: Path, label2id: dict[str, int] | None) -> None:
 def _read_pairs(path: Path, limit: int | None, sample: int | None, label2id: dict[str, int] | None) -> PairTask:
     source = read_source(path, label2id=label2id)
     examples = [source.examples[number] for number in _chosen(len(source.examples), limit, sample)]
-    for example in examples:
-        if not (example.query.strip() and example.positives[0].strip()):
-            raise DataError(f"{example.where}: one of the two texts is blank; expected some text in both")
     targets = np.array([example.target for example in examples], dtype=np.float64)
     if np.ptp(targets) == 0:
         raise DataError(
@@ -255,7 +324,13 @@ def _read_pairs(path: Path, limit: int | None, sample: int | None, label2id: dic
             "(a higher limit, or a sample)"
         )
     pairs = [(example.query, example.positives[0]) for example in examples]
-    return PairTask(source.task, source.name, path, (path,), pairs, targets)
+    suspects = [
+        Suspect(f"{example.where}, text {place}", text)
+        for example, texts in zip(examples, pairs, strict=True)
+        for place, text in enumerate(texts, start=1)
+        if may_be_tokenless(text)
+    ]
+    return PairTask(source.task, source.name, path, (path,), pairs, targets, suspects)
 
 
 def _chosen(count: int, limit: int | None, sample: int | None) -> list[int]:
