@@ -188,7 +188,37 @@ def test_batches_with_nothing_to_tell_apart_are_refused(tmp_path, backbone_path,
     ):
         with pytest.raises(InputError, match=message):
             train(options(tmp_path, backbone_path, words, **changes))
+    equal = write(tmp_path / "equal.jsonl", [{"query": "a", "positive": "cat"}] * 3)
+    one_answer = write(tmp_path / "one_answer.jsonl", [{"query": word, "positive": "cat "} for word in words])
+    one_query = write(tmp_path / "one_query.jsonl", [{"query": "a", "positive": word} for word in words])
+    for data in (equal, one_answer, one_query):
+        with pytest.raises(InputError, match=f"{data.stem}: every right document is right for every query of its"):
+            train(options(tmp_path, backbone_path, words, data=[str(data)]))
+    graded = write(
+        tmp_path / "graded.jsonl",
+        [{"query": word, "candidates": [word], "labels": [i % 2 + 1]} for i, word in enumerate(words)],
+    )
+    with pytest.raises(InputError, match="graded: in every list all documents have one label"):
+        train(options(tmp_path, backbone_path, words, data=[str(graded)]))
     train(options(tmp_path, backbone_path, words, batch_size=1, data=[str(hard)]))
+
+
+def test_what_the_caller_has_switched_on_changes_no_weight(tmp_path, backbone_path, words):
+    """And it is what it was afterwards."""
+    expected = weights(train(options(tmp_path, backbone_path, words)))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            found = weights(train(options(tmp_path, backbone_path, words, output=str(tmp_path / "other"))))
+            assert torch.is_autocast_enabled("cpu")
+            assert not torch.is_grad_enabled()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same(found, expected)
+    with torch.inference_mode():
+        again = weights(train(options(tmp_path, backbone_path, words, output=str(tmp_path / "again"))))
+    assert same(again, expected)
 
 
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path, backbone_path, words):

@@ -193,7 +193,7 @@ def test_a_run_goes_on_with_what_it_read_and_with_nothing_else(config, tmp_path,
 @pytest.mark.parametrize("text", ["{", "[]", "{}", "[" * 100_000], ids=["cut", "a list", "empty", "deep"])
 def test_a_marker_that_says_nothing_is_refused(config, interrupted, text):
     (interrupted / MARKER).write_text(text)
-    with pytest.raises(InputError, match="remove .*out.unfinished to start again"):
+    with pytest.raises(InputError, match=r"remove .*out\.unfinished to start again"):
         run(config, resume=True)
     assert last_checkpoint(interrupted) is not None
 

@@ -83,7 +83,7 @@ def train(
         raise InputError("no output directory was named (--output, or output: in the YAML file)")
     from mixencoder.training.folders import last_checkpoint, unfinished_folder
     from mixencoder.training.run import train as run_training
-    from mixencoder.training.settings import TrainConfig, checked
+    from mixencoder.training.settings import TrainConfig, checked, data_specs
 
     known = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
     if unknown := sorted(fields.keys() - known.keys()):
@@ -94,6 +94,7 @@ def train(
     fields |= {name: _number(value) for name, value in fields.items() if known[name] is float}
     try:
         configured = checked(TrainConfig(**fields))
+        data_specs(configured)
     except MixEncoderError as error:
         raise type(error)(f"{place}{error}") from error
     try:

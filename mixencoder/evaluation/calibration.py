@@ -36,7 +36,7 @@ def fit_calibration(engine: Engine, tasks: Sequence[Task], *, batch_size: int = 
         batch_size: as in `mixencoder.engine.Engine.predict`.
 
     Raises:
-        DataError: a task is no candidate list or holds no candidate, there is none, or as `fit_scores`.
+        DataError: a task is no candidate list, there is none, or as `fit_scores`.
         MissingExtraError: scikit-learn is not installed.
     """
     if not tasks:
@@ -46,9 +46,7 @@ def fit_calibration(engine: Engine, tasks: Sequence[Task], *, batch_size: int = 
         if not isinstance(task, RankingTask):
             raise DataError(f"{task.source} holds pairs; expected candidate lists, of which a probability is fitted")
         rows = score_candidates(engine, task, ("full",), {"batch_size": batch_size, "show_progress_bar": False})["full"]
-        values = np.concatenate([np.empty(0), *(row.double().cpu().numpy() for row in rows)])
-        if not len(values):
-            raise DataError(f"{task.source} holds no candidate to score; expected candidate lists")
+        values = np.concatenate([row.double().cpu().numpy() for row in rows])
         scores.append(values)
         grades = zip(task.document_ids, task.qrels, strict=True)
         right.append(np.array([judged.get(name, 0) > 0 for names, judged in grades for name in names]))

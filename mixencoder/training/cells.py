@@ -6,6 +6,8 @@ import numbers
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
+
 from mixencoder.errors import DataError
 from mixencoder.texts import unicode_fault
 
@@ -79,7 +81,7 @@ def read_grades(value: Any, where: str, field: str) -> list[float]:
 
 def as_grade(value: Any) -> float | None:
     """Return a number that a label is, true and false as 1 and 0; None if it is none, or too large for float32."""
-    if isinstance(value, bool) or type(value).__name__ == "bool_":
+    if isinstance(value, bool | np.bool_):
         return float(value)
     number = as_number(value)
     return number if number is not None and abs(number) < _LARGEST else None
@@ -87,7 +89,7 @@ def as_grade(value: Any) -> float | None:
 
 def as_number(value: Any) -> float | None:
     """Return a number, which a CSV file holds as text; None if it is none, or not finite."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real | Decimal | str):
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real | Decimal | str):
         return None
     try:
         number = float(value)
@@ -101,7 +103,7 @@ def as_class_name(value: Any) -> str | None:
 
     True and false are names, as they are in a CSV file.
     """
-    if isinstance(value, bool) or type(value).__name__ == "bool_":
+    if isinstance(value, bool | np.bool_):
         return str(bool(value)).lower()
     if not isinstance(value, str):
         return None

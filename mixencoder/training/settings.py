@@ -276,7 +276,7 @@ def _spec(item: Any, data_dir: Path) -> DataSpec:
     elif isinstance(source, Iterator):
         # rows are read twice: for the names of classes, and for the examples
         source = list(source)
-    named = item.name or (source if isinstance(source, Path) else "rows")
+    named = source if isinstance(source, Path) else item.name or "rows"
     if _number(weight) <= 0:
         raise InputError(f"weight of {named} is {weight!r}; expected a positive number")
     if item.name is not None and not isinstance(item.name, str):
