@@ -49,6 +49,7 @@ def test_numbers_and_names_of_rows_are_passed_over_and_said_once(tmp_path, caplo
         {"response": "a", "anchor": "q"},
         {"passage": "a", "question": "q"},
         {"text_b": "a", "text_a": "q"},
+        {"text": "a", "question": "q"},
     ],
 )
 def test_columns_are_told_by_their_names_whatever_their_order(row, caplog):
@@ -63,7 +64,7 @@ def test_what_is_told_by_order_is_said(caplog):
     assert "mine: columns are told by their order" in record.message
     assert "left (the query), right (the right document), other (wrong documents)" in record.message
     # one name that is known is enough to place that column
-    assert plain(read_source([{"text": "a", "query": "q"}])) == [("q", ("a",), ())]
+    assert plain(read_source([{"note": "a", "query": "q"}])) == [("q", ("a",), ())]
     assert plain(read_source([{"answer": "a", "text": "q"}])) == [("q", ("a",), ())]
 
 

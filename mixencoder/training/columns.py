@@ -65,6 +65,9 @@ def recognise(row: Row, where: str) -> Shape:
     texts = [name for name in columns if name != label]
     right = _first_of(texts, (_RIGHT,))
     first, second = _first_of(texts, _FIRST), _first_of(texts, _SECOND)
+    if first is not None and second is None:
+        # beside a query it is its document; beside anything else nobody knows
+        second = _first_of(texts, ("text",))
     by_order = first is None or second is None
     unread: list[str] = []
     if first is not None and second is not None:

@@ -103,8 +103,8 @@ class TrainConfig:
     max_document_tokens: int = 128
     """The same of a document."""
     on_empty: str = "special"
-    """What becomes of texts without a token in labelled and scored pairs, and of those that look like text in rankings:
-    "special" reads the tokenizer's special tokens alone and says how many there are; "error" refuses the data."""
+    """What becomes of texts in which the tokenizer finds no token: "special" reads its special tokens alone and says how
+    many there are, "error" refuses the data. Rankings without a query or a right document are left out beforehand."""
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     bf16: bool = False
