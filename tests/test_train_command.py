@@ -158,3 +158,20 @@ def test_a_run_says_what_it_learns_from_and_where_the_model_is(tmp_path, backbon
     assert f"warning: {data}: columns are told by their order" in result.output
     assert "pairs: 3 examples, ranking" in result.output
     assert f"saved to {tmp_path / 'out'}" in result.output
+
+
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_a_run_that_is_ended_early_or_late_says_what_is_left(tmp_path, monkeypatch, is_saved):
+    output = tmp_path / "out"
+
+    def stop(_):
+        if is_saved:
+            output.mkdir()
+            (output / "training.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mixencoder.training.run.train", stop)
+    result = CliRunner().invoke(app, ["train", "--data", "pairs.jsonl", "--output", str(output)])
+    assert result.exit_code == 130
+    left = f"the model was saved to {output} before" if is_saved else "there was no checkpoint yet (save_every)"
+    assert f"interrupted: {left}" in result.output

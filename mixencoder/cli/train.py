@@ -81,7 +81,7 @@ def train(
     fields |= {name: value for name, value in flags.items() if value is not None}
     if "output" not in fields:
         raise InputError("no output directory was named (--output, or output: in the YAML file)")
-    from mixencoder.training.folders import last_checkpoint, unfinished_folder
+    from mixencoder.training.folders import RECORD, last_checkpoint, unfinished_folder
     from mixencoder.training.run import train as run_training
     from mixencoder.training.settings import TrainConfig, checked, data_specs
 
@@ -101,12 +101,13 @@ def train(
         with _said(), _terminated_as_interrupted():
             run_training(configured)
     except KeyboardInterrupt as stop:
-        kept = last_checkpoint(unfinished_folder(configured.output))
-        left = (
-            f"{kept} is whole, and the same command with --resume goes on from it"
-            if kept
-            else "there was no checkpoint yet (save_every), so that nothing is left"
-        )
+        output = Path(configured.output)
+        if (output / RECORD).is_file():
+            left = f"the model was saved to {output} before"
+        elif kept := last_checkpoint(unfinished_folder(output)):
+            left = f"{kept} is whole, and the same command with --resume goes on from it"
+        else:
+            left = "there was no checkpoint yet (save_every), so that nothing is left"
         say(f"interrupted: {left}")
         raise typer.Exit(128 + (stop.args[0] if stop.args else signal.SIGINT)) from None
     say(f"saved to {configured.output}")

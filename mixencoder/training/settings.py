@@ -103,8 +103,8 @@ class TrainConfig:
     max_document_tokens: int = 128
     """The same of a document."""
     on_empty: str = "special"
-    """What becomes of texts in which the tokenizer finds no token: "special" reads its special tokens alone and says how
-    many there are, "error" refuses the data. Rankings without a query or a right document are left out beforehand."""
+    """What becomes of texts in which the tokenizer finds no token: "special" reads its special tokens alone and says
+    how many there are, "error" refuses the data. Rankings without a query or a right document are left out before."""
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     bf16: bool = False
