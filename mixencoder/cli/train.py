@@ -71,12 +71,12 @@ def train(
     flags = {name: value for name, value in locals().items() if name not in ("config", "settings")}
     from mixencoder.cli.settings_file import read_settings
 
-    place = "" if config is None else f"{config}: "
+    prefix = "" if config is None else f"{config}: "
     fields = {} if config is None else read_settings(config)
     if settings:
         chosen = fields.get("config") or {}
         if not isinstance(chosen, Mapping):
-            raise DataError(f"{place}config is {chosen!r}; expected fields with values")
+            raise DataError(f"{prefix}config is {chosen!r}; expected fields with values")
         fields["config"] = {**chosen, **dict(map(_setting, settings))}
     fields |= {name: value for name, value in flags.items() if value is not None}
     if "output" not in fields:
@@ -96,15 +96,15 @@ def train(
         configured = checked(TrainConfig(**fields))
         data_specs(configured)
     except MixEncoderError as error:
-        raise type(error)(f"{place}{error}") from error
+        raise type(error)(f"{prefix}{error}") from error
     try:
         with _said(), _terminated_as_interrupted():
             run_training(configured)
     except KeyboardInterrupt as stop:
-        output = Path(configured.output)
-        if (output / RECORD).is_file():
-            left = f"the model was saved to {output} before"
-        elif kept := last_checkpoint(unfinished_folder(output)):
+        place = Path(configured.output)
+        if (place / RECORD).is_file():
+            left = f"the model was saved to {place} before"
+        elif kept := last_checkpoint(unfinished_folder(place)):
             left = f"{kept} is whole, and the same command with --resume goes on from it"
         else:
             left = "there was no checkpoint yet (save_every), so that nothing is left"
