@@ -19,8 +19,8 @@ from tokenizers import normalizers
 from mixencoder import MixEncoder
 from mixencoder.architectures import load_engine
 from mixencoder.errors import CheckpointError
+from mixencoder.training.folders import last_checkpoint
 from mixencoder.training.run import DataSpec, TrainConfig, train
-from mixencoder.training.trainer import last_checkpoint
 
 CHANGES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.symlink"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT

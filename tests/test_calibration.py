@@ -77,6 +77,16 @@ def test_what_cannot_be_fitted_is_refused(right, message):
         fit_scores(np.arange(4.0), np.array(right), np.ones(4))
 
 
+def test_scores_that_tell_all_apart_are_refused_and_far_ones_do_not_overflow():
+    """The steeper the line the better it would fit, up to probabilities of 0 and 1 that nothing holds."""
+    right = np.array([False, False, True])
+    with pytest.raises(DataError, match=r"all 1 right documents score above all 2 others.* expected more data"):
+        fit_scores(np.array([1.0, 2.0, 3.0]), right, np.ones(3))
+    with np.errstate(all="raise"):
+        fitted = fit_scores(np.array([-1e4, 1.0, 0.9, 2.0, 1e4]), np.array([0, 1, 0, 0, 1], dtype=bool), np.ones(5))
+    assert np.isfinite(fitted.log_loss)
+
+
 def test_the_command_stores_what_rank_then_offers(checkpoint, tmp_path):
     engine = MixEncoder.from_pretrained(checkpoint)
     scores = engine.predict([("boil rice", text) for text in TEXTS]).astype(np.float64)

@@ -1,5 +1,6 @@
 """Runs of the trainer: what stops one, what an interrupted one leaves, and that it goes on exactly."""
 
+import copy
 import fcntl
 import json
 import os
@@ -10,7 +11,6 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,8 +20,10 @@ from mixencoder import MixEncoder
 from mixencoder.architectures import ARCHITECTURES, front_door, load_engine
 from mixencoder.errors import CheckpointError, DataError, InputError, NonFiniteError
 from mixencoder.tokenization import pad
+from mixencoder.training.checks import check_texts
+from mixencoder.training.examples import read_source
+from mixencoder.training.folders import last_checkpoint
 from mixencoder.training.run import DataSpec, TrainConfig, train
-from mixencoder.training.trainer import last_checkpoint
 from tests.synthetic import partner_pairs, write
 
 
@@ -145,30 +147,29 @@ def test_what_cannot_be_trained_is_found_before_training(tmp_path, backbone_path
     assert not (tmp_path / "out.unfinished").exists()
 
 
-@pytest.mark.parametrize(
-    ("rows", "changes", "message"),
-    [
-        ([{"premise": "a", "hypothesis": " ", "label": "x"}], {}, r"data\.jsonl, line 2: ' ' holds no token; expected"),
-        ([{"premise": "", "hypothesis": "a", "label": "x"}], {}, r"data\.jsonl, line 2: '' holds no token"),
-        # blank to a tokenizer, though not to Python
-        (
-            [{"premise": "a", "hypothesis": "\u200b", "label": "x"}],
-            {},
-            r"data\.jsonl, line 2: '\\u200b' holds no token",
-        ),
-    ],
-)
-def test_a_text_without_a_token_is_found_before_training(tmp_path, backbone_path, words, rows, changes, message):
+@pytest.mark.parametrize("text", [" ", "", "\u200b"], ids=["blank", "empty", "blank to the tokenizer alone"])
+def test_a_text_without_a_token_is_counted_or_refused_before_training(tmp_path, tokenizer, caplog, text):
     from tokenizers import normalizers
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(backbone_path)
-    tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer()
-    shutil.copytree(backbone_path, tmp_path / "cleaning")
-    tokenizer.save_pretrained(tmp_path / "cleaning")
-    data = write(tmp_path / "data.jsonl", [{"premise": "a", "hypothesis": "the", "label": "y"}, *rows])
-    with pytest.raises(DataError, match=message):
-        train(options(tmp_path, tmp_path / "cleaning", words, data=[str(data)], **changes))
+    cleaning = copy.deepcopy(tokenizer)
+    cleaning.backend_tokenizer.normalizer = normalizers.BertNormalizer()
+    rows = [{"premise": "a", "hypothesis": other, "label": "y"} for other in ("the", text, text)]
+    rows.append({"premise": "a", "hypothesis": "cat", "label": "x"})
+    source = read_source(write(tmp_path / "data.jsonl", rows), label2id={"x": 0, "y": 1})
+    with pytest.raises(DataError, match=r"data\.jsonl, line 2: .* holds no token; expected some text"):
+        check_texts([source], cleaning, "error")
+    assert not caplog.records
+    check_texts([source], cleaning)
+    (record,) = caplog.records
+    assert record.message.startswith("2 texts hold no token and are read as the tokenizer's special tokens alone")
+    assert "data.jsonl, line 2" in record.message
+
+
+def test_a_run_may_refuse_texts_without_a_token(tmp_path, backbone_path, words):
+    rows = [{"premise": "a", "hypothesis": word, "label": label} for word, label in (("cat", "x"), (" ", "y"))]
+    data = write(tmp_path / "data.jsonl", rows)
+    with pytest.raises(DataError, match=r"data\.jsonl, line 2: ' ' holds no token"):
+        train(options(tmp_path, backbone_path, words, data=[str(data)], on_empty="error"))
     assert not (tmp_path / "out.unfinished").exists()
 
 
@@ -187,7 +188,37 @@ def test_batches_with_nothing_to_tell_apart_are_refused(tmp_path, backbone_path,
     ):
         with pytest.raises(InputError, match=message):
             train(options(tmp_path, backbone_path, words, **changes))
+    equal = write(tmp_path / "equal.jsonl", [{"query": "a", "positive": "cat"}] * 3)
+    one_answer = write(tmp_path / "one_answer.jsonl", [{"query": word, "positive": "cat "} for word in words])
+    one_query = write(tmp_path / "one_query.jsonl", [{"query": "a", "positive": word} for word in words])
+    for data in (equal, one_answer, one_query):
+        with pytest.raises(InputError, match=f"{data.stem}: every right document is right for every query of its"):
+            train(options(tmp_path, backbone_path, words, data=[str(data)]))
+    graded = write(
+        tmp_path / "graded.jsonl",
+        [{"query": word, "candidates": [word], "labels": [i % 2 + 1]} for i, word in enumerate(words)],
+    )
+    with pytest.raises(InputError, match="graded: in every list all documents have one label"):
+        train(options(tmp_path, backbone_path, words, data=[str(graded)]))
     train(options(tmp_path, backbone_path, words, batch_size=1, data=[str(hard)]))
+
+
+def test_what_the_caller_has_switched_on_changes_no_weight(tmp_path, backbone_path, words):
+    """And it is what it was afterwards."""
+    expected = weights(train(options(tmp_path, backbone_path, words)))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            found = weights(train(options(tmp_path, backbone_path, words, output=str(tmp_path / "other"))))
+            assert torch.is_autocast_enabled("cpu")
+            assert not torch.is_grad_enabled()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same(found, expected)
+    with torch.inference_mode():
+        again = weights(train(options(tmp_path, backbone_path, words, output=str(tmp_path / "again"))))
+    assert same(again, expected)
 
 
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path, backbone_path, words):
@@ -369,7 +400,7 @@ def test_a_run_killed_after_its_end_is_found_to_be_done(tmp_path, backbone_path,
     config = options(tmp_path, backbone_path, words, steps=2)
     with monkeypatch.context() as patch:
         # as if killed between the last two things that it does
-        patch.setattr("mixencoder.training.run.shutil", SimpleNamespace(rmtree=lambda *_: None))
+        patch.setattr("mixencoder.training.run.RunFolder.remove", lambda *_: None)
         done = weights(train(config))
     assert (tmp_path / "out.unfinished").is_dir()
     with pytest.raises(InputError, match="exists and is not empty"):
@@ -385,14 +416,13 @@ def test_a_second_run_keeps_its_hands_off_the_first_ones_folder(tmp_path, backbo
     config = options(tmp_path, backbone_path, words)
     unfinished = tmp_path / "out.unfinished"
     unfinished.mkdir()
-    (unfinished / "config.json").write_text("{}")
     first = os.open(unfinished, os.O_RDONLY)
     try:
         fcntl.flock(first, fcntl.LOCK_EX)
         for resume in (False, True):
             with pytest.raises(InputError, match=r"out\.unfinished is being written by a run that still goes on"):
                 train(TrainConfig(**{**asdict(config), "resume": resume}))
-        assert (unfinished / "config.json").read_text() == "{}"
+        assert unfinished.is_dir()
     finally:
         os.close(first)
     # the system let go of it, as it does when a run dies

@@ -5,8 +5,10 @@ import torch
 
 from mixencoder import MixEncoder
 from mixencoder.errors import InputError
+from mixencoder.training.answers import with_known_answers
 from mixencoder.training.batches import Collator, ExampleDataset, SourceBatchSampler
-from mixencoder.training.examples import Example, Source
+from mixencoder.training.examples import read_source
+from mixencoder.training.sources import Example, Source
 
 
 def source(name: str, count: int, weight: float = 1.0) -> Source:
@@ -50,6 +52,44 @@ def test_ranking_batches_hold_right_documents_then_listed_negatives(collator):
     assert batch["excluded"].tolist() == [[False, True, False], [drawn_cat_first, False, False]]
     again = collator([("ranking", example) for example in examples])
     assert torch.equal(batch["document_input_ids"], again["document_input_ids"])
+
+
+def test_what_is_right_for_a_query_in_another_row_is_no_negative_of_it(collator):
+    """In whatever row, file or form of a text it stands, in the batch or out of it."""
+    rows = [("the cat", "paris"), ("the cat ", "paris is"), ("the dog", " paris"), ("a dog", "rice"), ("a cat", "rice")]
+    one = read_source([{"query": query, "positive": document} for query, document in rows])
+    other = read_source([{"query": "the dog", "positives": ["water", "rice "], "negatives": ["paris", "pot"]}])
+    one, other = with_known_answers([one, other])
+    excluded = collator([("ranking", example) for example in one.examples])["excluded"]
+    wrong = {(query, rows[column][1]) for query in range(5) for column in range(5) if excluded[query, column]}
+    expected = {0: ["paris is", " paris"], 1: ["paris", " paris"], 2: ["paris", "rice"], 3: ["rice"], 4: ["rice"]}
+    assert wrong == {(query, document) for query, documents in expected.items() for document in documents}
+    assert not excluded.diagonal().any()
+    # listed ones too
+    assert other.examples[0].negatives == ("pot",)
+    lists = own_lists(collator, negatives=4, with_lists=True)([("ranking", example) for example in one.examples])
+    width = lists["candidates_per_query"]
+    texts = [lists["documents"][i : i + width] for i in range(0, 5 * width, width)]
+    for row, (query, _) in enumerate(rows):
+        right = {text.strip() for q, text in [*rows, ("the dog", "rice")] if q.strip() == query.strip()}
+        counted = [text for text, out in zip(texts[row], lists["excluded"][row], strict=True) if not out]
+        assert counted[0].strip() in right
+        assert not right & {text.strip() for text in counted[1:]}
+
+
+def test_scores_that_float32_makes_equal_keep_their_order(collator):
+    rows = [Example("a", (word,), target=score) for word, score in (("cat", 16777216.0), ("dog", 16777217.0))]
+    targets = collator([("similarity", example) for example in rows])["targets"]
+    assert targets[0] < targets[1]
+
+
+def test_targets_are_the_same_under_another_default_dtype(collator):
+    torch.set_default_dtype(torch.float64)
+    try:
+        batch = collator([("graded", Example("the dog", ("a dog",), ("rice",), grades=(3.0,)))])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert batch["targets"].dtype == torch.float32
 
 
 def test_the_dataset_numbers_examples_across_sources():

@@ -40,7 +40,14 @@ def main() -> None:
         source = read_source(path)
         source.examples[:] = random.Random(SEED).sample(source.examples, count)
         mined = mine_negatives(
-            engine, source, negatives=NEGATIVES, skip=SKIP, score="dual", batch_size=64, show_progress_bar=False
+            engine,
+            source,
+            negatives=NEGATIVES,
+            skip=SKIP,
+            margin=0.0,
+            score="dual",
+            batch_size=64,
+            show_progress_bar=False,
         )
         write_candidate_lists(mined, options.free / "hard" / path.name)
         print(

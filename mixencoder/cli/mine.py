@@ -18,25 +18,41 @@ def mine(
     ] = None,
     negatives: Annotated[int, typer.Option(min=1, help="For each query, at most.")] = 8,
     skip: Annotated[int, typer.Option(min=0, help="Pass over so many of the highest: they may be right.")] = 0,
-    margin: Annotated[float, typer.Option(help="Score a negative stays below the right documents, at least.")] = 0.0,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            help="Score that a negative stays below the right documents, at least; drops what the model gets wrong.",
+            show_default="none",
+        ),
+    ] = None,
     score: Annotated[str, typer.Option(help="Part of the score: full, interaction or dual.")] = "full",
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     backend: BackendOption = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts encoded at once.")] = 32,
+    on_empty: Annotated[
+        str, typer.Option(help="Texts without a token: special (read as special tokens alone, counted) or error.")
+    ] = "special",
 ) -> None:
     """Mine hard negatives: the wrong documents that a trained model ranks highest for each query."""
     if not output.name.endswith((".jsonl", ".jsonl.gz")):
         raise InputError(f"output is {output}; expected a name ending in .jsonl or .jsonl.gz")
     from mixencoder.architectures import load_engine
     from mixencoder.candidates import read_candidates
+    from mixencoder.inputs import local_path
+    from mixencoder.training.checks import check_texts, checked_on_empty
     from mixencoder.training.examples import read_source
-    from mixencoder.training.mining import mine_negatives, write_candidate_lists
+    from mixencoder.training.mining import check_output, mine_negatives, write_candidate_lists
+    from mixencoder.training.sources import Example, Source
 
+    data, output, on_empty = local_path(data), local_path(output), checked_on_empty(on_empty)
+    check_output(output, [data, *([documents] if documents else [])])
     source = read_source(data)
     others = read_candidates(documents).texts if documents else ()
     engine = load_engine(model, device=device, dtype=dtype, backend=backend)
+    further = Source(str(documents), "ranking", [Example(text, (), where=str(documents)) for text in others])
+    check_texts([source, further], engine.tokenizer, on_empty)
     mined = mine_negatives(
         engine,
         source,

@@ -1,13 +1,18 @@
 """``mixencoder train``: a model of any architecture from data files."""
 
 import dataclasses
+import logging
+import os
+import signal
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mixencoder.cli.shared import say
-from mixencoder.errors import DataError, InputError
+from mixencoder.errors import DataError, InputError, MixEncoderError
 
 
 def train(
@@ -52,19 +57,33 @@ def train(
     ] = None,
     bf16: Annotated[bool | None, typer.Option(help="Autocast to bfloat16.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    on_empty: Annotated[
+        str | None,
+        typer.Option(
+            help="Texts without a token: special (read as special tokens alone, counted) or error.",
+            show_default="special",
+        ),
+    ] = None,
     resume: Annotated[bool | None, typer.Option(help="Go on with an interrupted run.")] = None,
 ) -> None:
     """Train a model from data files, given by flags or a YAML file; torchrun runs it in several processes."""
     # first, so that these are the parameters alone
     flags = {name: value for name, value in locals().items() if name not in ("config", "settings")}
-    fields = _read_yaml(config) if config is not None else {}
-    fields |= {name: value for name, value in flags.items() if value is not None}
+    from mixencoder.cli.settings_file import read_settings
+
+    prefix = "" if config is None else f"{config}: "
+    fields = {} if config is None else read_settings(config)
     if settings:
-        fields["config"] = {**(fields.get("config") or {}), **dict(map(_setting, settings))}
+        chosen = fields.get("config") or {}
+        if not isinstance(chosen, Mapping):
+            raise DataError(f"{prefix}config is {chosen!r}; expected fields with values")
+        fields["config"] = {**chosen, **dict(map(_setting, settings))}
+    fields |= {name: value for name, value in flags.items() if value is not None}
     if "output" not in fields:
         raise InputError("no output directory was named (--output, or output: in the YAML file)")
-    from mixencoder.training.run import TrainConfig
+    from mixencoder.training.folders import RECORD, last_checkpoint, unfinished_folder
     from mixencoder.training.run import train as run_training
+    from mixencoder.training.settings import TrainConfig, checked, data_specs
 
     known = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
     if unknown := sorted(fields.keys() - known.keys()):
@@ -73,8 +92,59 @@ def train(
         )
     # YAML reads 2e-5, without a point, as text
     fields |= {name: _number(value) for name, value in fields.items() if known[name] is float}
-    run_training(TrainConfig(**fields))
-    say(f"saved to {fields['output']}")
+    try:
+        configured = checked(TrainConfig(**fields))
+        data_specs(configured)
+    except MixEncoderError as error:
+        raise type(error)(f"{prefix}{error}") from error
+    try:
+        with _said(), _terminated_as_interrupted():
+            run_training(configured)
+    except KeyboardInterrupt as stop:
+        place = Path(configured.output)
+        if (place / RECORD).is_file():
+            left = f"the model was saved to {place} before"
+        elif kept := last_checkpoint(unfinished_folder(place)):
+            left = f"{kept} is whole, and the same command with --resume goes on from it"
+        else:
+            left = "there was no checkpoint yet (save_every), so that nothing is left"
+        say(f"interrupted: {left}")
+        raise typer.Exit(128 + (stop.args[0] if stop.args else signal.SIGINT)) from None
+    say(f"saved to {configured.output}")
+
+
+@contextmanager
+def _said() -> Generator[None]:
+    """Print what the library notes on the terminal, from the first process alone."""
+    handler = _Sayer()
+    logger = logging.getLogger("mixencoder")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _Sayer(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"warning: {record.getMessage()}" if record.levelno >= logging.WARNING else record.getMessage())
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Generator[None]:
+    """Let SIGTERM, which batch systems send, end a run as Ctrl-C does."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _number(value: Any) -> Any:
@@ -85,21 +155,9 @@ def _number(value: Any) -> Any:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    import yaml
+    from mixencoder.cli.settings_file import parse_value
 
     name, found, value = text.partition("=")
     if not found or not name:
         raise InputError(f"--set {text}: expected NAME=VALUE")
-    return name, yaml.safe_load(value)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    if not isinstance(fields, dict):
-        raise DataError(f"{path} holds a {type(fields).__name__}; expected fields with values")
-    return fields
+    return name, parse_value(value, f"--set {name}")

@@ -36,7 +36,7 @@ def fit_calibration(engine: Engine, tasks: Sequence[Task], *, batch_size: int = 
         batch_size: as in `mixencoder.engine.Engine.predict`.
 
     Raises:
-        DataError: a task is no candidate list, there is none, or higher scores do not mean right documents.
+        DataError: a task is no candidate list, there is none, or as `fit_scores`.
         MissingExtraError: scikit-learn is not installed.
     """
     if not tasks:
@@ -46,7 +46,7 @@ def fit_calibration(engine: Engine, tasks: Sequence[Task], *, batch_size: int = 
         if not isinstance(task, RankingTask):
             raise DataError(f"{task.source} holds pairs; expected candidate lists, of which a probability is fitted")
         rows = score_candidates(engine, task, ("full",), {"batch_size": batch_size, "show_progress_bar": False})["full"]
-        values = np.concatenate([row.double().numpy() for row in rows])
+        values = np.concatenate([row.double().cpu().numpy() for row in rows])
         scores.append(values)
         grades = zip(task.document_ids, task.qrels, strict=True)
         right.append(np.array([judged.get(name, 0) > 0 for names, judged in grades for name in names]))
@@ -58,7 +58,8 @@ def fit_scores(scores: np.ndarray, right: np.ndarray, weights: np.ndarray) -> Ca
     """Fit scores (n,) whose documents are right or not (n,) bool, each weighed by weights (n,).
 
     Raises:
-        DataError: all are right, or none is, or higher scores do not mean right documents.
+        DataError: all are right, or none is, higher scores do not mean right documents, or scores tell all right
+            documents from all others: then the steepest line is best, which promises what nothing holds.
         MissingExtraError: scikit-learn is not installed.
     """
     try:
@@ -67,6 +68,11 @@ def fit_scores(scores: np.ndarray, right: np.ndarray, weights: np.ndarray) -> Ca
         raise MissingExtraError(f"calibration needs the extra: pip install 'mixencoder[eval]' ({error})") from error
     if right.all() or not right.any():
         raise DataError(f"{int(right.sum())} of {len(right)} candidates are right; expected some right and some wrong")
+    if scores[right].min() > scores[~right].max():
+        raise DataError(
+            f"all {int(right.sum())} right documents score above all {int((~right).sum())} others, so that no "
+            "temperature is the best; expected more data, with some mistakes in them"
+        )
     # the solver stops by the size of gradients, which are those of standardised scores and weights of mean 1
     weights = weights * (len(weights) / weights.sum())
     center, spread = np.average(scores, weights=weights), scores.std() or 1.0
@@ -76,7 +82,8 @@ def fit_scores(scores: np.ndarray, right: np.ndarray, weights: np.ndarray) -> Ca
     if slope <= 0:
         raise DataError("higher scores do not mean right documents in these data; there is nothing to calibrate")
     bias = float(model.intercept_[0]) - slope * center
-    probabilities = 1 / (1 + np.exp(-(slope * scores + bias)))
+    # the same as 1 / (1 + exp(-x)), which overflows far out
+    probabilities = (1 + np.tanh((slope * scores + bias) / 2)) / 2
     base = np.average(right, weights=weights)
     return Calibration(
         1 / slope,

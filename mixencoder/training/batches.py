@@ -10,7 +10,8 @@ from torch.utils.data import Dataset, Sampler
 
 from mixencoder.errors import InputError
 from mixencoder.tokenization import TextEncoder, pad
-from mixencoder.training.examples import Example, Source
+from mixencoder.training.answers import right_documents
+from mixencoder.training.sources import Example, Source
 
 
 class ExampleDataset(Dataset):
@@ -148,8 +149,9 @@ class Collator:
             documents = self._grade(examples, chance, batch)
         else:
             documents = [example.positives[0] for example in examples]
-            dtype = torch.int64 if task == "classification" else torch.float32
-            batch["targets"] = torch.tensor([example.target for example in examples]).to(dtype)
+            # scores are compared with one another alone: float32 would make some of them equal
+            dtype = torch.int64 if task == "classification" else torch.float64
+            batch["targets"] = torch.tensor([example.target for example in examples], dtype=dtype)
             batch["candidates_per_query"] = 1
         queries = [example.query for example in examples]
         if self.with_lists:
@@ -166,9 +168,11 @@ class Collator:
             drawn = chance.sample(example.negatives, min(self.negatives, len(example.negatives)))
             own.append([row, *range(len(documents), len(documents) + len(drawn))])
             documents += drawn
-        right = [set(example.positives) for example in examples]
+        known = right_documents(examples)
+        right = [known[example.query.strip()] for example in examples]
+        texts = [text.strip() for text in documents]
         excluded = torch.tensor(
-            [[column != row and text in right[row] for column, text in enumerate(documents)] for row in range(len(own))]
+            [[column != row and text in right[row] for column, text in enumerate(texts)] for row in range(len(own))]
         )
         if self.with_lists or not self.in_batch:
             for row, columns in enumerate(own):
@@ -201,7 +205,7 @@ class Collator:
             documents += [text for text, _ in chosen]
             grades += [grade for _, grade in chosen]
         lists, excluded = _padded(own)
-        batch.update(targets=torch.tensor(grades)[lists], excluded=excluded)
+        batch.update(targets=torch.tensor(grades, dtype=torch.float32)[lists], excluded=excluded)
         return self._own_lists(lists, excluded, documents, batch)
 
     def _own_lists(

@@ -1,12 +1,19 @@
 """What is refused before training: data that a model has no head for, that cannot be read, or that teach nothing."""
 
+import logging
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from mixencoder.engine import Engine
 from mixencoder.errors import DataError, InputError
-from mixencoder.training.examples import Source
+from mixencoder.training.answers import right_documents
+from mixencoder.training.sources import Source
+
+logger = logging.getLogger(__name__)
+
+ON_EMPTY = ("special", "error")
+"""What becomes of a text without a token: read as the tokenizer's special tokens alone, or refused."""
 
 
 def ranked(sources: Sequence[Source]) -> list[str]:
@@ -25,23 +32,46 @@ def check_heads(engine: Engine, sources: Sequence[Source], who: str) -> None:
         raise DataError(f"{', '.join(lacking)}: ranking and similarity need a ranking head, which {who} lacks")
 
 
-def check_texts(sources: Sequence[Source], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse texts without a token, which would stop the run when their batch comes.
+def checked_on_empty(on_empty: str) -> str:
+    """Return what is to become of texts without a token.
 
     Raises:
-        DataError: naming the row and the text.
+        InputError: it is none of `ON_EMPTY`.
     """
+    if on_empty not in ON_EMPTY:
+        raise InputError(f"on_empty is {on_empty!r}; expected one of {', '.join(ON_EMPTY)}")
+    return on_empty
+
+
+def check_texts(sources: Sequence[Source], tokenizer: PreTrainedTokenizerBase, on_empty: str = "special") -> None:
+    """Say how many texts hold no token and are read as the tokenizer's special tokens alone, or refuse them.
+
+    Args:
+        sources: read from the data.
+        tokenizer: the model's.
+        on_empty: of `ON_EMPTY`.
+
+    Raises:
+        DataError: there is one, and on_empty is "error"; the message names the row and the text.
+    """
+    count, first = 0, ""
     for source in sources:
         for example in source.examples:
             for text in (example.query, *example.positives, *example.negatives):
                 # tokenizers turn letters and digits into some token, though it be the unknown one
                 if any(map(str.isalnum, text)) or tokenizer(text, add_special_tokens=False)["input_ids"]:
                     continue
-                raise DataError(f"{example.where}: {text!r} holds no token; expected some text")
+                if on_empty == "error":
+                    raise DataError(f"{example.where}: {text!r} holds no token; expected some text")
+                count, first = count + 1, first or f"{example.where}: {text!r}"
+    if count:
+        logger.warning(
+            "%d texts hold no token and are read as the tokenizer's special tokens alone; the first: %s", count, first
+        )
 
 
 def check_contrast(sources: Sequence[Source], batch_size: int, processes: int, negatives: int) -> None:
-    """Refuse batches in which there is nothing to tell apart, whose loss is 0 whatever the model does.
+    """Refuse data and batches in which there is nothing to tell apart, whose loss is 0 whatever the model does.
 
     Args:
         sources: read from the data.
@@ -60,3 +90,22 @@ def check_contrast(sources: Sequence[Source], batch_size: int, processes: int, n
                 f"{source.name} has {len(source.examples)} rows and comes in batches of {rows} a process: there is "
                 "nothing to tell apart; expected batches of at least 2 (batch_size), or wrong documents in the data"
             )
+        if source.task == "ranking" and not lists and not _has_wrong_documents(source):
+            raise InputError(
+                f"{source.name}: every right document is right for every query of its {len(source.examples)} rows: "
+                "there is nothing to tell apart; expected other queries with other documents, or wrong documents"
+            )
+        if source.task == "graded" and not any(
+            len({*example.grades, *(0.0 for _ in example.negatives)}) > 1 for example in source.examples
+        ):
+            raise InputError(
+                f"{source.name}: in every list all documents have one label: there is nothing to tell apart; expected "
+                "lists whose labels differ"
+            )
+
+
+def _has_wrong_documents(source: Source) -> bool:
+    """Return whether some row's right document is wrong for some other row's query."""
+    right = right_documents(source.examples)
+    every = set().union(*right.values())
+    return any(len(documents) < len(every) for documents in right.values())

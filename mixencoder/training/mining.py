@@ -2,16 +2,26 @@
 
 import gzip
 import json
+import logging
+import math
 import os
-from collections.abc import Sequence
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from pathlib import Path
 
 import torch
 
+from mixencoder.durable import sync_files, sync_folder
 from mixencoder.engine import EncodingEngine, Engine
 from mixencoder.errors import DataError, InputError
+from mixencoder.inputs import positive_integer
 from mixencoder.progress import progress_bar
-from mixencoder.training.examples import Example, Source
+from mixencoder.training.answers import right_documents
+from mixencoder.training.sources import RANKINGS, Example, Source
+
+logger = logging.getLogger(__name__)
 
 
 def mine_negatives(
@@ -21,7 +31,7 @@ def mine_negatives(
     documents: Sequence[str] = (),
     negatives: int = 8,
     skip: int = 0,
-    margin: float = 0.0,
+    margin: float | None = None,
     score: str = "full",
     batch_size: int = 32,
     show_progress_bar: bool | None = None,
@@ -34,9 +44,13 @@ def mine_negatives(
         documents: further ones that may.
         negatives: how many for each query, at most.
         skip: so many of the highest are passed over, as they may be right without being marked so.
-        margin: a negative scores at least so much less than the lowest right document of its query.
+        margin: a negative scores at least so much less than the lowest right document of its query, so that queries
+            which a model gets wrong have few or none. None: whatever it scores.
         score: by which part of the score, of the model's `score_terms`.
         batch_size, show_progress_bar: as in `EncodingEngine.encode_document`.
+
+    No document is a negative that is right for the query in any row. How many queries are left without negatives is
+    said.
 
     Raises:
         InputError: the model cannot encode documents ahead of time, or a number is out of range.
@@ -47,13 +61,19 @@ def mine_negatives(
             f"a {type(engine).__name__} encodes nothing ahead of time, so that it would read every document with every "
             "query; mine with another architecture"
         )
-    for name, value, least in (("negatives", negatives, 1), ("skip", skip, 0)):
-        if not isinstance(value, int) or value < least:
-            raise InputError(f"{name} is {value!r}; expected an integer of at least {least}")
-    if source.task not in ("ranking", "graded"):
+    negatives = positive_integer(negatives, "negatives")
+    skip = 0 if skip == 0 and not isinstance(skip, bool) else positive_integer(skip, "skip")
+    if margin is not None and (isinstance(margin, bool) or not isinstance(margin, Real) or not math.isfinite(margin)):
+        raise InputError(f"margin is {margin!r}; expected a number or None")
+    if source.task not in RANKINGS:
         raise DataError(f"{source.name} holds examples of {source.task}; expected ranking")
     pool = list(dict.fromkeys([text for e in source.examples for text in (*e.positives, *e.negatives)] + [*documents]))
     number = {text: place for place, text in enumerate(pool)}
+    # texts that differ by blanks around them are one document
+    places: dict[str, list[int]] = defaultdict(list)
+    for text, place in number.items():
+        places[text.strip()].append(place)
+    known = right_documents(source.examples)
     options = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
     encoded = engine.encode_document(pool, **options)
     mined = []
@@ -62,15 +82,49 @@ def mine_negatives(
             examples = source.examples[start : start + batch_size]
             queries = engine.encode_query([example.query for example in examples], batch_size=batch_size)
             for example, scores in zip(examples, engine.interact(queries, encoded, score=score), strict=True):
-                right = torch.tensor([number[text] for text in example.positives], device=scores.device)
-                ceiling = scores[right].min() - margin
-                scores = scores.masked_fill(scores > ceiling, -torch.inf)
-                scores[right] = -torch.inf
-                best = scores.topk(min(skip + negatives, len(pool)))
-                places = best.indices[skip:][torch.isfinite(best.values[skip:])]
-                mined.append(example._replace(negatives=tuple(pool[place] for place in places.tolist())))
+                right = [place for text in known[example.query.strip()] for place in places[text]]
+                # a copy, as what an engine returns is not to be written in
+                open_to = scores.clone()
+                if margin is not None:
+                    own = [number[text] for text in example.positives]
+                    open_to[scores > scores[own].min() - margin] = -torch.inf
+                open_to[right] = -torch.inf
+                best = open_to.topk(min(skip + negatives, len(pool)))
+                found = best.indices[skip:][torch.isfinite(best.values[skip:])]
+                mined.append(example._replace(negatives=tuple(pool[place] for place in found.tolist())))
                 bar.update()
+    bare = [example for example in mined if not example.negatives]
+    if bare:
+        logger.warning(
+            "%d of %d queries are left without negatives (margin, skip, or no other document); the first: %s",
+            len(bare),
+            len(mined),
+            bare[0].where or repr(bare[0].query),
+        )
     return mined
+
+
+def check_output(path: Path, read: Iterable[str | Path]) -> None:
+    """See that candidate lists can be written to a file, before they are made.
+
+    Args:
+        path: the file.
+        read: files that are read, which it must not be.
+
+    Raises:
+        InputError: it is a folder, one of the files that are read, or lies where nothing can be written.
+    """
+    try:
+        if any(path.exists() and Path(other).exists() and path.samefile(other) for other in read):
+            raise InputError(f"{path} is a file that is read here; name another output")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; expected a file")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} cannot be written: {error}") from error
 
 
 def write_candidate_lists(examples: Sequence[Example], path: Path) -> None:
@@ -79,19 +133,21 @@ def write_candidate_lists(examples: Sequence[Example], path: Path) -> None:
     Raises:
         DataError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     open_file = gzip.open if path.suffix == ".gz" else open
     try:
-        with open_file(temporary, "wt", encoding="utf-8") as file:
-            for example in examples:
-                grades = example.grades or (1,) * len(example.positives)
-                row = {
-                    "query": example.query,
-                    "candidates": [*example.positives, *example.negatives],
-                    "labels": [*grades, *(0 for _ in example.negatives)],
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        os.replace(temporary, path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+            written = Path(folder, path.name)
+            with open_file(written, "wt", encoding="utf-8") as file:
+                for example in examples:
+                    grades = example.grades or (1,) * len(example.positives)
+                    row = {
+                        "query": example.query,
+                        "candidates": [*example.positives, *example.negatives],
+                        "labels": [*grades, *(0 for _ in example.negatives)],
+                    }
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            sync_files(Path(folder))
+            os.replace(written, path)
+            sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DataError(f"{path} cannot be written: {error}") from error

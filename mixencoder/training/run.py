@@ -1,130 +1,39 @@
 """`train`: from data and an encoder or checkpoint to a saved model of any architecture."""
 
 import dataclasses
-import fcntl
 import json
 import logging
-import math
-import os
 import platform
-import shutil
 import time
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from mixencoder.architectures import ARCHITECTURES, load_engine
+from mixencoder.architectures import load_engine
 from mixencoder.backbones import encoder_layers
 from mixencoder.checkpoint import save
-from mixencoder.durable import is_vacant, standing
+from mixencoder.durable import is_vacant
 from mixencoder.engine import Engine
 from mixencoder.errors import DataError, InputError, TruncationWarning
+from mixencoder.training.answers import with_known_answers
 from mixencoder.training.batches import Collator, ExampleDataset
 from mixencoder.training.checks import check_contrast, check_heads, check_texts, ranked
-from mixencoder.training.examples import Source, read_source
-from mixencoder.training.objective import DISTILLATIONS, Objective, Teacher
-from mixencoder.training.start import BUNDLED, CLASS_FIELDS, checkpoint_path, new_model, trained_model
-from mixencoder.training.trainer import ObjectiveTrainer, PartialState, TrainingArguments, last_checkpoint
+from mixencoder.training.examples import read_source
+from mixencoder.training.folders import RECORD, RunFolder, last_checkpoint
+from mixencoder.training.objective import Objective, Teacher
+from mixencoder.training.settings import DataSpec, TrainConfig, checked, data_specs
+from mixencoder.training.sources import Source, content_hash
+from mixencoder.training.start import BUNDLED, Start, checkpoint_path, identity, new_model, trained_model
+from mixencoder.training.trainer import ObjectiveTrainer, PartialState, TrainingArguments
+
+__all__ = ["RECORD", "DataSpec", "TrainConfig", "train"]
 
 logger = logging.getLogger(__name__)
-
-RECORD = "training.json"
-"""File beside the weights of a trained model: how it was trained."""
-_MAY_CHANGE = ("resume", "save_every", "log_every")
-"""Fields that a resumed run may have other values of."""
-
-
-@dataclass(frozen=True)
-class DataSpec:
-    """A source of training data."""
-
-    source: Path | Iterable[Mapping[str, Any]]
-    """A file, a BEIR folder, or rows, for example a `datasets.Dataset`."""
-    weight: float = 1.0
-    """How often batches come from here, relative to the other sources."""
-    task: str | None = None
-    """Of `mixencoder.training.examples.TASKS`; None reads it off the data."""
-    name: str | None = None
-    """What to call it; None takes the file's name."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What `mixencoder train` needs; the fields of its YAML file and its flags."""
-
-    output: str
-    """Directory for the trained model; must not hold one yet. Until the end ``OUTPUT.unfinished`` holds checkpoints."""
-    data: list[str | dict[str, Any] | DataSpec] = field(default_factory=list)
-    """Files and BEIR folders: ``path``, ``path=weight``, or a mapping with ``source`` and fields of `DataSpec`."""
-    data_dir: str = ""
-    """Folder that relative data paths start from."""
-    architecture: str | None = None
-    """Of `mixencoder.architectures.ARCHITECTURES`; None is that of `model`, or mixencoder."""
-    model: str | None = None
-    """A trained model to go on from: a directory, a hub id, or "bundled". It gets a head that the data need and it
-    lacks; all other weights go on as they are."""
-    backbone: str | None = None
-    """An encoder to start from instead, or a trained model whose encoder to take. None: that of the bundled one."""
-    config: dict[str, Any] = field(default_factory=dict)
-    """With backbone: fields of the architecture's configuration. Heads and class names are read off the data where
-    they are left out. With model: only `CLASS_FIELDS`, for a classification head that it lacks, where the data hold
-    class numbers instead of names."""
-    steps: int = 1000
-    """Optimiser steps."""
-    batch_size: int = 32
-    """Examples a step, process and accumulated batch."""
-    mini_batch_size: int | None = None
-    """Encode so many texts at once and cache their encodings: batches as large as wanted in little memory, for a third
-    more time. None: all at once."""
-    gradient_accumulation_steps: int = 1
-    """Batches whose gradients are added up for a step. Unlike mini_batch_size this adds no in-batch negatives."""
-    in_batch: bool | None = None
-    """Let every query of a ranking batch meet every document of it. None: unless each pair takes a pass of its own
-    (cross-encoder, DeFormer)."""
-    negatives: int | None = None
-    """Listed negatives drawn for each query that has any. None: 1 in-batch; without, 4, and other queries' documents
-    fill up lists that are shorter."""
-    graded_list: int = 8
-    """Documents of a graded list, at most."""
-    learning_rate: float = 2e-5
-    """Peak rate of the backbone; warms up over the first tenth, then falls linearly to zero."""
-    head_learning_rate: float = 2e-4
-    """Peak rate of everything on top of the backbone."""
-    interaction_loss_weight: float = 0.5
-    """MixEncoder with the dual term: weight of the same ranking loss on ``h . e`` alone. The dual term starts so good
-    that without it the interaction learns next to nothing (docs/training.md)."""
-    teacher: str | None = None
-    """A trained model of any architecture whose scores are learned beside the labels, usually a cross-encoder."""
-    distillation: str = "kl"
-    """How ranking scores are learned: "kl" (listwise) or "margin-mse"."""
-    distillation_weight: float = 0.5
-    """Of the teacher's loss, from 0 to 1; the labels' loss weighs the rest."""
-    temperature: float = 1.0
-    """Of "kl"."""
-    freeze_embeddings: bool = True
-    """Leave the backbone's token and position embeddings as they are."""
-    freeze_layers: int = 0
-    """Leave so many of the backbone's lowest layers as they are."""
-    max_query_tokens: int = 64
-    """Tokens read of a query in training, at most the model's own limit, which is left alone."""
-    max_document_tokens: int = 128
-    """The same of a document."""
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    bf16: bool = False
-    """Autocast to bfloat16; pays off where the processor has it."""
-    seed: int = 0
-    log_every: int = 50
-    save_every: int = 500
-    """Steps between checkpoints, from which an interrupted run can go on."""
-    resume: bool = False
-    """Go on from the last checkpoint of ``OUTPUT.unfinished``, with the weights of a run that was never interrupted."""
 
 
 def train(config: TrainConfig) -> Engine:
@@ -137,26 +46,34 @@ def train(config: TrainConfig) -> Engine:
             training.
         NonFiniteError: the loss became NaN or infinite; checkpoints stay as they are.
     """
-    _check(config)
-    specs = [_spec(item, config.data_dir) for item in config.data]
+    config = checked(config)
+    specs = data_specs(config)
     # without a GPU accelerate takes the processes that torchrun started for one another only when told of the CPU
     state = PartialState(cpu=not torch.cuda.is_available())
-    unfinished = Path(f"{config.output.rstrip('/')}.unfinished")
-    with _alone(unfinished) if state.is_main_process else nullcontext(False) as was_there:
-        if state.is_main_process:
-            _prepare_folder(config, unfinished, was_there=was_there)
+    # not asdict, which would copy rows that were given as data
+    fields = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
+    settings = json.loads(json.dumps(fields, default=_named))
+    folder = RunFolder(Path(config.output), settings, resume=config.resume)
+    with _plain_state(), folder.held() if state.is_main_process else nullcontext():
+        if state.is_main_process and folder.is_done:
+            folder.remove()
         state.wait_for_everyone()
-        if not is_vacant(Path(config.output)):
+        if not is_vacant(folder.output):
             # the interrupted run had come to its end
             return load_engine(config.output, device="cpu")
-        return _run(config, specs, state, unfinished)
+        return _run(config, specs, state, folder)
 
 
-def _run(config: TrainConfig, specs: list[DataSpec], state: PartialState, unfinished: Path) -> Engine:
+def _run(config: TrainConfig, specs: list[DataSpec], state: PartialState, folder: RunFolder) -> Engine:
     """Train, from the last checkpoint if there is one, and save."""
-    checkpoint = last_checkpoint(unfinished)
+    prepared = _prepare(config, specs)
+    if state.is_main_process:
+        folder.begin(prepared.read)
+    state.wait_for_everyone()
+    checkpoint = last_checkpoint(folder.path)
+    engine = prepared.engine
     try:
-        engine, trainer = _prepare(config, specs, unfinished)
+        trainer = _trainer(config, prepared, folder.path)
         start = time.perf_counter()
         with warnings.catch_warnings():
             # cutting training texts is a choice of the configuration
@@ -165,123 +82,45 @@ def _run(config: TrainConfig, specs: list[DataSpec], state: PartialState, unfini
         engine.model.requires_grad_(True).eval()
         if state.is_main_process:
             record = _record(config, trainer, specs, time.perf_counter() - start)
-            save(engine.model, engine.tokenizer, Path(config.output), beside={RECORD: record})
-            shutil.rmtree(unfinished)
+            save(engine.model, engine.tokenizer, folder.output, beside={RECORD: record})
+            folder.remove()
         state.wait_for_everyone()
     finally:
-        if state.is_main_process and unfinished.is_dir() and last_checkpoint(unfinished) is None:
-            shutil.rmtree(unfinished)
+        if state.is_main_process and last_checkpoint(folder.path) is None:
+            folder.remove()
     return engine
 
 
 @contextmanager
-def _alone(unfinished: Path) -> Generator[bool]:
-    """Keep other runs from a folder of checkpoints, until this one ends or dies; yields whether the folder was there.
-
-    Raises:
-        InputError: a run that is still going on has it.
-    """
-    was_there = unfinished.exists()
-    unfinished.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(unfinished, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            message = f"{unfinished} is being written by a run that still goes on; wait for it, or end it"
-            raise InputError(message) from error
-        yield was_there
-    finally:
-        os.close(descriptor)
-        if not was_there:
-            # a run that was refused leaves nothing
-            with suppress(OSError):
-                unfinished.rmdir()
+def _plain_state() -> Generator[None]:
+    """Train as in a fresh process, whatever default dtype, autocast or gradient mode the caller has switched on."""
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for device in {"cpu", "cuda" if torch.cuda.is_available() else "cpu"}:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        yield
 
 
-def _check(config: TrainConfig) -> None:
-    if config.model is not None and config.backbone is not None:
-        raise InputError("expected either a model to go on from or a backbone to start from, not both")
-    if config.model is not None and not set(config.config) <= set(CLASS_FIELDS):
-        raise InputError(
-            f"config is {config.config}, but a model to go on from has its own; expected nothing but the classes of a "
-            f"head that it is to get ({', '.join(CLASS_FIELDS)})"
-        )
-    if config.architecture is not None and config.architecture not in ARCHITECTURES:
-        raise InputError(f"architecture is {config.architecture!r}; expected one of {', '.join(ARCHITECTURES)}")
-    least = {"steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "graded_list": 2, "log_every": 1}
-    least |= {"save_every": 1, "mini_batch_size": 1, "negatives": 0, "freeze_layers": 0}
-    for name, lowest in least.items():
-        value = getattr(config, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
-            raise InputError(f"{name} is {value!r}; expected an integer of at least {lowest}")
-    for entry in dataclasses.fields(TrainConfig):
-        value = getattr(config, entry.name)
-        if entry.type is float and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
-            raise InputError(f"{entry.name} is {value!r}; expected a number of at least 0")
-    if config.distillation not in DISTILLATIONS:
-        raise InputError(f"distillation is {config.distillation!r}; expected one of {', '.join(DISTILLATIONS)}")
-    if config.distillation_weight > 1:
-        raise InputError(f"distillation_weight is {config.distillation_weight}; expected a number from 0 to 1")
-    if config.temperature == 0:
-        raise InputError(f"temperature is {config.temperature}; expected a positive number")
-    if not config.data:
-        raise DataError("no training data was named; expected files in one of the shapes of docs/training.md")
+class _Prepared(NamedTuple):
+    """Everything that was named, read and checked."""
+
+    engine: Engine
+    sources: list[Source]
+    collator: Collator
+    objective: Objective
+    read: dict[str, str]
+    """For everything that was read, by name, a hash of it."""
 
 
-def _spec(item: str | dict[str, Any] | DataSpec, data_dir: str) -> DataSpec:
-    if isinstance(item, str):
-        path, _, weight = item.partition("=")
-        try:
-            item = DataSpec(Path(path), float(weight) if weight else 1.0)
-        except ValueError as error:
-            raise InputError(f"weight of {path} is {weight!r}; expected a number") from error
-    elif isinstance(item, dict):
-        try:
-            item = DataSpec(**item)
-        except TypeError as error:
-            known = ", ".join(entry.name for entry in dataclasses.fields(DataSpec))
-            raise InputError(f"data entry {item} cannot be used: {error}; expected {known}") from error
-    source = Path(data_dir, item.source) if isinstance(item.source, str | Path) else item.source
-    if isinstance(source, Iterator):
-        # rows are read twice: for the names of classes, and for the examples
-        source = list(source)
-    weight = item.weight
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-        raise InputError(f"weight of {item.name or item.source} is {weight}; expected a positive number")
-    return dataclasses.replace(item, source=source)
-
-
-def _prepare_folder(config: TrainConfig, unfinished: Path, *, was_there: bool) -> None:
-    """Begin in a folder of checkpoints, or see that a run can go on from those that it holds; overwrite nothing."""
-    output, known = Path(config.output), unfinished / "config.json"
-    # not asdict, which would copy rows that were given as data
-    fields = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
-    settings = json.loads(json.dumps(fields, default=_named))
-    is_done = was_there and (standing(output) / RECORD).is_file()
-    if not is_vacant(output) and not (config.resume and is_done):
-        raise InputError(f"{output} exists and is not empty; name another output, or move it away")
-    if not is_done and last_checkpoint(unfinished) is None:
-        # what is there cannot be used: a run died before its first checkpoint was whole
-        for path in unfinished.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        known.write_text(json.dumps(settings), encoding="utf-8")
-        return
-    if not config.resume:
-        raise InputError(f"{unfinished} holds an interrupted run; go on with it (resume), or remove it to start again")
-    # of a run that died while it cleaned up, they may be gone
-    before = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else settings
-    changed = [name for name in settings if name not in _MAY_CHANGE and settings[name] != before.get(name)]
-    if changed:
-        found = ", ".join(f"{name} {settings[name]!r} instead of {before.get(name)!r}" for name in changed)
-        raise InputError(f"{unfinished} was begun with other settings: {found}; resume with the same ones")
-    if is_done:
-        shutil.rmtree(unfinished)
-
-
-def _prepare(config: TrainConfig, specs: list[DataSpec], folder: Path) -> tuple[Engine, ObjectiveTrainer]:
+def _prepare(config: TrainConfig, specs: list[DataSpec]) -> _Prepared:
     torch.manual_seed(config.seed)
-    engine = _start(config, specs)
+    engine, read = _start(config, specs)
     label2id = engine.config.class_numbers
     sources = [
         read_source(spec.source, weight=spec.weight, label2id=label2id, task=spec.task, name=spec.name)
@@ -291,7 +130,8 @@ def _prepare(config: TrainConfig, specs: list[DataSpec], folder: Path) -> tuple[
         logger.info("%s gets a ranking head for %s", config.model, ", ".join(ranked(sources)))
         engine = engine.with_head("ranking")
     check_heads(engine, sources, "this model")
-    check_texts(sources, engine.tokenizer)
+    sources = with_known_answers(sources)
+    check_texts(sources, engine.tokenizer, config.on_empty)
     for source in sources:
         logger.info("%s: %d examples, %s", source.name, len(source.examples), source.task)
     model = engine.model
@@ -315,6 +155,23 @@ def _prepare(config: TrainConfig, specs: list[DataSpec], folder: Path) -> tuple[
         graded_list=config.graded_list,
         with_lists=config.teacher is not None,
     )
+    teacher = _load_teacher(config, sources, label2id)
+    objective = Objective(
+        interaction_loss_weight=config.interaction_loss_weight,
+        teacher=teacher,
+        distillation=config.distillation,
+        distillation_weight=config.distillation_weight,
+        temperature=config.temperature,
+        mini_batch_size=config.mini_batch_size,
+    )
+    contents = {f"data {source.name}": content_hash(source) for source in sources}
+    contents["model" if config.model is not None else "backbone"] = read
+    if teacher is not None:
+        contents["teacher"] = identity(teacher.engine.model, teacher.engine.tokenizer)
+    return _Prepared(engine, sources, collator, objective, contents)
+
+
+def _trainer(config: TrainConfig, prepared: _Prepared, folder: Path) -> ObjectiveTrainer:
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
@@ -337,27 +194,18 @@ def _prepare(config: TrainConfig, specs: list[DataSpec], folder: Path) -> tuple[
         ddp_find_unused_parameters=True,
         disable_tqdm=False,
     )
-    objective = Objective(
-        interaction_loss_weight=config.interaction_loss_weight,
-        teacher=_load_teacher(config, sources, label2id, arguments.device),
-        distillation=config.distillation,
-        distillation_weight=config.distillation_weight,
-        temperature=config.temperature,
-        mini_batch_size=config.mini_batch_size,
-    )
-    trainer = ObjectiveTrainer(
-        model=model,
+    return ObjectiveTrainer(
+        model=prepared.engine.model,
         args=arguments,
-        train_dataset=ExampleDataset(sources),
-        data_collator=collator,
-        sources=sources,
-        objective=objective,
+        train_dataset=ExampleDataset(prepared.sources),
+        data_collator=prepared.collator,
+        sources=prepared.sources,
+        objective=prepared.objective,
         head_learning_rate=config.head_learning_rate,
     )
-    return engine, trainer
 
 
-def _start(config: TrainConfig, specs: list[DataSpec]) -> Engine:
+def _start(config: TrainConfig, specs: list[DataSpec]) -> Start:
     sources = [spec.source for spec in specs]
     if config.model is not None:
         return trained_model(config.model, config.architecture, config.config, sources)
@@ -371,12 +219,10 @@ def _limited(engine: Engine, config: TrainConfig) -> Engine:
     )
 
 
-def _load_teacher(
-    config: TrainConfig, sources: list[Source], label2id: dict[str, int] | None, device: torch.device
-) -> Teacher | None:
+def _load_teacher(config: TrainConfig, sources: list[Source], label2id: dict[str, int] | None) -> Teacher | None:
     if config.teacher is None:
         return None
-    engine = _limited(load_engine(checkpoint_path(config.teacher), device=device), config)
+    engine = _limited(load_engine(checkpoint_path(config.teacher), device=PartialState().device), config)
     taught = [source for source in sources if source.task != "similarity"]
     if not taught:
         raise DataError("a teacher was named, but all data are scored pairs, which teach by themselves")
@@ -399,7 +245,7 @@ def _record(config: TrainConfig, trainer: ObjectiveTrainer, specs: list[DataSpec
         settings[name] = settings[name] and Path(settings[name]).name
     record = {
         "settings": settings,
-        "data": [{"name": spec.name or _named(spec.source), "weight": spec.weight} for spec in specs],
+        "data": [{"name": spec.name, "weight": spec.weight} for spec in specs],
         "examples": {source.name: len(source.examples) for source in trainer.train_sources},
         "seconds": round(seconds, 1),
         "processes": trainer.args.world_size,

@@ -1,15 +1,16 @@
 """The model that a run of the trainer starts from, with the heads that its data ask for."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mixencoder.architectures import front_door, load_engine
 from mixencoder.bundled import default_checkpoint
 from mixencoder.engine import Engine
 from mixencoder.errors import DataError, InputError
-from mixencoder.training.examples import class_names
+from mixencoder.identity import ModelIdentity
+from mixencoder.training.examples import Data, class_names, say_like_names
 
 logger = logging.getLogger(__name__)
 
@@ -19,17 +20,31 @@ CLASS_FIELDS = ("num_labels", "id2label", "label2id")
 """Fields of a configuration that tell a classification head's classes; the only ones for a model to go on from."""
 
 
-def checkpoint_path(name: str) -> str | Path:
+class Start(NamedTuple):
+    """What a run starts from."""
+
+    engine: Engine
+    read: str
+    """Hash of the weights and the tokenizer that were read, not of what was made afresh."""
+
+
+def identity(model: Any, tokenizer: Any) -> str:
+    """Return a hash of a model's weights and its tokenizer."""
+    parts = ModelIdentity(model, tokenizer).parts()
+    return f"{parts['weights']} {parts['tokenizer']}"
+
+
+def checkpoint_path(name: str | Path) -> str | Path:
     """Return where a model lies that a configuration names."""
     return default_checkpoint() if name == BUNDLED else name
 
 
 def new_model(
     architecture: str,
-    backbone: str,
+    backbone: str | Path,
     fields: Mapping[str, Any],
-    sources: Sequence[Path | Iterable[Mapping[str, Any]]],
-) -> Engine:
+    sources: Sequence[Data],
+) -> Start:
     """Make an untrained model of an architecture on an encoder.
 
     Args:
@@ -46,21 +61,23 @@ def new_model(
     if names is None:
         found = [class_names(source) for source in sources]
         names = sorted(set().union(*found))
+        say_like_names(names, "data")
         if names:
             fields.setdefault("heads", ["classification"] if all(found) else ["ranking", "classification"])
             if "classification" not in fields["heads"]:
                 names = []
     if names:
         fields |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    return front_door(architecture).from_backbone(checkpoint_path(backbone), device="cpu", **fields)
+    engine = front_door(architecture).from_backbone(checkpoint_path(backbone), device="cpu", **fields)
+    return Start(engine, identity(engine.model.backbone, engine.tokenizer))
 
 
 def trained_model(
-    name: str,
+    name: str | Path,
     architecture: str | None,
     fields: Mapping[str, Any],
-    sources: Sequence[Path | Iterable[Mapping[str, Any]]],
-) -> Engine:
+    sources: Sequence[Data],
+) -> Start:
     """Load a model to go on from; with data that hold classes it gets a head for them if it has none.
 
     Args:
@@ -75,6 +92,7 @@ def trained_model(
     engine = load_engine(checkpoint_path(name), device="cpu")
     if architecture is not None and not isinstance(engine, front_door(architecture)):
         raise InputError(f"{name} is a {type(engine).__name__}; expected a {architecture}")
+    read = identity(engine.model, engine.tokenizer)
     # fitted to the scores of weights that are about to change
     engine.config.calibration = None
     names = _configured_classes(fields)
@@ -84,10 +102,11 @@ def trained_model(
     if names is None:
         names = sorted(set().union(*(class_names(source) for source in sources)))
     if not names:
-        return engine
+        return Start(engine, read)
     if "classification" not in engine.config.heads:
+        say_like_names(names, "data")
         logger.info("%s gets a classification head for %s", name, ", ".join(names))
-        return engine.with_head("classification", names)
+        return Start(engine.with_head("classification", names), read)
     known = [name for _, name in sorted((engine.config.id2label or {}).items())]
     if names != known if asked else not set(names) <= set(known):
         raise DataError(
@@ -95,7 +114,7 @@ def trained_model(
             f"{', '.join(names)}; a trained head keeps its classes. Give labels the same names, or start a new model "
             "from its encoder (backbone)"
         )
-    return engine
+    return Start(engine, read)
 
 
 def _configured_classes(fields: Mapping[str, Any]) -> list[str] | None:

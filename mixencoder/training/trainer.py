@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mixencoder.durable import sync_files, sync_folder
-from mixencoder.errors import MissingExtraError, NonFiniteError
+from mixencoder.errors import CheckpointError, MissingExtraError, NonFiniteError
 from mixencoder.training.batches import SourceBatchSampler
-from mixencoder.training.examples import Source
+from mixencoder.training.folders import COMPLETE, checkpoints, last_checkpoint
 from mixencoder.training.objective import Objective
+from mixencoder.training.sources import Source
 
 try:
     from accelerate import PartialState
@@ -21,10 +23,8 @@ try:
 except ImportError as error:
     raise MissingExtraError(f"training needs the extra: pip install 'mixencoder[train]' ({error})") from error
 
-__all__ = ["ObjectiveTrainer", "PartialState", "TrainingArguments", "last_checkpoint"]
+__all__ = ["ObjectiveTrainer", "PartialState", "TrainingArguments"]
 
-_COMPLETE = "complete"
-"""Empty file that a checkpoint gets last: without it, writing was interrupted."""
 _SHOWN = 8
 """Rows of a batch that a message names."""
 
@@ -117,24 +117,28 @@ class ObjectiveTrainer(Trainer):
         )
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint(*args, **kwargs)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            assert self.args.output_dir is not None, "TrainingArguments fills it in"
-            folder = Path(self.args.output_dir)
-            written = folder / f"checkpoint-{self.state.global_step}"
-            sync_files(written)
-            (written / _COMPLETE).touch()
-            # the mark is on the disk before anything else goes
-            sync_folder(written)
-            sync_folder(folder)
-            for other in folder.glob("checkpoint-*"):
-                if other != written:
-                    shutil.rmtree(other)
-        self.accelerator.wait_for_everyone()
+        """Write a checkpoint, and remove the ones before once it is whole and on the disk.
 
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint in a folder that was written to its end, None if there is none."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{_COMPLETE}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+        Raises:
+            CheckpointError: it cannot be written; the one before stays.
+        """
+        assert self.args.output_dir is not None, "TrainingArguments fills it in"
+        folder = Path(self.args.output_dir)
+        written = folder / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                sync_files(written)
+                (written / COMPLETE).touch()
+                # the mark is on the disk before anything else goes
+                sync_folder(written)
+                sync_folder(folder)
+                for other in checkpoints(folder):
+                    if other != written:
+                        shutil.rmtree(other)
+        except (OSError, SafetensorError) as error:
+            kept = last_checkpoint(folder)
+            left = f"{kept} is whole, and resume goes on from it" if kept else "there was none before it"
+            raise CheckpointError(f"{written} cannot be written: {error}; {left}") from error
+        self.accelerator.wait_for_everyone()
