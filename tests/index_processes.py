@@ -199,11 +199,8 @@ def kill_at_every_step(path: Path, _: int) -> None:
 
             return call
 
-        for name in ("pwrite", "fsync", "truncate", "replace"):
+        for name in ("pwrite", "fsync", "ftruncate", "replace", "mkdir", "unlink", "rmdir"):
             setattr(os, name, counted(getattr(os, name)))
-        for name in ("mkdir", "unlink"):
-            setattr(Path, name, counted(getattr(Path, name)))
-        shutil.rmtree = counted(shutil.rmtree)
         catalogue.Catalogue.write = counted(catalogue.Catalogue.write)
         index = reopen(target)
         for change in changes:
@@ -301,8 +298,9 @@ def leave_a_hot_journal(path: Path, _: int) -> None:
 
     def work(file: int) -> None:
         index = reopen(path / "index")
-        with index._store.lock():
-            connection = index._store.current().writer()._connection
+        store = index._current.store()
+        with store.lock():
+            connection = store.current().writer()._connection
             connection.execute("PRAGMA cache_size=1")
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("UPDATE entries SET text = 'half-written'")
