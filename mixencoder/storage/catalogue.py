@@ -277,9 +277,9 @@ class Catalogue:
                 raise
 
     def problems(self) -> list[str]:
-        """Return what SQLite's own check finds wrong."""
+        """Return what SQLite's own check finds wrong, that of the ids against the documents included."""
         try:
-            found = [printable(str(row[0])) for row in self._query("PRAGMA quick_check")]
+            found = [printable(str(row[0])) for row in self._query("PRAGMA integrity_check")]
         except IndexDamagedError as error:
             return [printable(str(error.__cause__ or error))]
         return [] if found == ["ok"] else found
