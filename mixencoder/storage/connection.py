@@ -104,6 +104,9 @@ def translated(name: str) -> Generator[None]:
     """
     try:
         yield
+    except UnicodeDecodeError as error:
+        # of a message that quotes what is no text
+        raise _damaged(name, error) from error
     except sqlite3.ProgrammingError:
         # a mistake of the library, whatever the file holds
         raise
@@ -123,9 +126,12 @@ def translated(name: str) -> Generator[None]:
                 f"{name}: {error}; what was committed before is intact. Make room or allow writing there, then do the "
                 "same again"
             ) from error
-        raise IndexDamagedError(
-            f"{name} is damaged ({printable(str(error))}); restore the file from a backup, or build the index again"
-        ) from error
+        raise _damaged(name, error) from error
+
+
+def _damaged(name: str, error: Exception) -> IndexDamagedError:
+    what = printable(str(error))
+    return IndexDamagedError(f"{name} is damaged ({what}); restore the file from a backup, or build the index again")
 
 
 def _check_files(path: Path) -> None:
