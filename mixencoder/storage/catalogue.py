@@ -40,6 +40,7 @@ _SUMMED_BLOCKS = "SELECT block, rows, checksums, starts, live, checksum FROM blo
 _ENTRIES = "SELECT row, id, digest, metadata, text, checksum FROM entries"
 _STATE = "state"
 """Line of the manifest that holds the number of blocks and all their checksums, one upon the other (xor)."""
+_NONE = "\1"
 _T = TypeVar("_T")
 
 
@@ -62,8 +63,21 @@ class EntryRecord(NamedTuple):
 
     def checksum(self) -> int:
         """CRC-32 of all attributes."""
-        values = (str(self.row), self.id, None if self.digest is None else self.digest.hex(), self.metadata, self.text)
-        return zlib.crc32("\0".join("\1" if value is None else value for value in values).encode())
+        row, id, digest, metadata, text = self
+        content = f"{row}\0{id}\0{_NONE if digest is None else digest.hex()}\0"
+        content += f"{_NONE if metadata is None else metadata}\0{_NONE if text is None else text}"
+        return zlib.crc32(content.encode())
+
+    def is_typed(self) -> bool:
+        """Return whether every attribute has the type that it should."""
+        row, id, digest, metadata, text = self
+        return (
+            type(row) is int
+            and type(id) is str
+            and (digest is None or type(digest) is bytes)
+            and (metadata is None or type(metadata) is str)
+            and (text is None or type(text) is str)
+        )
 
 
 class Catalogue:
@@ -224,8 +238,8 @@ class Catalogue:
         """Return entries by their first rows; unless asked not to, compared with their checksums, and all of them."""
         found = {}
         for row in self._chunked(_ENTRIES, "row", rows):
-            record = self._entry(row, strict=check)
-            if check and record.checksum() != row[5]:
+            record = self._entry(row)
+            if check and not _agrees(record, row):
                 raise self._damaged(f"the entry of document {record.id!r} is not what was written (checksum)")
             found[record.row] = record
         return self._whole(found, rows) if check else found
@@ -247,8 +261,8 @@ class Catalogue:
         first = 0
         statement = f"{_ENTRIES} WHERE row >= ? AND row < ? ORDER BY row LIMIT {PAGE}"
         while page := self._query(statement, (first, rows)):
-            records = [self._entry(row, strict=False) for row in page]
-            yield [(record, self._agrees(record, row)) for record, row in zip(records, page, strict=True)]
+            records = [self._entry(row) for row in page]
+            yield [(record, _agrees(record, row)) for record, row in zip(records, page, strict=True)]
             last = self._typed(page[-1][0], int)
             if not first <= last < rows:
                 raise self._damaged("its entries are not in order")
@@ -322,19 +336,16 @@ class Catalogue:
             raise self._damaged(f"block {number} {fault}")
         return record
 
-    def _entry(self, row: Sequence[Any], *, strict: bool) -> EntryRecord:
-        """Return an entry; where it need not be whole, what has another type than it should is left empty."""
-        if strict:
-            first, id, digest = self._typed(row[0], int), self._typed(row[1], str), self._typed(row[2], bytes, None)
-            return EntryRecord(first, id, digest, self._typed(row[3], str, None), self._typed(row[4], str, None))
+    def _entry(self, row: Sequence[Any]) -> EntryRecord:
+        """Return an entry; what has another type than it should is left empty, so that it agrees with no checksum."""
+        record = EntryRecord(*row[:5])
+        if record.is_typed():
+            return record
         values: list[Any] = [
             value if type(value) is kind else None
             for value, kind in zip(row, (int, str, bytes, str, str), strict=False)
         ]
         return EntryRecord(self._typed(row[0], int), values[1] or "", *values[2:])
-
-    def _agrees(self, record: EntryRecord, row: Sequence[Any]) -> bool:
-        return record == tuple(row[:5]) and record.checksum() == row[5]
 
     def _whole(self, found: dict[int, _T], rows: Sequence[int]) -> dict[int, _T]:
         missing = next((row for row in rows if row not in found), None)
@@ -392,6 +403,11 @@ class Catalogue:
                 f"{self.name}: a writer was killed within a commit, which must be undone before reading, but the "
                 f"folder cannot be written ({error}); open the index once where it can be written"
             ) from error
+
+
+def _agrees(record: EntryRecord, row: Sequence[Any]) -> bool:
+    """Return whether an entry is what a row of the table holds, and that agrees with its checksum."""
+    return record == tuple(row[:5]) and record.checksum() == row[5]
 
 
 def _xor(sums: Sequence[int]) -> int:
