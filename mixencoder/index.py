@@ -438,7 +438,8 @@ class CandidateIndex:
                 f"{name} holds a complete index of {len(self):,} documents; open it to add to it, or "
                 "choose another folder"
             )
-        found.check_same(f"{name} is an unfinished index, which", manifest, "Go on with the same, or delete the folder")
+        found.check_fingerprint(name, manifest.fingerprint)
+        found.check_settings(f"{name} is an unfinished index", manifest, "Go on with the same, or delete the folder")
 
 
 def _progress(documents: Iterable[Document], show: bool | None) -> ProgressBar:

@@ -239,6 +239,14 @@ def test_an_open_handle_refuses_an_index_that_something_else_made_in_the_place_o
     handle.add(["mine"], ["m"])
 
 
+def test_an_index_of_the_same_model_made_otherwise_is_another_one(path, tmp_path):
+    handle = reopen(path)
+    path.rename(tmp_path / "away")
+    create(path, settings={"layout": "other"}).build(["theirs"], ["t"])
+    with pytest.raises(IndexMismatchError, match="replaced by another index with settings"):
+        handle.add(["mine"])
+
+
 def test_another_catalogue_under_the_same_pointer_is_noticed(path, tmp_path):
     handle = reopen(path)
     handle.snapshot()

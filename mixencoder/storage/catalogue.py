@@ -158,7 +158,14 @@ class Catalogue:
 
     def row_map(self) -> RowMap:
         """Return which rows count: one record a block, however many rows."""
-        return self._mapped(self.blocks())
+        return self.mapped(self.blocks())
+
+    def mapped(self, records: Sequence[BlockRecord]) -> RowMap:
+        """Return which rows count, of all blocks."""
+        try:
+            return RowMap.from_records(records)
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
 
     def blocks(self) -> list[BlockRecord]:
         """Return all blocks in order, compared with their checksums."""
@@ -323,12 +330,6 @@ class Catalogue:
             return [self._typed(count, int), self._typed(total, int)]
         except (IndexError, RecursionError, TypeError, ValueError) as error:
             raise self._damaged("it does not say how many blocks there are") from error
-
-    def _mapped(self, records: Sequence[BlockRecord]) -> RowMap:
-        try:
-            return RowMap.from_records(records)
-        except ValueError as error:
-            raise self._damaged(str(error)) from error
 
     def _checked_block(self, record: BlockRecord, number: int) -> BlockRecord:
         fault = record.fault(number)

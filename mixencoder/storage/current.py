@@ -57,9 +57,9 @@ class Current:
             if self._manifest is None:
                 self._manifest = generation.manifest
             elif generation.manifest is not self._manifest:
-                generation.manifest.check_same(
-                    f"{store.name} was replaced by another index, which", self._manifest, "Open it again"
-                )
+                found, replaced = generation.manifest, f"{store.name} was replaced by another index"
+                found.check_fingerprint(f"{replaced}, which", self._manifest.fingerprint)
+                found.check_settings(replaced, self._manifest, "Open it again")
                 self._manifest = generation.manifest
             return generation
 

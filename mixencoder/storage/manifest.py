@@ -88,8 +88,8 @@ class Manifest:
                 )
             )
 
-    def check_same(self, what: str, expected: "Manifest", way_out: str) -> None:
-        """Refuse to be taken for another index; whether the building is done may differ.
+    def check_settings(self, what: str, expected: "Manifest", way_out: str) -> None:
+        """Refuse to be taken for an index of the same model that is made otherwise.
 
         Args:
             what: the index, for the message.
@@ -99,7 +99,6 @@ class Manifest:
         Raises:
             IndexMismatchError: it is another.
         """
-        self.check_fingerprint(what, expected.fingerprint)
         for name in ("schema", "settings", "store_text"):
             here, wanted = getattr(self, name), getattr(expected, name)
             if here != wanted:

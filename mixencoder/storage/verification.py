@@ -79,7 +79,8 @@ def verify(catalogue: Catalogue, arrays: Arrays, schema: Schema) -> Verification
     """Check arrays, entries and the catalogue's own structure; rows of removed documents are passed over."""
     damages = [Damage(catalogue.name, f"SQLite finds: {problem}", _HOPELESS) for problem in catalogue.problems()]
     try:
-        records, row_map = catalogue.blocks(), catalogue.row_map()
+        records = catalogue.blocks()
+        row_map = catalogue.mapped(records)
         checked, found = _array_damages(catalogue, arrays, schema, records, row_map)
         damages += found + _entry_damages(catalogue, row_map)
         return Verification(
