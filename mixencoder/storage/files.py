@@ -86,10 +86,10 @@ class Folder:
             raise
         return descriptor
 
-    def is_at(self, path: Path, *, follow: bool = False) -> bool:
-        """Return whether a path leads here."""
+    def is_at(self, path: Path) -> bool:
+        """Return whether a path leads here, perhaps through links."""
         try:
-            return os.path.samestat(path.stat(follow_symlinks=follow), os.fstat(self.descriptor))
+            return os.path.samestat(path.stat(), os.fstat(self.descriptor))
         except OSError:
             return False
 

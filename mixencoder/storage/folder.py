@@ -267,7 +267,7 @@ class FolderStore:
 
     def _check_in_place(self) -> None:
         """Refuse to go on in a folder that was moved away, as SQLite would write by the path."""
-        if not self._folder().is_at(self.path, follow=True):
+        if not self._folder().is_at(self.path):
             raise IndexStateError(f"{self.path} was moved away while it was written to; open the index where it is now")
 
     def _generation_path(self, number: int) -> Path:

@@ -81,7 +81,7 @@ def _take(descriptor: int, note: int, path: Path) -> None:
 def _still_there(folder: Folder, descriptor: int, path: Path) -> bool:
     found = folder.status(LOCK)
     same = found is not None and os.path.samestat(found, os.fstat(descriptor))
-    return same and folder.is_at(path, follow=True)
+    return same and folder.is_at(path)
 
 
 def _sign(descriptor: int) -> None:
