@@ -7,26 +7,27 @@ promised.
 
 import dataclasses
 import json
-import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 from torch import Tensor
 
+from mixencoder.inputs import positive_integer
 from mixencoder.progress import ProgressBar, progress_bar
-from mixencoder.storage.catalogue import Manifest
 from mixencoder.storage.compaction import compact
-from mixencoder.storage.documents import Document, batches, check_distinct, read_documents
-from mixencoder.storage.errors import IndexDamagedError, IndexMismatchError, IndexStateError
-from mixencoder.storage.folder import FORMAT, FolderStore, Generation
+from mixencoder.storage.current import Current
+from mixencoder.storage.documents import Document, batches, check_distinct, id_list, json_object, read_documents
+from mixencoder.storage.errors import IndexDamagedError, IndexStateError
+from mixencoder.storage.folder import FolderStore, Generation
+from mixencoder.storage.manifest import Manifest
 from mixencoder.storage.memory import MemoryStore
 from mixencoder.storage.schema import Field, Schema
 from mixencoder.storage.shards import rows_per_shard
 from mixencoder.storage.verification import Damage, Verification, verify
-from mixencoder.storage.view import Chunk, Entry, Listing, Snapshot
+from mixencoder.storage.view import Chunk, Entry, Snapshot
 from mixencoder.storage.writer import COMMIT_TEXTS, AddResult, Encode, Encoded, Project, Repair, Writer
 
 __all__ = [
@@ -61,7 +62,8 @@ class CandidateIndex:
 
     Every method sees the newest commit, of this or any other process; for several reads of one state take a
     `snapshot`. Documents iterate in the order in which they were added; an update moves a document to the end. Safe to
-    use from several threads: one may write while others read. Not across a fork: open it in each process.
+    use from several threads: one may write while others read. Not across a fork: open it in each process, which a child
+    is told. Neither copied nor pickled.
 
     Attributes:
         path: the folder, or None in memory.
@@ -78,14 +80,8 @@ class CandidateIndex:
     ) -> None:
         self.path = store.path if isinstance(store, FolderStore) else None
         self.read_only = read_only
-        self._store, self._encode, self._project = store, encode, project
-        self._mutex = threading.RLock()
-        self._closed = False
-        # what was read of the newest commit, and of which; guarded by the mutex
-        self._generation: Generation | None = None
-        self._version: tuple[int, int] | None = None
-        self._listing: Listing | None = None
-        self._snapshot: Snapshot | None = None
+        self._encode, self._project = encode, project
+        self._current = Current(store)
 
     @classmethod
     def create(
@@ -116,9 +112,9 @@ class CandidateIndex:
             IndexLockedError, IndexStorageError: somebody is building it, or the folder cannot be written.
         """
         # as JSON gives it back, since an unfinished index must have the same
-        kept = json.loads(json.dumps(dict(settings or {})))
+        kept = json.loads(json_object(dict(settings or {}), "settings"))
         manifest = Manifest(schema, dict(fingerprint), kept, store_text, rows_per_shard(schema), False)
-        store = MemoryStore() if path is None else FolderStore(Path(path))
+        store = MemoryStore() if path is None else FolderStore(path)
         index = cls(store, encode=encode, project=project)
         if store.prepare():
             index._check_resumable(manifest)
@@ -139,23 +135,28 @@ class CandidateIndex:
         project: Project | None = None,
         read_only: bool = False,
         check_sizes: bool = True,
+        verify: bool = False,
     ) -> Self:
         """Open an index; nothing is written, so the folder may be read-only, and any number may have it open.
 
         Args:
-            path: the folder.
+            path: the folder; a leading ``~`` is the home folder.
             fingerprint: as in `create`; None opens whatever made it, to look at, verify, remove or compact.
             encode, project: as in `create`.
             read_only: refuse writing.
             check_sizes: refuse an index whose array files are too short; False for `verify` and `repair`.
+            verify: read everything and refuse an index that is damaged anywhere; otherwise a flipped bit of an array
+                is not seen when opening, nor when ranking.
 
         Raises:
+            InputError: the path cannot be one.
             IndexStateError: there is no index, it is unfinished, or its format is newer.
             IndexMismatchError: something else made it; the message names both and the parts that differ.
-            IndexDamagedError: files are missing, cut short or unreadable.
+            IndexDamagedError: files are missing, cut short or unreadable; with verify, anything is damaged.
+            IndexStorageError: the system refuses to read it.
         """
-        index = cls(FolderStore(Path(path)), encode=encode, project=project, read_only=read_only)
-        manifest = index._state()[0].manifest
+        index = cls(FolderStore(path), encode=encode, project=project, read_only=read_only)
+        manifest = index._current.generation().manifest
         if fingerprint is not None:
             manifest.check_fingerprint(str(path), fingerprint)
         if not manifest.complete:
@@ -163,6 +164,10 @@ class CandidateIndex:
                 f"{path} is unfinished: building it was interrupted after {len(index):,} documents; build it again "
                 "with the same documents, those committed are not encoded again"
             )
+        if verify and not (report := index.verify()).ok:
+            more = f" (and {len(report.damages) - 1} more: see verify())" if len(report.damages) > 1 else ""
+            index.close()
+            raise IndexDamagedError(f"{path} is damaged: {report.damages[0]}{more}")
         if check_sizes:
             index.snapshot()
         return index
@@ -271,8 +276,9 @@ class CandidateIndex:
             UnknownIdError: the index holds no such document; nothing is removed.
             IndexStateError, IndexLockedError, IndexStorageError: as `add`.
         """
+        names = id_list(ids)
         with self._writing() as generation:
-            return self._writer(generation).remove([ids] if isinstance(ids, str) else list(ids))
+            return self._writer(generation).remove(names)
 
     def compact(self) -> int:
         """Write the index anew without what was removed, swap it in at once, and return the bytes freed.
@@ -285,19 +291,15 @@ class CandidateIndex:
             IndexStateError, IndexLockedError, IndexStorageError: as `add`.
         """
         with self._writing() as generation:
-            return compact(self._store, generation)
+            return compact(self._current.store(), generation)
 
     def verify(self) -> Verification:
-        """Compare everything with its checksums; says what is damaged, which documents that touches and what to do.
-
-        Raises:
-            IndexDamagedError: the catalogue is too damaged to tell what should be there.
-        """
+        """Compare everything with its checksums; says what is damaged, which documents that touches and what to do."""
         while True:
-            generation = self._state()[0]
+            generation = self._current.generation()
             report = verify(generation.catalogue, generation.arrays, generation.manifest.schema)
             # of files that compaction swept away meanwhile nothing can be said
-            if report.ok or self._state()[0] is generation:
+            if report.ok or self._current.generation() is generation:
                 return report
 
     def repair(self, *, batch_size: int = 32) -> Repair:
@@ -310,7 +312,7 @@ class CandidateIndex:
         with self._writing() as generation:
             report = verify(generation.writer(), generation.arrays, generation.manifest.schema)
             result = self._writer(generation, batch_size).repair(report)
-            compact(self._store, generation)
+            compact(self._current.store(), generation)
         return result
 
     def snapshot(self) -> Snapshot:
@@ -320,17 +322,7 @@ class CandidateIndex:
             IndexStateError: the index is closed.
             IndexDamagedError: an array file is missing or too short.
         """
-        with self._mutex:
-            while True:
-                generation, listing = self._state()
-                if self._snapshot is not None:
-                    return self._snapshot
-                try:
-                    self._snapshot = listing.with_arrays(generation.manifest, generation.arrays.map)
-                except IndexDamagedError:
-                    # unless compaction swept the files away meanwhile
-                    if self._state()[0] is generation:
-                        raise
+        return self._current.snapshot()
 
     def get(self, id: str, *, with_fields: bool = False) -> Entry:
         """Return a document by id, on request with its rows.
@@ -339,55 +331,55 @@ class CandidateIndex:
             UnknownIdError: the index holds no such document.
         """
         if not with_fields:
-            return self._state()[1].get(id)
+            return self._current.listing()[1].get(id)
         view = self.snapshot()
         return view.get(id)._replace(fields=view.gather(view.positions([id])).fields)
 
     def entries(self) -> Iterator[Entry]:
         """Iterate over the documents of the newest commit in order, without their rows."""
-        return self._state()[1].entries()
+        return self._current.listing()[1].entries()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._state()[1])
+        return iter(self._current.listing()[1])
 
     def __len__(self) -> int:
-        return len(self._state()[1])
+        return len(self._current.listing()[1])
 
     def __contains__(self, id: object) -> bool:
-        return id in self._state()[1]
+        return id in self._current.listing()[1]
 
     @property
     def schema(self) -> Schema:
         """The fields of a row."""
-        return self._state()[0].manifest.schema
+        return self._current.generation().manifest.schema
 
     @property
     def fingerprint(self) -> dict[str, str]:
         """What encoded the documents."""
-        return dict(self._state()[0].manifest.fingerprint)
+        return dict(self._current.generation().manifest.fingerprint)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What `create` was given."""
-        return dict(self._state()[0].manifest.settings)
+        return dict(self._current.generation().manifest.settings)
 
     @property
     def store_text(self) -> bool:
         """Whether texts are kept."""
-        return self._state()[0].manifest.store_text
+        return self._current.generation().manifest.store_text
 
     @property
     def complete(self) -> bool:
         """Whether `build` is done."""
-        return self._state()[0].manifest.complete
+        return self._current.generation().manifest.complete
 
     def info(self) -> dict[str, Any]:
         """Return what the index is and holds, JSON-able; removed rows and array bytes count until `compact`."""
-        generation, listing = self._state()
+        generation, listing = self._current.listing()
         manifest = generation.manifest
         return {
             "path": None if self.path is None else str(self.path),
-            "format": FORMAT,
+            "format": generation.format,
             "complete": manifest.complete,
             "documents": len(listing),
             "rows": listing.rows,
@@ -403,11 +395,7 @@ class CandidateIndex:
 
     def close(self) -> None:
         """Let go of the files; snapshots taken before stay usable."""
-        with self._mutex:
-            self._closed = True
-            self._generation = self._listing = self._snapshot = None
-            # pyrefly: ignore [bad-assignment]: nothing asks for the store of a closed index
-            self._store = None
+        self._current.close()
 
     def __enter__(self) -> Self:
         return self
@@ -415,59 +403,43 @@ class CandidateIndex:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _state(self) -> tuple[Generation, Listing]:
-        """Return the generation that counts and the documents of its newest commit."""
-        with self._mutex:
-            if self._closed:
-                raise IndexStateError("the index is closed; open it again")
-            while True:
-                try:
-                    generation = self._store.current()
-                    break
-                except FileNotFoundError:
-                    # compaction swept it away while it was being opened
-                    continue
-            version = generation.catalogue.version()
-            if generation is not self._generation or version != self._version:
-                self._listing = Listing(generation.catalogue, generation.catalogue.row_map())
-                self._generation, self._version, self._snapshot = generation, version, None
-            assert self._listing is not None, "it is read together with the generation"
-            return generation, self._listing
+    def __reduce__(self) -> NoReturn:
+        where = "build it again where it is needed" if self.path is None else f"open it again by its path, {self.path}"
+        raise IndexStateError(f"a CandidateIndex cannot be copied or pickled; {where}")
 
     @contextmanager
     def _writing(self, *, building: bool = False) -> Generator[Generation]:
         """Hold the right to write to the generation that counts."""
-        self._state()
+        self._current.generation()
+        store = self._current.store()
         if self.read_only:
-            raise IndexStateError(f"{self._store.name} was opened read-only; open it for writing")
-        with self._store.lock():
-            generation = self._state()[0]
+            raise IndexStateError(f"{store.name} was opened read-only; open it for writing")
+        with store.lock():
+            # refuses what is damaged, before anything is written
+            generation = self._current.listing()[0]
+            if store.upgrade(generation):
+                generation = self._current.generation()
             if not generation.manifest.complete:
                 generation.manifest = generation.writer().manifest()
             if generation.manifest.complete == building:
                 found, way_out = ("complete", "add()") if building else ("unfinished", "build()")
-                raise IndexStateError(f"{self._store.name} is {found}; expected {way_out}")
-            self._store.tidy()
+                raise IndexStateError(f"{store.name} is {found}; expected {way_out}")
+            store.tidy()
             yield generation
 
     def _writer(self, generation: Generation, batch_size: int = 32, progress: ProgressBar | None = None) -> Writer:
-        return Writer(generation, self._encode, self._project, batch_size, progress)
+        size = positive_integer(batch_size, "batch_size")
+        return Writer(generation, self._encode, self._project, size, progress)
 
     def _check_resumable(self, manifest: Manifest) -> None:
-        found = self._state()[0].manifest
+        found, name = self._current.generation().manifest, self._current.store().name
         if found.complete:
             raise IndexStateError(
-                f"{self._store.name} holds a complete index of {len(self):,} documents; open it to add to it, or "
+                f"{name} holds a complete index of {len(self):,} documents; open it to add to it, or "
                 "choose another folder"
             )
-        found.check_fingerprint(self._store.name, manifest.fingerprint)
-        for name in ("schema", "settings", "store_text"):
-            here, wanted = getattr(found, name), getattr(manifest, name)
-            if here != wanted:
-                raise IndexMismatchError(
-                    f"{self._store.name} is an unfinished index with {name} {here}; expected {wanted}. Go on with the "
-                    "same, or delete the folder"
-                )
+        found.check_fingerprint(name, manifest.fingerprint)
+        found.check_settings(f"{name} is an unfinished index", manifest, "Go on with the same, or delete the folder")
 
 
 def _progress(documents: Iterable[Document], show: bool | None) -> ProgressBar:

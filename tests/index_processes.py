@@ -13,16 +13,17 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from index_stub import build, check, create, reopen
+from index_stub import as_format_1, build, check, create, reopen
 
 from mixencoder.index import CandidateIndex, Entry
 from mixencoder.storage import catalogue, shards
-from mixencoder.storage.errors import IndexStorageError
+from mixencoder.storage.errors import IndexLockedError, IndexStorageError
 
 GROUP = 6
 
@@ -199,11 +200,8 @@ def kill_at_every_step(path: Path, _: int) -> None:
 
             return call
 
-        for name in ("pwrite", "fsync", "truncate", "replace"):
+        for name in ("pwrite", "fsync", "ftruncate", "replace", "mkdir", "unlink", "rmdir"):
             setattr(os, name, counted(getattr(os, name)))
-        for name in ("mkdir", "unlink"):
-            setattr(Path, name, counted(getattr(Path, name)))
-        shutil.rmtree = counted(shutil.rmtree)
         catalogue.Catalogue.write = counted(catalogue.Catalogue.write)
         index = reopen(target)
         for change in changes:
@@ -294,6 +292,87 @@ def write_beside_readers(path: Path, seconds: int) -> None:
         assert index.verify().ok
 
 
+def write_while_the_lock_is_removed(path: Path, seconds: int) -> None:
+    """Add from three processes while the lock's file is deleted again and again; what was acknowledged stays."""
+    build(path / "index").close()
+    stop = time.monotonic() + seconds
+
+    def add(writer: int, log: Path) -> None:
+        acknowledged = []
+        index = reopen(path / "index")
+        while time.monotonic() < stop:
+            ids = [f"{writer}-{len(acknowledged)}-{member}" for member in range(GROUP)]
+            try:
+                # each takes a while, so that another writer would come in between
+                index.add(slowly(ids), ids)
+                acknowledged += ids
+            except IndexLockedError:
+                time.sleep(0.001)
+        log.write_text("\n".join(acknowledged))
+
+    def slowly(ids: list[str]) -> Iterator[str]:
+        for id in ids:
+            time.sleep(0.001)
+            yield f"text {id}"
+
+    logs = [path / f"log {writer}" for writer in range(3)]
+    children = [fork(add, writer, log) for writer, log in enumerate(logs)]
+    removed = 0
+    while time.monotonic() < stop:
+        (path / "index" / "lock").unlink(missing_ok=True)
+        removed += 1
+        time.sleep(0.003)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    acknowledged = {id for log in logs for id in log.read_text().split()}
+    assert removed > 20
+    assert len(acknowledged) > 5 * GROUP
+    with reopen(path / "index") as index:
+        assert index.verify().ok
+        assert set(index) == acknowledged
+        check(index.snapshot(), [Entry(id, f"text {id}", None) for id in index])
+
+
+def upgrade_until_killed(path: Path, _: int) -> None:
+    """Kill the first writer to an index of format 1 before its n-th call that changes files, for every n."""
+    held = {f"o{i}": f"old {i}" for i in range(3000)}
+    build(path / "base", held.values(), held).close()
+    with reopen(path / "base") as index:
+        index.remove(["o1", "o2000"])
+    as_format_1(path / "base")
+    for steps in itertools.count():
+        target = path / str(steps)
+        shutil.copytree(path / "base", target)
+
+        def run(file: int, target: Path = target, left: list[int] = [steps]) -> None:  # noqa: B006
+            def counted(function):
+                def call(*arguments, **options):
+                    left[0] -= 1
+                    if left[0] < 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return function(*arguments, **options)
+
+                return call
+
+            for name in ("pwrite", "fsync", "ftruncate", "replace", "unlink"):
+                setattr(os, name, counted(getattr(os, name)))
+            for name in ("write", "_put"):
+                setattr(catalogue.Catalogue, name, counted(getattr(catalogue.Catalogue, name)))
+            reopen(target).remove("o5")
+
+        _, status = killed(run, path / "log", None)
+        after = {id: text for id, text in held.items() if id not in ("o1", "o2000")}
+        without = {id: text for id, text in after.items() if id != "o5"}
+        assert holds(target, after) or holds(target, without)
+        with reopen(target) as index:
+            index.add(["next"], ["next"])
+            report = index.verify()
+            assert (report.ok, report.unsummed) == (True, False)
+        if not os.WIFSIGNALED(status):
+            assert status == 0
+            assert steps > 5
+            return
+
+
 def leave_a_hot_journal(path: Path, _: int) -> None:
     """Kill a writer after SQLite has overwritten pages of the catalogue for a commit that never came."""
     with build(path / "index", [f"text {i}" for i in range(3000)]) as index:
@@ -301,8 +380,9 @@ def leave_a_hot_journal(path: Path, _: int) -> None:
 
     def work(file: int) -> None:
         index = reopen(path / "index")
-        with index._store.lock():
-            connection = index._store.current().writer()._connection
+        store = index._current.store()
+        with store.lock():
+            connection = store.current().writer()._connection
             connection.execute("PRAGMA cache_size=1")
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("UPDATE entries SET text = 'half-written'")

@@ -1,7 +1,10 @@
 """A stand-in for a model that encodes at once: rows follow from the text alone, so every test can recompute them."""
 
+import contextlib
+import sqlite3
 import zlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -75,3 +78,13 @@ def check(view: Snapshot, expected: Sequence[Entry], size: int = 1000) -> None:
     fields, counts = rows_of([entry.text for entry in expected][::-1])
     assert gathered.positions.tolist() == [place for place, n in zip(places, counts, strict=True) for _ in range(n)]
     assert all(gathered.fields[name].equal(rows) for name, rows in fields.items())
+
+
+def as_format_1(path: Path) -> None:
+    """Turn an index into what was written before blocks had checksums of their own."""
+    with contextlib.closing(sqlite3.connect(next(path.glob("generation-*")) / "catalogue.sqlite")) as connection:
+        connection.execute("ALTER TABLE blocks DROP COLUMN checksum")
+        connection.execute("DELETE FROM manifest WHERE name = 'state'")
+        connection.commit()
+    pointer = path / "index.json"
+    pointer.write_text(pointer.read_text().replace('"format": 2', '"format": 1'))

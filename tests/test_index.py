@@ -80,7 +80,7 @@ def test_after_any_history_an_index_equals_one_built_fresh(history, seed, on_dis
             if entry.id.startswith("id "):
                 with pytest.raises(DuplicateIdError, match=entry.id):
                     index.add([entry.text], [entry.id])
-            elif "version 0" in entry.text:
+            elif " and" not in entry.text:
                 assert index.add([entry.text]) == AddResult(skipped=1)
             else:
                 assert index.add([entry.text], [entry.id + "x"]).added == 1
@@ -280,7 +280,7 @@ def test_bad_ids_are_named(path):
         ({"documents": [3]}, "document 0 is 3"),
         ({"documents": 3}, "documents is a int"),
         ({"documents": b"text"}, "documents is a bytes"),
-        ({"documents": ["\ud800"]}, "document 0 is not valid Unicode"),
+        ({"documents": ["\ud800"]}, "document 0 holds half of a surrogate pair"),
         ({"documents": ["a", "b"], "ids": ["x"]}, "2 documents, 1 ids"),
         ({"documents": iter(["a", "b"]), "ids": iter(["x"])}, "ids ended after 1"),
         ({"documents": ["a"], "ids": [1]}, "id 0 is 1"),

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mixencoder.cli.shared import (
     BackendOption,
@@ -22,6 +23,7 @@ from mixencoder.cli.shared import (
     say,
 )
 from mixencoder.errors import InputError
+from mixencoder.texts import printable
 
 app = typer.Typer(
     help="Keep candidates on disk, encoded once (docs/candidate-index.md).", no_args_is_help=True, add_completion=False
@@ -123,7 +125,7 @@ def info(
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in found.items():
         if name != "fields":
-            table.add_row(name.replace("_", " "), _shown(name, value))
+            table.add_row(name.replace("_", " "), Text(printable(_shown(name, value))))
     Console(highlight=False, soft_wrap=True).print(table)
 
 
@@ -135,7 +137,7 @@ def verify(path: PathArgument) -> None:
 
     with CandidateIndex.open(path, None, read_only=True, check_sizes=False) as index:
         report = index.verify()
-    typer.echo(str(report))
+    typer.echo(printable(str(report)))
     if not report.ok:
         raise typer.Exit(2)
 
@@ -166,7 +168,10 @@ def repair(
     engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
     with engine.open_index(path, check_sizes=False) as index:
         result = index.repair(batch_size=batch_size)
-    say(f"{len(result.encoded):,} encoded again, {len(result.lost):,} lost" + "".join(f"\n{id}" for id in result.lost))
+    say(
+        f"{len(result.encoded):,} encoded again, {len(result.lost):,} lost"
+        + "".join(f"\n{printable(id)}" for id in result.lost)
+    )
 
 
 def _named(candidates: str | None) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, NamedTuple
 
@@ -13,8 +14,13 @@ from torch import Tensor
 from mixencoder.errors import InputError
 from mixencoder.storage.errors import DuplicateIdError, naming
 from mixencoder.storage.schema import raw_bytes
+from mixencoder.texts import unicode_fault
 
 _DIGEST_BYTES = 16
+_MOST_DEPTH = 64
+_CHECKED_ROWS = 4096
+_UNORDERED = (bytes, bytearray, memoryview, str, set, frozenset)
+"""What can be iterated over, but not as a list of documents, ids or metadata."""
 
 
 class Document(NamedTuple):
@@ -51,23 +57,20 @@ def read_documents(
         InputError: nothing to add is given, a value cannot be used, or the numbers of values differ.
         DuplicateIdError: an id is given twice in a list.
     """
-    if isinstance(documents, str):
-        documents = [documents]
     if documents is None and embeddings is None:
         raise InputError("neither documents nor embeddings are given; expected texts, embeddings, or both")
-    if isinstance(documents, bytes) or not isinstance(documents, Iterable | None):
-        raise InputError(f"documents is a {type(documents).__name__}; expected texts")
+    if isinstance(ids, str):
+        # letters are no names: one name is for one document
+        if documents is not None and not isinstance(documents, str):
+            raise InputError(f"ids is the string {ids!r:.60}; expected a list of strings, one a document")
+        ids = [ids]
+    if isinstance(documents, str):
+        documents = [documents]
     streamed = documents is not None and not isinstance(documents, Sequence)
-    if embeddings is not None:
-        embeddings = torch.as_tensor(embeddings)
-        if embeddings.dim() < 2:
-            raise InputError(f"embeddings are {tuple(embeddings.shape)}; expected (N, ...)")
-    columns = {
-        "documents": documents,
-        "ids": [ids] if isinstance(ids, str) else ids,
-        "metadata": metadata,
-        "embeddings": embeddings,
-    }
+    columns: dict[str, Iterable[Any] | None] = {"documents": documents, "ids": ids, "metadata": metadata}
+    for name, column in columns.items():
+        _check_column(column, name)
+    columns["embeddings"] = None if embeddings is None else read_embeddings(embeddings)
     rows = _rows({name: column for name, column in columns.items() if column is not None})
     read = (_document(number, row) for number, row in enumerate(rows))
     if streamed:
@@ -118,6 +121,8 @@ def _document(number: int, row: Mapping[str, Any]) -> Document:
     id = row.get("ids", digest.hexdigest())
     if not _encoded(id, f"id {number}"):
         raise InputError(f"id {number} is empty; expected a name")
+    # exactly strings, as SQLite keeps them, of whatever is one, such as numpy's
+    id, text = str.__str__(id), None if text is None else str.__str__(text)
     named_by_content = id == digest.hexdigest()
     metadata = row.get("metadata")
     return Document(
@@ -126,26 +131,100 @@ def _document(number: int, row: Mapping[str, Any]) -> Document:
         "ids" in row,
         None if named_by_content else digest.digest(),
         text,
-        None if metadata is None else _json(metadata, number),
+        None if metadata is None else json_object(metadata, f"metadata {number}"),
         embedding,
     )
 
 
 def _encoded(text: Any, name: str) -> bytes:
     if not isinstance(text, str):
-        raise InputError(f"{name} is {text!r} ({type(text).__name__}); expected a string")
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{name} is not valid Unicode: {error}") from error
+        raise InputError(f"{name} is {text!r:.60} ({type(text).__name__}); expected a string")
+    if (fault := unicode_fault(text)) is not None:
+        raise InputError(f"{name} {fault}")
+    return text.encode()
 
 
-def _json(metadata: Any, number: int) -> str:
-    if not isinstance(metadata, Mapping):
-        raise InputError(
-            f"metadata {number} is {metadata!r} ({type(metadata).__name__}); expected a JSON object or None"
-        )
+def _check_column(column: Any, name: str) -> None:
+    expected = "texts" if name == "documents" else f"a list of {name}"
+    # the keys of an object may well be ids, but are not its texts
+    unfit = isinstance(column, _UNORDERED) or (name != "ids" and isinstance(column, Mapping))
+    if column is not None and (unfit or not isinstance(column, Iterable)):
+        raise InputError(f"{name} is a {type(column).__name__}; expected {expected}")
+    if isinstance(column, np.ndarray) and column.ndim != 1:
+        raise InputError(f"{name} is an array of shape {column.shape}; expected {expected}")
+
+
+def json_object(value: Any, name: str) -> str:
+    """Return an object as JSON from which the very same is read again.
+
+    Raises:
+        InputError: it is no object, or holds what JSON does not: the message names it.
+    """
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} is {value!r:.60} ({type(value).__name__}); expected a JSON object or None")
+    _check_json(dict(value), name, 0)
     try:
-        return json.dumps(dict(metadata), allow_nan=False)
+        return json.dumps(dict(value), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InputError(f"metadata {number} is not JSON: {error}") from error
+        raise InputError(f"{name} is not JSON: {error}") from error
+
+
+def _check_json(value: Any, name: str, depth: int) -> None:
+    if depth > _MOST_DEPTH:
+        raise InputError(f"{name} is not JSON: it is nested more than {_MOST_DEPTH} deep")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            # json would turn other keys into strings, of which two may be the same
+            if not isinstance(key, str):
+                raise InputError(f"{name} has the key {key!r:.60} ({type(key).__name__}); expected strings as keys")
+            _check_json(key, name, depth + 1)
+            _check_json(item, name, depth + 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_json(item, name, depth + 1)
+    elif isinstance(value, str):
+        if (fault := unicode_fault(value)) is not None:
+            raise InputError(f"{name} holds a string that {fault}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name} is not JSON: it holds {value!r}; expected finite numbers")
+    elif not (value is None or isinstance(value, bool | int | float)):
+        raise InputError(f"{name} is not JSON: it holds {value!r:.60} ({type(value).__name__})")
+
+
+def id_list(ids: Iterable[str] | str) -> list[str]:
+    """Return one id or several as a list.
+
+    Raises:
+        InputError: they are neither.
+    """
+    if isinstance(ids, str):
+        return [ids]
+    if ids is None or isinstance(ids, bytes | bytearray | memoryview) or not isinstance(ids, Iterable):
+        raise InputError(f"ids is a {type(ids).__name__}; expected an id or a list of ids")
+    return list(ids)
+
+
+def read_embeddings(embeddings: Any) -> Tensor:
+    """Return given embeddings as a tensor of finite numbers, (N, ...).
+
+    Raises:
+        InputError: they are something else; the message names the first embedding that is not finite.
+    """
+    try:
+        if isinstance(embeddings, np.ndarray):
+            # torch takes neither negative strides nor foreign byte orders
+            native = embeddings.astype(embeddings.dtype.newbyteorder("="), copy=False)
+            embeddings = np.ascontiguousarray(native) if min(native.strides, default=0) < 0 else native
+        found = torch.as_tensor(embeddings).detach()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"embeddings cannot be read as a tensor ({error}); expected (N, ...) numbers") from error
+    if not found.is_floating_point() or found.layout != torch.strided or found.is_meta:
+        raise InputError(f"embeddings are {found.dtype} ({found.layout}, {found.device}); expected floating point")
+    if found.dim() < 2 or 0 in found.shape[1:]:
+        raise InputError(f"embeddings are {tuple(found.shape)}; expected (N, ...)")
+    for first in range(0, len(found), _CHECKED_ROWS):
+        finite = torch.isfinite(found[first : first + _CHECKED_ROWS]).flatten(1).all(dim=1)
+        if not bool(finite.all()):
+            place = first + int((~finite).nonzero()[0])
+            raise InputError(f"embedding {place} holds NaN or an infinity; expected finite numbers")
+    return found

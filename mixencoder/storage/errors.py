@@ -1,5 +1,7 @@
 """Errors of a candidate index: what was found, what was expected, and the way out."""
 
+import os
+
 from mixencoder.errors import MixEncoderError
 
 
@@ -35,3 +37,20 @@ def naming(ids: list[str], most: int = 5) -> str:
     """Return ids as an error message names them: the first few, and how many more."""
     more = f" and {len(ids) - most:,} more" if len(ids) > most else ""
     return ", ".join(map(repr, ids[:most])) + more
+
+
+def check_process(name: str, process: int) -> None:
+    """Refuse to go on in a child that was forked: SQLite and the locks of threads do not survive that.
+
+    Args:
+        name: of the index, for the message.
+        process: who opened it.
+
+    Raises:
+        IndexStateError: this is another process.
+    """
+    if os.getpid() != process:
+        raise IndexStateError(
+            f"{name}: this index was opened in another process (pid {process}); open it again here, in pid "
+            f"{os.getpid()}. One in memory has to be built here"
+        )

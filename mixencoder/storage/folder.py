@@ -5,28 +5,38 @@
     generation-000001/    catalogue.sqlite and the shards
 
 Compaction writes a new generation and swaps the pointer; the old one is deleted, which readers that have it open do
-not notice. Reading writes nothing, so a read-only folder will do.
+not notice. Reading writes nothing, so a read-only folder will do. Nothing is ever deleted that could be somebody
+else's: only files of the names above, in generations that a killed writer can have left.
 """
 
-import errno
-import fcntl
 import json
 import os
-import shutil
+import re
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixencoder.durable import sync_folder
-from mixencoder.storage.catalogue import Catalogue, Manifest
-from mixencoder.storage.errors import IndexDamagedError, IndexLockedError, IndexStateError, IndexStorageError
-from mixencoder.storage.shards import Arrays, ShardFiles, refusal
+from mixencoder.errors import InputError
+from mixencoder.inputs import local_path
+from mixencoder.storage.catalogue import Catalogue
+from mixencoder.storage.errors import IndexDamagedError, IndexStateError, IndexStorageError
+from mixencoder.storage.files import Folder, read_small, refusal, status_of
+from mixencoder.storage.lock import LOCK, locked
+from mixencoder.storage.manifest import Manifest
+from mixencoder.storage.shards import SHARD_NAME, Arrays, ShardFiles
+from mixencoder.texts import printable
 
 KIND = "mixencoder-candidate-index"
-FORMAT = 1
-"""Raised when what older versions wrote can no longer be read, or they could not read what this one writes."""
-_POINTER, _LOCK, _CATALOGUE = "index.json", "lock", "catalogue.sqlite"
+FORMAT = 2
+"""Raised when what older versions wrote can no longer be read, or they could not read what this one writes. Format 1,
+which is read as well and becomes this one when it is first written to, has no checksums of blocks."""
+_POINTER, _DRAFT, _CATALOGUE = "index.json", "index.json.new", "catalogue.sqlite"
+_POINTER_BYTES = 2**16
+_GENERATION = re.compile(r"generation-([0-9]{6,9})")
+_CATALOGUE_NAME = re.compile(r"catalogue\.sqlite(-journal|-wal|-shm)?")
+_GENERATION_FILES = re.compile(f"{_CATALOGUE_NAME.pattern}|{SHARD_NAME.pattern}")
+_ANYTHING = re.compile(r".*", re.DOTALL)
 
 
 @dataclass
@@ -40,6 +50,7 @@ class Generation:
         catalogue: a connection for reading.
         arrays: the rows.
         writing: a connection for writing, made when first needed.
+        format: of its files.
     """
 
     number: int
@@ -48,6 +59,7 @@ class Generation:
     catalogue: Catalogue
     arrays: Arrays
     writing: Catalogue | None = None
+    format: int = FORMAT
 
     def writer(self) -> Catalogue:
         """Return the connection for writing; only under the lock."""
@@ -60,29 +72,29 @@ class Generation:
 class FolderStore:
     """The generations of one folder."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = str(path)
+    def __init__(self, path: str | Path) -> None:
+        self.path = _located(path)
+        self.name = str(self.path)
         self._current: Generation | None = None
-        self._seen: tuple[int, int] | None = None
+        self._seen: tuple[object, object] | None = None
+        # the folder while it is locked, which everything is written through
+        self._held: Folder | None = None
 
     def current(self) -> Generation:
-        """Return the generation that the pointer names, opened anew if the pointer was replaced.
+        """Return the generation that the pointer names, opened anew if its files were replaced.
 
         Raises:
             IndexStateError: there is no index, or its format is newer.
             IndexDamagedError: the pointer or the catalogue cannot be read.
             FileNotFoundError: compaction swept the generation away meanwhile; ask again.
         """
-        try:
-            status = (self.path / _POINTER).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            raise IndexStateError(
-                f"{self.path} is not an index: it holds no {_POINTER}; expected a folder that index() made"
-            ) from None
-        seen = status.st_ino, status.st_mtime_ns
-        if self._current is None or seen != self._seen:
-            self._current, self._seen = self._open(self._read_pointer()), seen
+        pointer = self._identity_of_pointer()
+        if self._current is None or (pointer, _identity(self._catalogue(self._current.number))) != self._seen:
+            number, version = self._read_pointer()
+            generation = self._open(number, version)
+            self._current, self._seen = generation, (pointer, _identity(self._catalogue(number)))
+            if self._identity_of_pointer() != pointer:
+                raise FileNotFoundError(self.path / _POINTER)
         return self._current
 
     def prepare(self) -> bool:
@@ -92,53 +104,71 @@ class FolderStore:
             IndexStateError: something else is there.
             IndexStorageError: the folder cannot be made.
         """
-        if (self.path / _POINTER).exists():
+        if status_of(self.path / _POINTER) is not None:
             return True
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            folder = Folder(self.path, follow=True)
             # what a creation leaves that was killed before it wrote the pointer
-            foreign = [item.name for item in self.path.iterdir() if not _is_ours(item.name)]
+            foreign = [name for name in folder.names(_ANYTHING) if not _left_by_creation(folder, name)]
         except (FileExistsError, NotADirectoryError):
             raise IndexStateError(f"{self.path} is a file; expected a folder to make the index in") from None
         except OSError as error:
             raise refusal(error, self.path) from error
         if foreign:
             raise IndexStateError(
-                f"{self.path} is not empty and not an index (it holds {sorted(foreign)[0]}); expected a new or empty "
-                "folder, or an index"
+                f"{self.path} is not empty and not an index (it holds {printable(foreign[0])}); expected a new or "
+                "empty folder, or an index"
             )
         return False
 
     def new_generation(self, manifest: Manifest) -> Generation:
         """Return an empty generation beside the current one, to be published; only under the lock."""
-        number = self._read_pointer() + 1 if (self.path / _POINTER).exists() else 1
-        folder = self._folder(number)
+        here = self._folder()
+        current = self._read_pointer()[0] if here.status(_POINTER) is not None else 0
+        self._sweep(current)
+        path = self._generation_path(current + 1)
         try:
-            self._sweep(number - 1)
-            folder.mkdir()
+            os.mkdir(path.name, dir_fd=here.descriptor)
+        except FileExistsError:
+            raise IndexStorageError(
+                f"{path} is in the way and holds what an index does not make; move it away, then do the same again"
+            ) from None
         except OSError as error:
-            raise refusal(error, folder) from error
-        catalogue = Catalogue.on_disk(folder / _CATALOGUE, "rwc")
+            raise refusal(error, path) from error
+        self._check_in_place()
+        catalogue = Catalogue.on_disk(path / _CATALOGUE, "rwc")
         catalogue.create(manifest)
-        return self._generation(number, manifest, catalogue, catalogue)
+        try:
+            arrays = ShardFiles(Folder(path, inside=here), manifest.schema, manifest.shard_rows)
+        except OSError as error:
+            raise refusal(error, path) from error
+        return Generation(current + 1, path, manifest, catalogue, arrays, catalogue)
 
     def publish(self, generation: Generation) -> None:
         """Make a generation the current one, whole or not at all, and delete all others."""
         assert generation.folder is not None, "a generation of a folder has one"
-        pointer, draft = self.path / _POINTER, self.path / f"{_POINTER}.new"
-        content = json.dumps({"kind": KIND, "format": FORMAT, "generation": generation.number}) + "\n"
+        self._check_in_place()
         try:
-            sync_folder(generation.folder)
-            sync_folder(self.path)
-            with draft.open("w", encoding="utf-8") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, pointer)
-            sync_folder(self.path)
+            folder = Folder(generation.folder, inside=self._folder())
+            try:
+                os.fsync(folder.descriptor)
+            finally:
+                folder.close()
         except OSError as error:
-            raise refusal(error, pointer) from error
+            raise refusal(error, generation.folder) from error
+        self._write_pointer(generation.number)
         self._sweep(generation.number)
+
+    def upgrade(self, generation: Generation) -> bool:
+        """Give an index of an older format what this one has beside; returns whether it had to; only under the lock."""
+        if generation.format < FORMAT:
+            # first, so that no older version writes to what it does not know
+            self._write_pointer(generation.number)
+        if not generation.writer().summed:
+            generation.writer().add_sums()
+            return True
+        return generation.format < FORMAT
 
     @contextmanager
     def lock(self) -> Generator[None]:
@@ -148,87 +178,150 @@ class FolderStore:
             IndexLockedError: somebody else holds it; the message names the process.
             IndexStorageError: the folder cannot be written.
         """
-        path = self.path / _LOCK
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise refusal(error, self.path) from error
-        try:
+        with locked(self.path) as folder:
+            self._held = folder
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise refusal(error, path) from error
-                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-                raise IndexLockedError(
-                    f"{self.path} is being written by process {holder}; one writer at a time: try again when it is done"
-                ) from None
-            try:
-                with suppress(OSError):  # only tells others who it is; a full disk must not keep anyone from removing
-                    os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
                 yield
             finally:
-                # explicitly, as a process forked meanwhile holds a copy of the descriptor
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-        finally:
-            os.close(descriptor)
+                self._held = None
 
-    def _open(self, number: int) -> Generation:
-        path = self._folder(number) / _CATALOGUE
+    def tidy(self) -> None:
+        """Delete what a compaction left that was killed; only under the lock."""
+        self._sweep(self._read_pointer()[0])
+
+    def _open(self, number: int, version: int) -> Generation:
+        path = self._catalogue(number)
         try:
-            if not path.exists():
+            if status_of(path) is None:
                 raise IndexDamagedError(
                     f"{path} is missing, though {self.path / _POINTER} names it; restore the file, or build the index "
                     "again"
                 )
+            try:
+                folder = Folder(path.parent)
+            except OSError as error:
+                raise IndexDamagedError(
+                    f"{path.parent} is not a folder of the index ({error.strerror}); expected a folder, not a link "
+                    "to one. Put the folder itself there"
+                ) from error
             catalogue = Catalogue.on_disk(path, "ro")
-            return self._generation(number, catalogue.manifest(), catalogue)
+            manifest = catalogue.manifest()
+            arrays = ShardFiles(folder, manifest.schema, manifest.shard_rows)
+            return Generation(number, path.parent, manifest, catalogue, arrays, format=version)
         except (IndexDamagedError, IndexStorageError):
-            if self._read_pointer() != number:
+            if self._read_pointer()[0] != number:
                 raise FileNotFoundError(path) from None
             raise
 
-    def _generation(
-        self, number: int, manifest: Manifest, catalogue: Catalogue, writing: Catalogue | None = None
-    ) -> Generation:
-        folder = self._folder(number)
-        return Generation(
-            number, folder, manifest, catalogue, ShardFiles(folder, manifest.schema, manifest.shard_rows), writing
-        )
+    def _identity_of_pointer(self) -> object:
+        found = _identity(self.path / _POINTER)
+        if found is None:
+            raise IndexStateError(
+                f"{self.path} is not an index: it holds no {_POINTER}; expected a folder that index() made"
+            )
+        return found
 
-    def _read_pointer(self) -> int:
+    def _read_pointer(self) -> tuple[int, int]:
+        """Return the number of the current generation, and the format."""
         path = self.path / _POINTER
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            kind, version, number = content["kind"], int(content["format"]), int(content["generation"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            content = json.loads(read_small(path, _POINTER_BYTES))
+            kind, version, number = content["kind"], content["format"], content["generation"]
+            # JSON's true and 1.0 are no numbers of anything
+            if not (type(version) is type(number) is int and version > 0 and 0 < number < 10**9):
+                raise ValueError(f"format {version!r}, generation {number!r}")
+        except (IndexDamagedError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise IndexDamagedError(
-                f"{path} cannot be read ({type(error).__name__}: {error}); expected the pointer of an index. If the "
-                f'folder is one, write {{"kind": "{KIND}", "format": {FORMAT}, "generation": N}} there, N being the '
-                "number of its generation folder"
+                f"{path} cannot be read ({type(error).__name__}: {printable(str(error)[:200])}); expected the pointer "
+                f'of an index. If the folder is one, write {{"kind": "{KIND}", "format": {FORMAT}, "generation": N}} '
+                "there, N being the number of its generation folder"
             ) from error
         if kind != KIND:
-            raise IndexStateError(f'{path} is of kind "{kind}"; expected "{KIND}"')
+            raise IndexStateError(f'{path} is of kind "{printable(str(kind)[:100])}"; expected "{KIND}"')
         if version > FORMAT:
             raise IndexStateError(
                 f"{self.path} has format {version}; this version of mixencoder reads up to {FORMAT}. Upgrade mixencoder"
             )
-        return number
+        return number, version
 
-    def _folder(self, number: int) -> Path:
-        return self.path / f"generation-{number:06d}"
+    def _write_pointer(self, number: int) -> None:
+        here = self._folder()
+        content = json.dumps({"kind": KIND, "format": FORMAT, "generation": number}) + "\n"
+        try:
+            os.fsync(here.descriptor)
+            # whatever lies there is a draft that was never finished, or a link that must not be written through
+            with suppress(FileNotFoundError):
+                os.unlink(_DRAFT, dir_fd=here.descriptor)
+            with os.fdopen(here.open(_DRAFT, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w", encoding="utf-8") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(_DRAFT, _POINTER, src_dir_fd=here.descriptor, dst_dir_fd=here.descriptor)
+            os.fsync(here.descriptor)
+        except OSError as error:
+            raise refusal(error, self.path / _POINTER) from error
 
-    def tidy(self) -> None:
-        """Delete what a compaction left that was killed; only under the lock."""
-        self._sweep(self._read_pointer())
+    def _folder(self) -> Folder:
+        assert self._held is not None, "only under the lock"
+        return self._held
 
-    def _sweep(self, keep: int) -> None:
-        kept = self._folder(keep).name
-        for folder in self.path.glob("generation-*"):
-            if folder.name != kept:
-                shutil.rmtree(folder, ignore_errors=True)
+    def _check_in_place(self) -> None:
+        """Refuse to go on in a folder that was moved away, as SQLite would write by the path."""
+        if not self._folder().is_at(self.path):
+            raise IndexStateError(f"{self.path} was moved away while it was written to; open the index where it is now")
+
+    def _generation_path(self, number: int) -> Path:
+        return self.path / _generation_name(number)
+
+    def _catalogue(self, number: int) -> Path:
+        return self._generation_path(number) / _CATALOGUE
+
+    def _sweep(self, current: int) -> None:
+        """Delete generations before the current one, and the next, which was never published."""
+        here = self._folder()
+        for name in here.names(_GENERATION):
+            number = int(name.split("-")[1])
+            if name == _generation_name(number) and (0 < number < current or number == current + 1):
+                # a file or a link of such a name is somebody else's, and so is a file of another name within
+                with suppress(OSError):
+                    folder = Folder(self.path / name, inside=here)
+                    for file in folder.names(_GENERATION_FILES):
+                        os.unlink(file, dir_fd=folder.descriptor)
+                    os.rmdir(name, dir_fd=here.descriptor)
 
 
-def _is_ours(name: str) -> bool:
-    return name in (_LOCK, f"{_POINTER}.new") or name.startswith("generation-")
+def _located(path: str | Path) -> Path:
+    """Return where an index is.
+
+    Raises:
+        InputError: that cannot be the path of a folder.
+    """
+    try:
+        found = local_path(path)
+        usable = bool(str(path)) and b"\0" not in os.fsencode(found)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"path is {path!r:.200} ({error}); expected the path of a folder") from error
+    if not usable:
+        raise InputError(f"path is {path!r:.200}; expected the path of a folder")
+    return found
+
+
+def _generation_name(number: int) -> str:
+    return f"generation-{number:06d}"
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes when a file is replaced, None where there is none."""
+    found = status_of(path)
+    return None if found is None else (found.st_dev, found.st_ino, found.st_mtime_ns if path.name == _POINTER else 0)
+
+
+def _left_by_creation(folder: Folder, name: str) -> bool:
+    """Return whether a creation leaves this that was killed: no rows, as these come after the pointer."""
+    if name != _generation_name(1):
+        return name in (LOCK, _DRAFT)
+    try:
+        inside = Folder(folder.path / name, inside=folder)
+    except OSError:
+        return False
+    return inside.names(_ANYTHING) == inside.names(_CATALOGUE_NAME)

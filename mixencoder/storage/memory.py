@@ -7,9 +7,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from mixencoder.storage.catalogue import Catalogue, Manifest
+from mixencoder.storage.catalogue import Catalogue
 from mixencoder.storage.errors import IndexLockedError
 from mixencoder.storage.folder import Generation
+from mixencoder.storage.manifest import Manifest
 from mixencoder.storage.schema import Field, Schema
 from mixencoder.storage.shards import Shard, spread
 
@@ -106,6 +107,10 @@ class MemoryStore:
 
     def tidy(self) -> None:
         """There is nothing to delete."""
+
+    def upgrade(self, generation: Generation) -> bool:
+        """There is no older format in memory."""
+        return False
 
     @contextmanager
     def lock(self) -> Generator[None]:

@@ -5,7 +5,8 @@ one run of rows; the first of them is its head. Removing a document clears the l
 live rows is the order of insertion. A document's *place* is the number of live heads before its own.
 """
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -33,12 +34,39 @@ class BlockRecord(NamedTuple):
     starts: bytes | None
     live: bytes | None
 
+    def checksum(self) -> int:
+        """CRC-32 of all attributes: of what decides which rows count, and of the sums of their bytes."""
+        value = zlib.crc32(f"{self.block} {self.rows}".encode())
+        for part in (self.checksums, self.starts, self.live):
+            value = zlib.crc32(b"-" if part is None else b"+" + part, value)
+        return value
+
+    def fault(self, number: int) -> str | None:
+        """Return why this cannot be the block of a number, or None; the last block alone may be short."""
+        if self.block != number:
+            return f"is missing, or not where it should be (found {self.block!r})"
+        if type(self.rows) is not int or not 0 < self.rows <= BLOCK_ROWS:
+            return f"has {self.rows!r:.40} rows"
+        if type(self.checksums) is not bytes or len(self.checksums) % 4:
+            return "has no checksums"
+        for name, bits in (("starts", self.starts), ("live", self.live)):
+            if bits is not None and (type(bits) is not bytes or len(bits) != _BLOCK_BYTES):
+                return f"has no {name} bits"
+            # numbers of bits beyond the rows would be those of rows to come
+            if bits is not None and int.from_bytes(bits, "little") >> self.rows:
+                return f"has {name} bits beyond its rows"
+        return None
+
 
 class BitVector:
-    """Bits with rank and select: how many are set before a position, and where the n-th set one is."""
+    """Bits with rank and select: how many are set before a position, and where the n-th set one is.
+
+    Attributes:
+        words: the bits, 64 a number.
+    """
 
     def __init__(self, words: np.ndarray) -> None:
-        self._words = words
+        self.words = words
         counts = _ONES[words.view(np.uint8)].reshape(-1, 8).sum(axis=1)
         self._before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
 
@@ -48,7 +76,7 @@ class BitVector:
         return cls(np.frombuffer(packed + bytes(8), dtype="<u8"))
 
     def __and__(self, other: "BitVector") -> "BitVector":
-        return BitVector(self._words & other._words)
+        return BitVector(self.words & other.words)
 
     @property
     def count(self) -> int:
@@ -58,19 +86,19 @@ class BitVector:
     def test(self, positions: np.ndarray) -> np.ndarray:
         """Return which positions are set: bool, of the positions' shape."""
         shift = (positions & 63).astype(np.uint64)
-        return (self._words[positions >> 6] >> shift & np.uint64(1)).astype(bool)
+        return (self.words[positions >> 6] >> shift & np.uint64(1)).astype(bool)
 
     def rank(self, positions: np.ndarray) -> np.ndarray:
         """Return how many bits are set before each position (n,): int64."""
         words = positions >> 6
         below = (np.uint64(1) << (positions & 63).astype(np.uint64)) - np.uint64(1)
-        part = np.ascontiguousarray(self._words[words] & below)
+        part = np.ascontiguousarray(self.words[words] & below)
         return self._before[words] + _ONES[part.view(np.uint8)].reshape(-1, 8).sum(axis=1)
 
     def select(self, numbers: np.ndarray) -> np.ndarray:
         """Return the positions of set bits by their number from 0, each below `count`: int64 (n,)."""
         words = np.searchsorted(self._before, numbers, side="right") - 1
-        bits = np.unpackbits(self._words[words].view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
+        bits = np.unpackbits(self.words[words].view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
         wanted = (numbers - self._before[words] + 1)[:, None]
         return words * 64 + (np.cumsum(bits, axis=1) == wanted).argmax(axis=1)
 
@@ -78,7 +106,7 @@ class BitVector:
         """Return the positions of set bits number first to last (exclusive): int64 (last - first,)."""
         start = int(np.searchsorted(self._before, first, side="right")) - 1
         stop = int(np.searchsorted(self._before, last, side="left"))
-        bits = np.unpackbits(self._words[start:stop].view(np.uint8), bitorder="little")
+        bits = np.unpackbits(self.words[start:stop].view(np.uint8), bitorder="little")
         begin = first - int(self._before[start])
         return np.flatnonzero(bits)[begin : begin + last - first] + start * 64
 
@@ -100,12 +128,23 @@ class RowMap:
         self.live_rows, self.documents = live.count, self._heads.count
 
     @classmethod
-    def from_records(cls, records: Sequence[tuple[int, int, bytes | None, bytes | None]]) -> "RowMap":
-        """Make one from (block, rows, starts, live) of all blocks in order, None for bits that are all set."""
-        rows = sum(record[1] for record in records)
-        starts = b"".join(bits or _all_set(count) for _, count, bits, _ in records)
-        live = b"".join(bits or _all_set(count) for _, count, _, bits in records)
-        return cls(rows, BitVector.from_bytes(starts), BitVector.from_bytes(live))
+    def from_records(cls, records: Iterable[BlockRecord]) -> "RowMap":
+        """Make one from all blocks in order, each without a `fault`.
+
+        Raises:
+            ValueError: they contradict each other.
+        """
+        rows, starts, live = 0, bytearray(), bytearray()
+        for record in records:
+            if rows % BLOCK_ROWS:
+                raise ValueError(f"block {record.block} follows one that is not full")
+            rows += record.rows
+            starts += record.starts or _all_set(record.rows)
+            live += record.live or _all_set(record.rows)
+        found = cls(rows, BitVector.from_bytes(bytes(starts)), BitVector.from_bytes(bytes(live)))
+        if not found._is_whole():
+            raise ValueError("which rows begin a document, and which are live, contradict each other")
+        return found
 
     def live_between(self, first: int, last: int) -> np.ndarray:
         """Return live rows number first to last (exclusive) in iteration order: int64."""
@@ -146,6 +185,20 @@ class RowMap:
     def is_live(self, rows: np.ndarray) -> np.ndarray:
         """Return which rows are live: bool."""
         return self._live.test(rows)
+
+    def _is_whole(self) -> bool:
+        """Return whether the first row begins a document, and all rows of each are live or none is."""
+        if self.one_row_each:
+            return True
+        words, starts = self._live.words, self._starts.words
+        if not int(starts[0]) & 1:
+            return False
+        # each row's predecessor, over the ends of the words too
+        before = (words << np.uint64(1)) | np.concatenate([np.zeros(1, dtype="<u8"), words[:-1] >> np.uint64(63)])
+        changes = (words ^ before) & ~starts
+        # the row after the last is no row, and not live
+        changes[self.rows >> 6] &= ~(np.uint64(1) << np.uint64(self.rows & 63))
+        return not changes.any()
 
     @property
     def written_documents(self) -> int:

@@ -1,6 +1,7 @@
 """What a row of an index holds: named fields, each with a shape and a dtype. Knows nothing of what they mean."""
 
 import math
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor
 from mixencoder.errors import InputError
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "int8", "uint8")}
+_MOST_SIZES, _MOST_VALUES = 16, 2**40
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -21,7 +23,7 @@ class Field:
 
     Attributes:
         name: lower-case letters, digits and underscores; names the array's files.
-        shape: of one row; () is one number a row.
+        shape: of one row, at most 2**40 numbers; () is one number a row.
         dtype: of `DTYPES`.
 
     Raises:
@@ -37,9 +39,11 @@ class Field:
             raise InputError(f"field name {self.name!r} cannot be used; expected lower-case letters, digits and _")
         if self.dtype not in DTYPES:
             raise InputError(f"field {self.name}: dtype {self.dtype!r}; expected one of {', '.join(DTYPES)}")
-        object.__setattr__(self, "shape", tuple(map(int, self.shape)))
-        if any(size < 1 for size in self.shape):
-            raise InputError(f"field {self.name}: shape {self.shape}; expected positive sizes")
+        object.__setattr__(self, "shape", tuple(map(operator.index, self.shape)))
+        if any(size < 1 for size in self.shape) or len(self.shape) > _MOST_SIZES or self.values > _MOST_VALUES:
+            raise InputError(
+                f"field {self.name}: shape {self.shape}; expected up to {_MOST_SIZES} positive sizes, 2**40 numbers"
+            )
 
     @property
     def torch_dtype(self) -> torch.dtype:

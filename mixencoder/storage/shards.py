@@ -5,6 +5,7 @@ are deleted; nothing here is locked, which is the business of `mixencoder.storag
 """
 
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,13 +14,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mixencoder.durable import sync_folder
-from mixencoder.storage.errors import IndexDamagedError, IndexStorageError
+from mixencoder.storage.errors import IndexDamagedError
+from mixencoder.storage.files import Folder, refusal, status_of
 from mixencoder.storage.rows import BLOCK_ROWS
 from mixencoder.storage.schema import Field, Schema, raw_bytes
 
 SHARD_BYTES = 256 * 2**20
 """Most bytes of a shard over all its fields, unless a single block of rows needs more."""
+SHARD_NAME = re.compile(r"shard-\d{5,}\.[a-z][a-z0-9_]*\.bin")
 
 
 class Shard(NamedTuple):
@@ -89,13 +91,14 @@ class ShardFiles:
 
     Raises (all methods):
         IndexStorageError: the disk is full or fails; the message names the file.
-        IndexDamagedError: a file is missing or shorter than what was committed.
+        IndexDamagedError: a file is missing, shorter than what was committed, or not a regular one.
     """
 
-    def __init__(self, folder: Path, schema: Schema, shard_rows: int) -> None:
-        self.folder, self.schema, self.shard_rows = folder, schema, shard_rows
+    def __init__(self, folder: Folder, schema: Schema, shard_rows: int) -> None:
+        self.schema, self.shard_rows = schema, shard_rows
+        self._folder = folder
         self._maps: dict[int, Shard] = {}
-        self._written: dict[Path, int] = {}
+        self._written: dict[str, int] = {}
         self._created = False
 
     def append(self, first: int, fields: Mapping[str, Tensor]) -> None:
@@ -105,19 +108,16 @@ class ShardFiles:
         for number, offset, count in spread(first, rows, self.shard_rows):
             for field in self.schema.fields:
                 part = raw_bytes(fields[field.name][done : done + count])
-                self._write(self._path(number, field), part, offset * field.row_bytes)
+                self._write(_name(number, field), part, offset * field.row_bytes)
             done += count
 
     def sync(self) -> None:
         """Flush every file written since the last call, and the folder if there are new ones."""
-        for path, descriptor in self._written.items():
-            try:
-                os.fsync(descriptor)
-            except OSError as error:
-                raise refusal(error, path) from error
+        for name, descriptor in self._written.items():
+            self._flush(descriptor, self._folder.path / name)
         self._close()
         if self._created:
-            sync_folder(self.folder)
+            self._flush(self._folder.descriptor, self._folder.path)
             self._created = False
 
     def discard(self, rows: int) -> None:
@@ -127,34 +127,34 @@ class ShardFiles:
         kept = rows - number * self.shard_rows
         try:
             for field in self.schema.fields:
-                path, size = self._path(number, field), kept * field.row_bytes
-                found = _size(path)
-                if found < size:
-                    raise self._too_short(path, found, size)
-                if found > size:
-                    os.truncate(path, size)
+                name, size = _name(number, field), kept * field.row_bytes
+                found = self._folder.status(name)
+                if (found.st_size if found else 0) < size:
+                    raise self._too_short(name, found, size)
+                if found and found.st_size > size:
+                    self._resize(name, size)
             while True:
                 number += 1
-                paths = [self._path(number, field) for field in self.schema.fields]
-                beyond = [path for path in paths if path.exists()]
+                names = [_name(number, field) for field in self.schema.fields]
+                beyond = [name for name in names if self._folder.status(name) is not None]
                 if not beyond:
                     break
-                for path in beyond:
-                    path.unlink()
+                for name in beyond:
+                    os.unlink(name, dir_fd=self._folder.descriptor)
         except OSError as error:
-            raise refusal(error, self.folder) from error
+            raise refusal(error, self._folder.path) from error
 
     def pad(self, rows: int) -> None:
         """Lengthen files that are too short for this number of rows, with zeros: only where damage was noted."""
         for number, _, count in spread(0, rows, self.shard_rows):
             for field in self.schema.fields:
-                path = self._path(number, field)
-                if _size(path) < count * field.row_bytes:
+                name, size = _name(number, field), count * field.row_bytes
+                found = self._folder.status(name)
+                if found is None or found.st_size < size:
                     try:
-                        path.touch()
-                        os.truncate(path, count * field.row_bytes)
+                        self._resize(name, size)
                     except OSError as error:
-                        raise refusal(error, path) from error
+                        raise refusal(error, self._folder.path / name) from error
 
     def map(self, rows: int) -> tuple[Shard, ...]:
         """Return this number of rows as private maps of the files: writing to one does not reach the file."""
@@ -169,11 +169,12 @@ class ShardFiles:
 
     def size(self) -> int:
         """Return the bytes of all array files."""
-        return sum(map(_size, self.folder.glob("shard-*.bin")))
+        found = [self._folder.status(name) for name in self._folder.names(SHARD_NAME)]
+        return sum(status.st_size for status in found if status)
 
     def file_of(self, row: int, field: Field) -> Path:
         """Return the file that holds a row."""
-        return self._path(row // self.shard_rows, field)
+        return self._folder.path / _name(row // self.shard_rows, field)
 
     def readable(self, field: Field, first: int, rows: int) -> Tensor | None:
         """Return rows within one shard, or None where the file is missing or too short."""
@@ -184,10 +185,13 @@ class ShardFiles:
             return None
 
     def _map(self, number: int, field: Field, rows: int) -> Tensor:
-        path, size = self._path(number, field), rows * field.row_bytes
-        found = _size(path)
-        if found < size:
-            raise self._too_short(path, found, size)
+        name, size = _name(number, field), rows * field.row_bytes
+        path, found = self._folder.path / name, self._folder.status(name)
+        if found is None or found.st_size < size:
+            raise self._too_short(name, found, size)
+        # a map is made by path, which may have come to lead elsewhere
+        if (here := status_of(path)) is None or not os.path.samestat(found, here):
+            raise IndexDamagedError(f"{path} was moved away or replaced; open the index again")
         # unlike mmap.mmap this keeps no file descriptor, and a private map may be written to without a warning
         try:
             with torch.inference_mode(mode=False):
@@ -197,15 +201,28 @@ class ShardFiles:
             raise IndexDamagedError(f"{path} cannot be mapped: {error}") from error
         return flat.view(rows, *field.shape)
 
-    def _write(self, path: Path, data: memoryview, offset: int) -> None:
+    def _write(self, name: str, data: memoryview, offset: int) -> None:
         try:
-            descriptor = self._written.get(path)
+            descriptor = self._written.get(name)
             if descriptor is None:
-                self._created |= not path.exists()
-                descriptor = self._written[path] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                self._created |= self._folder.status(name) is None
+                descriptor = self._written[name] = self._folder.open(name, os.O_WRONLY | os.O_CREAT)
             while data:
                 count = os.pwrite(descriptor, data, offset)
                 data, offset = data[count:], offset + count
+        except OSError as error:
+            raise refusal(error, self._folder.path / name) from error
+
+    def _resize(self, name: str, size: int) -> None:
+        descriptor = self._folder.open(name, os.O_WRONLY | os.O_CREAT)
+        try:
+            os.ftruncate(descriptor, size)
+        finally:
+            os.close(descriptor)
+
+    def _flush(self, descriptor: int, path: Path) -> None:
+        try:
+            os.fsync(descriptor)
         except OSError as error:
             raise refusal(error, path) from error
 
@@ -213,27 +230,13 @@ class ShardFiles:
         while self._written:
             os.close(self._written.popitem()[1])
 
-    def _path(self, number: int, field: Field) -> Path:
-        return self.folder / f"shard-{number:05d}.{field.name}.bin"
-
-    def _too_short(self, path: Path, found: int, expected: int) -> IndexDamagedError:
-        what = f"holds {found:,} bytes" if path.exists() else "is missing"
+    def _too_short(self, name: str, found: os.stat_result | None, expected: int) -> IndexDamagedError:
+        what = f"holds {found.st_size:,} bytes" if found else "is missing"
         return IndexDamagedError(
-            f"{path} {what}; {expected:,} bytes were committed. Restore the file, or see what is lost with verify() "
-            "and encode it again with repair(), opening with check_sizes=False"
+            f"{self._folder.path / name} {what}; {expected:,} bytes were committed. Restore the file, or see what is "
+            "lost with verify() and encode it again with repair(), opening with check_sizes=False"
         )
 
 
-def refusal(error: OSError, path: Path) -> IndexStorageError:
-    """Return the error to raise when the system refused to write a file."""
-    return IndexStorageError(
-        f"{path} cannot be written: {error.strerror or error}; what was committed before is intact. Make room or allow "
-        "writing there, then do the same again"
-    )
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+def _name(number: int, field: Field) -> str:
+    return f"shard-{number:05d}.{field.name}.bin"

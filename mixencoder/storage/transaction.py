@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mixencoder.errors import MixEncoderError
 from mixencoder.storage.catalogue import Catalogue, EntryRecord
+from mixencoder.storage.errors import IndexDamagedError
 from mixencoder.storage.rows import BLOCK_ROWS, BlockRecord, pack, unpack
 from mixencoder.storage.schema import Schema
 from mixencoder.storage.shards import Arrays, checksum, spread
@@ -113,9 +114,10 @@ class Transaction:
 
     def _block(self, number: int) -> _Block:
         if number not in self._blocks:
-            stored = self._catalogue.blocks([number])
-            if stored:
-                record = stored[0]
+            record = self._catalogue.block(number)
+            if record is not None:
+                if len(record.checksums) != 4 * len(self._schema.fields):
+                    raise IndexDamagedError(f"{self._catalogue.name} is damaged: block {number} has no checksums")
                 checksums = np.frombuffer(record.checksums, dtype="<u4").tolist()
                 bits = unpack(record.starts, record.rows), unpack(record.live, record.rows)
                 self._blocks[number] = _Block(record.rows, checksums, *bits)

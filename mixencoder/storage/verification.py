@@ -1,14 +1,17 @@
 """Comparing an index with its checksums."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mixencoder.storage.catalogue import Catalogue
-from mixencoder.storage.errors import naming
-from mixencoder.storage.rows import BLOCK_ROWS, RowMap
+from mixencoder.storage.errors import IndexDamagedError, naming
+from mixencoder.storage.rows import BLOCK_ROWS, BlockRecord, RowMap
 from mixencoder.storage.schema import Schema
 from mixencoder.storage.shards import Arrays, checksum
+
+_HOPELESS = "Restore the file, or build the index again"
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,14 @@ class Verification:
         rows: live ones, when it looked.
         checked_bytes: of array data compared with checksums.
         damages: empty where all is well.
+        unsummed: which rows count has no checksum, as an older version wrote the index; the next write adds them.
     """
 
     documents: int
     rows: int
     checked_bytes: int
     damages: tuple[Damage, ...]
+    unsummed: bool = False
 
     @property
     def ok(self) -> bool:
@@ -62,22 +67,35 @@ class Verification:
 
     def __str__(self) -> str:
         state = "\n".join(map(str, self.damages)) if self.damages else "every checksum agrees"
+        if self.unsummed:
+            state += (
+                "\nAn older version wrote this index, without checksums of which rows are live: damage there would not "
+                "be seen. The next write adds them"
+            )
         return f"{self.documents:,} documents, {self.rows:,} rows, {self.checked_bytes:,} bytes of arrays: {state}"
 
 
 def verify(catalogue: Catalogue, arrays: Arrays, schema: Schema) -> Verification:
-    """Check arrays, entries and the catalogue's own structure; rows of removed documents are passed over.
+    """Check arrays, entries and the catalogue's own structure; rows of removed documents are passed over."""
+    damages = [Damage(catalogue.name, f"SQLite finds: {problem}", _HOPELESS) for problem in catalogue.problems()]
+    try:
+        records = catalogue.blocks()
+        row_map = catalogue.mapped(records)
+        checked, found = _array_damages(catalogue, arrays, schema, records, row_map)
+        damages += found + _entry_damages(catalogue, row_map)
+        return Verification(
+            row_map.documents, row_map.live_rows, checked, tuple(damages), unsummed=not catalogue.summed
+        )
+    except IndexDamagedError as error:
+        # what else is wrong cannot be told without it
+        return Verification(0, 0, 0, (*damages, Damage(catalogue.name, str(error), _HOPELESS)))
 
-    Raises:
-        IndexDamagedError: the catalogue is too damaged to tell what should be there.
-    """
-    damages = [
-        Damage(catalogue.name, f"SQLite finds: {problem}", "Restore the file, or build the index again")
-        for problem in catalogue.problems()
-    ]
-    records = catalogue.blocks()
-    row_map = RowMap.from_records([(record.block, record.rows, record.starts, record.live) for record in records])
-    checked = 0
+
+def _array_damages(
+    catalogue: Catalogue, arrays: Arrays, schema: Schema, records: Sequence[BlockRecord], row_map: RowMap
+) -> tuple[int, list[Damage]]:
+    """Return the bytes that were checked, and what is wrong with them."""
+    checked, damages = 0, []
     for record in records:
         first = record.block * BLOCK_ROWS
         rows = np.arange(first, first + record.rows)
@@ -90,7 +108,7 @@ def verify(catalogue: Catalogue, arrays: Arrays, schema: Schema) -> Verification
             if found is not None and checksum(found) == expected:
                 continue
             heads = tuple(row_map.heads_of(np.unique(row_map.places_of(live))).tolist())
-            ids = tuple(catalogue.ids(heads).values())
+            ids = tuple(catalogue.ids(heads, check=False).values())
             wrong = "missing" if found is None else "not what was written (checksum)"
             what = f"rows {first:,} to {first + record.rows - 1:,} of field {field.name} are {wrong}"
             mend = (
@@ -98,8 +116,7 @@ def verify(catalogue: Catalogue, arrays: Arrays, schema: Schema) -> Verification
                 "those without: add them again"
             )
             damages.append(Damage(str(arrays.file_of(first, field)), what, mend, ids, heads))
-    damages += _entry_damages(catalogue, row_map)
-    return Verification(row_map.documents, row_map.live_rows, checked, tuple(damages))
+    return checked, damages
 
 
 def _entry_damages(catalogue: Catalogue, row_map: RowMap) -> list[Damage]:
@@ -108,12 +125,12 @@ def _entry_damages(catalogue: Catalogue, row_map: RowMap) -> list[Damage]:
         rows = np.array([entry.row for entry, _ in page], dtype=np.int64)
         heads, live = row_map.is_head(rows), row_map.is_live(rows)
         count += int(heads.sum())
-        for (entry, expected), head, alive in zip(page, heads.tolist(), live.tolist(), strict=True):
-            if alive and not (head and entry.checksum() == expected):
+        for (entry, sound), head, alive in zip(page, heads.tolist(), live.tolist(), strict=True):
+            if alive and not (head and sound):
                 what = f"the entry of row {entry.row:,} is not what was written"
                 mend = "remove() the document and add it again; repair() removes it"
                 damages.append(Damage(catalogue.name, what, mend, (entry.id,), (entry.row,)))
     if count != row_map.written_documents:
         what = f"{row_map.written_documents:,} documents were written but {count:,} entries are there"
-        damages.append(Damage(catalogue.name, what, "Restore the file, or build the index again"))
+        damages.append(Damage(catalogue.name, what, _HOPELESS))
     return damages

@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mixencoder.errors import InputError
-from mixencoder.storage.catalogue import PAGE, Catalogue, Manifest
-from mixencoder.storage.errors import UnknownIdError, naming
+from mixencoder.inputs import positive_integer
+from mixencoder.storage.catalogue import PAGE, Catalogue, EntryRecord
+from mixencoder.storage.errors import IndexDamagedError, IndexStateError, UnknownIdError, naming
+from mixencoder.storage.manifest import Manifest
 from mixencoder.storage.rows import RowMap
 from mixencoder.storage.shards import Shard, spread
 
@@ -118,9 +120,26 @@ class Listing:
     def _entries(self, heads: list[int]) -> list[Entry]:
         found = self._catalogue.entries(heads)
         return [
-            Entry(record.id, record.text, json.loads(record.metadata) if record.metadata else None)
+            Entry(record.id, record.text, None if record.metadata is None else self._metadata(record))
             for record in (found[head] for head in heads)
         ]
+
+    def _metadata(self, record: EntryRecord) -> dict[str, Any]:
+        try:
+            found = json.loads(record.metadata or "")
+            if not isinstance(found, dict):
+                raise ValueError(f"it is a {type(found).__name__}")
+        except (RecursionError, ValueError) as error:
+            raise IndexDamagedError(
+                f"{self._catalogue.name} is damaged: the metadata of {record.id!r} are no JSON object ({error}); "
+                "remove() the document and add it again"
+            ) from error
+        return found
+
+    def __reduce__(self) -> NoReturn:
+        raise IndexStateError(
+            f"a view of {self._catalogue.name} cannot be copied or pickled; open the index again by its path"
+        )
 
     def _pages(self) -> Iterator[np.ndarray]:
         for first in range(0, len(self), PAGE):
@@ -176,6 +195,7 @@ class Snapshot(Listing):
         Args:
             size: rows of a chunk, at least 1.
         """
+        size = positive_integer(size, "size")
         for first in range(0, self.rows, size):
             rows = self._map.live_between(first, min(first + size, self.rows))
             yield Chunk(self._map.places_of(rows), self._take(rows))
@@ -220,10 +240,21 @@ class Snapshot(Listing):
 
 
 def find_heads(catalogue: Catalogue, row_map: RowMap, ids: Sequence[str]) -> dict[str, int]:
-    """Return the first rows of the live documents among ids."""
-    found = catalogue.find(list(dict.fromkeys(ids)), row_map.rows)
+    """Return the first rows of the live documents among ids.
+
+    Raises:
+        InputError: an id is not a string.
+    """
+    if isinstance(ids, str):
+        raise InputError(f"ids is the string {ids!r:.60}; expected a list of strings")
+    other = next(((place, id) for place, id in enumerate(ids) if not isinstance(id, str)), None)
+    if other is not None:
+        raise InputError(f"id {other[0]} is {other[1]!r:.60} ({type(other[1]).__name__}); expected a string")
+    found = catalogue.find(list(dict.fromkeys(map(str.__str__, ids))), row_map.rows)
     rows = np.array([row for row, _ in found.values()], dtype=np.int64)
     live = row_map.is_live(rows).tolist()
+    if not row_map.is_head(rows).all():
+        raise IndexDamagedError(f"{catalogue.name} is damaged: entries are not where documents begin; see verify()")
     return {id: row for (id, (row, _)), alive in zip(found.items(), live, strict=True) if alive}
 
 

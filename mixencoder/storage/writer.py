@@ -145,7 +145,7 @@ class Writer:
             raise IndexDamagedError(f"this cannot be repaired: {hopeless[0]}")
         heads = sorted({head for damage in report.damages for head in damage.heads})
         spoiled = {head for damage in report.damages if damage.file == self._catalogue.name for head in damage.heads}
-        entries = self._catalogue.entries(heads)
+        entries = self._catalogue.entries(heads, check=False)
         good = [entries[head] for head in heads if head not in spoiled and entries[head].text is not None]
         kept = {entry.row for entry in good}
         documents = [
