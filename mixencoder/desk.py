@@ -114,11 +114,11 @@ class Desk:
         """Fill the desk with random candidates."""
         generator = torch.Generator().manual_seed(0)
         for part in self._parts.values():
-            part.copy_(torch.randn(part.shape, generator=generator))
+            part.copy_(torch.randn(part.shape, generator=generator, dtype=torch.float32))
 
     def scores(self, queries: list[Query], rows: slice, score: str) -> Tensor:
         """Scores (B, C) of the candidates in some rows, float32."""
-        out = torch.empty(len(queries), rows.stop - rows.start, device=self._layers.device)
+        out = torch.empty(len(queries), rows.stop - rows.start, dtype=torch.float32, device=self._layers.device)
         if self._replays is None:
             hint, lengths, inputs = self._prepared(rows, score)
             for number, query in enumerate(queries):

@@ -64,7 +64,7 @@ def score_pairs(
         else:
             outputs.append(model.classification_head(*vectors))
     if not outputs:
-        return torch.empty(0, device=device)
+        return torch.empty(0, dtype=torch.float32, device=device)
     return check_finite(torch.cat(outputs)[:total].float(), candidates.dtype)
 
 

@@ -23,7 +23,8 @@ class PackedTokens:
     @classmethod
     def from_groups(cls, groups: Sequence[Tensor]) -> "PackedTokens":
         """Pack groups (b, n, d) of texts of equal length, in this order."""
-        lengths = torch.cat([torch.full((len(group),), group.shape[1], device=group.device) for group in groups])
+        counts, device = torch.tensor([len(group) for group in groups]), groups[0].device
+        lengths = torch.tensor([group.shape[1] for group in groups]).repeat_interleave(counts).to(device)
         return cls(torch.cat([group.flatten(0, 1) for group in groups]), lengths.cumsum(0) - lengths, lengths)
 
     def __len__(self) -> int:
