@@ -1,4 +1,4 @@
-"""Every error that mixencoder raises on purpose, and its one warning. The command line turns them into exit code 2."""
+"""Every error that mixencoder raises on purpose, and its warnings. The command line turns them into exit code 2."""
 
 
 class MixEncoderError(Exception):
@@ -29,5 +29,13 @@ class NonFiniteError(MixEncoderError, ArithmeticError):
     """A computation gave NaN or an infinity; raised instead of returning it."""
 
 
+class ForkedProcessError(MixEncoderError, RuntimeError):
+    """A model was asked to compute in the fork of a process that computes with threads, where it would hang."""
+
+
 class TruncationWarning(UserWarning):
     """Texts longer than the model reads were cut; the message holds the count."""
+
+
+class EmptyTextWarning(UserWarning):
+    """Texts hold no token and were read as the tokenizer's special tokens alone; the message holds the count."""

@@ -98,6 +98,14 @@ def checkpoint(backbone_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return str(path)
 
 
+@pytest.fixture(scope="module", params=["mixencoder", "cross-encoder", "late-interaction"])
+def engine(request: pytest.FixtureRequest, backbone_path: Path) -> Any:
+    """Return tiny engines: one that has an index, one that encodes nothing ahead, one that does."""
+    from tests.front_doors import untrained
+
+    return untrained(request.param, backbone_path)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave tests out of a run that asks for benchmarks alone, instead of listing each as skipped."""
     if config.getoption("benchmark_only", False):

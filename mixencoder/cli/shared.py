@@ -3,8 +3,8 @@
 import functools
 import os
 import warnings
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.text import Text
 
 from mixencoder.errors import MixEncoderError
 from mixkernels.errors import MixKernelsError
+
+if TYPE_CHECKING:
+    from mixencoder.results import RankResult
 
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -56,7 +59,7 @@ def say(text: str) -> None:
     _errors.print(text, markup=False)
 
 
-def print_ranking(query: str, results: list[dict[str, Any]]) -> None:
+def print_ranking(query: str, results: "Sequence[RankResult]") -> None:
     """Print what `MixEncoder.rank` gave for a query, with the texts, as a table on standard output."""
     table = Table(title=Text(f"“{query}”", style="italic"), title_justify="left", box=None, pad_edge=False)
     table.add_column("#", justify="right")
