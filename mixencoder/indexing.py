@@ -290,7 +290,7 @@ def _groups(
 
 
 def _is_list(names: Any) -> bool:
-    return isinstance(names, Iterable) and not isinstance(names, str | bytes)
+    return not isinstance(names, str | bytes) and isinstance(names, Iterable)
 
 
 def _places(view: Snapshot, ids: Sequence[str]) -> np.ndarray:
