@@ -9,17 +9,85 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mixencoder.configuration import MixEncoderConfig
+    from mixencoder.errors import (
+        CheckpointError,
+        DataError,
+        EmptyTextWarning,
+        ForkedProcessError,
+        InputError,
+        MissingExtraError,
+        MixEncoderError,
+        NonFiniteError,
+        TruncationWarning,
+        UnsupportedBackboneError,
+    )
     from mixencoder.fast import MixEncoder
+    from mixencoder.index import CandidateIndex, Snapshot
     from mixencoder.modeling import MixEncoderModel, QueryState
+    from mixencoder.results import RankResult
+    from mixencoder.storage.errors import (
+        DuplicateIdError,
+        IndexDamagedError,
+        IndexLockedError,
+        IndexMismatchError,
+        IndexStateError,
+        IndexStorageError,
+        UnknownIdError,
+    )
 
 _HOMES = {
+    "CandidateIndex": "index",
+    "CheckpointError": "errors",
+    "DataError": "errors",
+    "DuplicateIdError": "storage.errors",
+    "EmptyTextWarning": "errors",
+    "ForkedProcessError": "errors",
+    "IndexDamagedError": "storage.errors",
+    "IndexLockedError": "storage.errors",
+    "IndexMismatchError": "storage.errors",
+    "IndexStateError": "storage.errors",
+    "IndexStorageError": "storage.errors",
+    "InputError": "errors",
+    "MissingExtraError": "errors",
     "MixEncoder": "fast",
     "MixEncoderConfig": "configuration",
+    "MixEncoderError": "errors",
     "MixEncoderModel": "modeling",
+    "NonFiniteError": "errors",
     "QueryState": "modeling",
+    "RankResult": "results",
+    "Snapshot": "index",
+    "TruncationWarning": "errors",
+    "UnknownIdError": "storage.errors",
+    "UnsupportedBackboneError": "errors",
 }
 
-__all__ = ["MixEncoder", "MixEncoderConfig", "MixEncoderModel", "QueryState"]
+__all__ = [
+    "CandidateIndex",
+    "CheckpointError",
+    "DataError",
+    "DuplicateIdError",
+    "EmptyTextWarning",
+    "ForkedProcessError",
+    "IndexDamagedError",
+    "IndexLockedError",
+    "IndexMismatchError",
+    "IndexStateError",
+    "IndexStorageError",
+    "InputError",
+    "MissingExtraError",
+    "MixEncoder",
+    "MixEncoderConfig",
+    "MixEncoderError",
+    "MixEncoderModel",
+    "NonFiniteError",
+    "QueryState",
+    "RankResult",
+    "Snapshot",
+    "TruncationWarning",
+    "UnknownIdError",
+    "UnsupportedBackboneError",
+]
 
 try:
     __version__ = version("mixencoder")

@@ -119,7 +119,7 @@ class Desk:
 
     def scores(self, queries: list[Query], rows: slice, score: str) -> Tensor:
         """Scores (B, C) of the candidates in some rows, float32."""
-        out = torch.empty(len(queries), rows.stop - rows.start, device=self._layers.device)
+        out = torch.empty(len(queries), rows.stop - rows.start, dtype=torch.float32, device=self._layers.device)
         if self._replays is None:
             hint, lengths, inputs = self._prepared(rows, score)
             for number, query in enumerate(queries):

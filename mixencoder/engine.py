@@ -1,31 +1,39 @@
 """What every front door shares: texts in, scores and rankings out, and what bad input gets.
 
-`Engine` holds a model and a tokenizer, reads texts, predicts and ranks; `EncodingEngine` adds encoding ahead of time.
-How pairs are scored is the business of those that derive from them: `mixencoder.fast.MixEncoder` and
+`Engine` predicts and ranks with a model and a tokenizer (`mixencoder.holder`); `EncodingEngine` adds encoding ahead of
+time. How pairs are scored is the business of those that derive from them: `mixencoder.fast.MixEncoder` and
 `mixencoder.peers`.
 """
 
-import copy
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mixencoder.backbones import max_positions
-from mixencoder.checkpoint import save
-from mixencoder.configuration import EncoderConfig
 from mixencoder.errors import InputError, NonFiniteError
-from mixencoder.heads import model_with_head
-from mixencoder.inputs import as_list, positive_integer
-from mixencoder.modeling import HeadedModel
+from mixencoder.holder import ModelHolder
+from mixencoder.inputs import as_list, check_documents, positive_integer, positive_integer_or_none, read_pairs
 from mixencoder.passes import EncoderPasses
 from mixencoder.progress import progress_bar
+from mixencoder.results import (
+    Activation,
+    RankResult,
+    activated,
+    as_numbers,
+    best_first,
+    check_encoded,
+    document_names,
+    entries,
+)
 from mixencoder.scoring import Pairs
-from mixencoder.tokenization import TextEncoder
+from mixencoder.surroundings import inference
+
+Q = TypeVar("Q")
+"""Encoded queries."""
+D = TypeVar("D")
+"""Encoded documents."""
 
 
 class Request(NamedTuple):
@@ -37,14 +45,14 @@ class Request(NamedTuple):
     show_progress_bar: bool | None
 
 
-class Engine:
+class Engine(ModelHolder):
     """Predict and rank texts with a model.
 
+    Whatever mode the model is in, inference runs in evaluation mode, without gradients and outside of a caller's
+    autocast, and gives the mode back afterwards.
+
     Attributes:
-        model: the torch module.
-        tokenizer: its tokenizer.
-        read_query: from texts to token ids, as this engine cuts them.
-        read_document: the same of documents.
+        model, tokenizer, read_query, read_document: as in `ModelHolder`.
         score_terms: what `predict` and `rank` accept as ``score``: the whole, and single terms where there are any.
         encoded_types: what `rank` accepts as documents beside texts.
         reads_jointly: whether every pair takes a pass of its own through backbone layers.
@@ -54,89 +62,15 @@ class Engine:
     encoded_types: tuple[type, ...] = ()
     reads_jointly: bool = False
 
-    def __init__(self, model: HeadedModel, tokenizer: Any) -> None:
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        config = model.config
-        longest = self._longest("query"), self._longest("document")
-        self.read_query = TextEncoder(
-            tokenizer, min(config.max_query_length or longest[0], longest[0]), config.query_truncation_side, "query"
-        )
-        self.read_document = TextEncoder(tokenizer, min(config.max_document_length or longest[1], longest[1]))
-
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write configuration, weights (safetensors) and tokenizer into a directory, which `from_pretrained` reads.
-
-        A crash leaves the checkpoint that was there or the new one, never a mix; other files there stay.
-
-        Raises:
-            CheckpointError: the directory cannot be written.
-        """
-        save(self.model, self.tokenizer, Path(directory))
-
-    def with_limits(self, *, max_query_length: int | None = None, max_document_length: int | None = None) -> Self:
-        """Return an engine over the same weights that reads fewer tokens; the configuration is left alone.
-
-        Args:
-            max_query_length, max_document_length: tokens, special tokens included; None keeps the limit.
-
-        Raises:
-            InputError: a limit is more than the backbone has positions for, or leaves no room for text.
-        """
-        other = copy.copy(self)
-        for role, length in (("query", max_query_length), ("document", max_document_length)):
-            if length is None:
-                continue
-            if not 3 <= length <= self._longest(role):
-                raise InputError(f"max_{role}_length is {length}; expected 3 to {self._longest(role)} tokens")
-            name = f"read_{role}"
-            setattr(other, name, dataclasses.replace(getattr(self, name), max_length=length))
-        return other
-
-    def with_head(self, head: str, class_names: Sequence[str] = ()) -> Self:
-        """Return an engine whose model has one more, untrained head; all other weights are copies, bit for bit.
-
-        The new head comes last: the default head, ranking scores and this engine stay as they are.
-
-        Args:
-            head: "ranking" or "classification".
-            class_names: for classification, the classes' names in order of their numbers.
-
-        Raises:
-            InputError: the model has that head, there is no such head, or class_names does not fit it.
-        """
-        other = self._over(model_with_head(self.model, head, class_names))
-        other.read_query, other.read_document = self.read_query, self.read_document
-        return other
-
-    def _over(self, model: HeadedModel) -> Self:
-        """Return an engine of the same kind over another model."""
-        return type(self)(model, self.tokenizer)
-
-    @property
-    def config(self) -> EncoderConfig:
-        """Configuration of the model."""
-        return self.model.config
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lies."""
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of weights and encoded texts; scores are float32 whatever it is."""
-        return self.model.dtype
-
     @overload
     def predict(
         self,
-        pairs: Sequence[tuple[str, str]] | tuple[str, str],
+        pairs: Iterable[tuple[str, str]] | tuple[str, str],
         *,
         batch_size: int = ...,
         show_progress_bar: bool | None = ...,
         head: str | None = ...,
-        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        activation_fn: Activation | None = ...,
         convert_to_numpy: Literal[True] = ...,
         convert_to_tensor: Literal[False] = ...,
         score: str = ...,
@@ -145,12 +79,12 @@ class Engine:
     @overload
     def predict(
         self,
-        pairs: Sequence[tuple[str, str]] | tuple[str, str],
+        pairs: Iterable[tuple[str, str]] | tuple[str, str],
         *,
         batch_size: int = ...,
         show_progress_bar: bool | None = ...,
         head: str | None = ...,
-        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        activation_fn: Activation | None = ...,
         convert_to_numpy: bool = ...,
         convert_to_tensor: Literal[True],
         score: str = ...,
@@ -159,26 +93,26 @@ class Engine:
     @overload
     def predict(
         self,
-        pairs: Sequence[tuple[str, str]] | tuple[str, str],
+        pairs: Iterable[tuple[str, str]] | tuple[str, str],
         *,
         batch_size: int = ...,
         show_progress_bar: bool | None = ...,
         head: str | None = ...,
-        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        activation_fn: Activation | None = ...,
         convert_to_numpy: bool = ...,
         convert_to_tensor: bool = ...,
         score: str = ...,
     ) -> np.ndarray | list[Tensor] | Tensor: ...
 
-    @torch.inference_mode()
+    @inference
     def predict(
         self,
-        pairs: Sequence[tuple[str, str]] | tuple[str, str],
+        pairs: Iterable[tuple[str, str]] | tuple[str, str],
         *,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         head: str | None = None,
-        activation_fn: Callable[[Tensor], Tensor] | None = None,
+        activation_fn: Activation | None = None,
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         score: str = "full",
@@ -186,11 +120,12 @@ class Engine:
         """Score (query, document) pairs; equal texts are encoded once.
 
         Args:
-            pairs: (query, document) texts; one pair alone gives one result.
+            pairs: (query, document) texts, in anything that gives them in an order; one pair alone gives one result.
             batch_size: texts encoded at once.
             show_progress_bar: None shows one if the logger "mixencoder" is at INFO or below.
             head: "ranking" or "classification"; None takes the configuration's default.
-            activation_fn: applied to the logits, for example ``torch.sigmoid``; None leaves them as they are.
+            activation_fn: applied to the logits, a row a pair, for example ``torch.sigmoid``; returns a tensor or an
+                array. None leaves them as they are.
             convert_to_numpy: return a numpy array, else a list of tensors.
             convert_to_tensor: return one tensor; wins over convert_to_numpy.
             score: which part of a ranking score, of `score_terms`.
@@ -199,25 +134,26 @@ class Engine:
             float32 scores (n,) for ranking, logits (n, num_labels) for classification.
 
         Raises:
-            InputError: a pair is not two strings, a text holds no token, or the model has no such head or score.
+            InputError: a pair is not two strings, or the model has no such head or score.
+            ForkedProcessError: this process was forked from one that computes with threads.
             NonFiniteError: a score is NaN or infinite.
         """
         head = self.model.check_head(head)
         self._check_score(score)
-        single = len(pairs) == 2 and all(isinstance(text, str) for text in pairs)
-        listed: list[Any] = [pairs] if single else list(pairs)
-        for index, pair in enumerate(listed):
-            if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-                raise InputError(f"pair {index} is {pair!r}; expected (query, document)")
+        request = Request(head, score, positive_integer(batch_size, "batch_size"), show_progress_bar)
+        listed, single = read_pairs(pairs)
         if not listed:
-            out = torch.empty((0,) if head == "ranking" else (0, self.config.num_classes))
+            out = torch.empty((0,) if head == "ranking" else (0, self.config.num_classes), dtype=torch.float32)
         else:
-            queries, query_of = unique(self.read_query([pair[0] for pair in listed]))
-            documents, document_of = unique(self.read_document([pair[1] for pair in listed]))
-            request = Request(head, score, batch_size, show_progress_bar)
+            queries, query_of = unique(self.read_query([query for query, _ in listed]))
+            documents, document_of = unique(self.read_document([document for _, document in listed]))
             out = self._score_pairs(queries, documents, Pairs(query_of, document_of), request)
         if activation_fn is not None:
-            out = activation_fn(out)
+            out = as_numbers(activation_fn(out))
+            if out.shape[:1] != (len(listed),):
+                raise InputError(
+                    f"activation_fn made {tuple(out.shape)} of {len(listed)} pairs; expected a row for each of them"
+                )
         if single:
             out = out[0]
         if convert_to_tensor:
@@ -228,100 +164,101 @@ class Engine:
     def rank(
         self,
         query: str,
-        documents: Sequence[str] | Any,
+        documents: Iterable[str] | Any,
         top_k: int | None = ...,
         *,
-        ids: Sequence[str] | None = ...,
+        ids: Iterable[str] | None = ...,
         return_documents: bool = ...,
         batch_size: int = ...,
         show_progress_bar: bool | None = ...,
-        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        activation_fn: Activation | None = ...,
         score: str = ...,
         return_probabilities: bool = ...,
-    ) -> list[dict[str, Any]]: ...
+    ) -> list[RankResult]: ...
 
     @overload
     def rank(
         self,
-        query: Sequence[str],
-        documents: Sequence[str] | Any,
+        query: Iterable[str],
+        documents: Iterable[str] | Any,
         top_k: int | None = ...,
         *,
-        ids: Sequence[str] | None = ...,
+        ids: Iterable[str] | None = ...,
         return_documents: bool = ...,
         batch_size: int = ...,
         show_progress_bar: bool | None = ...,
-        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        activation_fn: Activation | None = ...,
         score: str = ...,
         return_probabilities: bool = ...,
-    ) -> list[list[dict[str, Any]]]: ...
+    ) -> list[list[RankResult]]: ...
 
+    @inference
     def rank(
         self,
-        query: str | Sequence[str],
-        documents: Sequence[str] | Any,
+        query: str | Iterable[str],
+        documents: Iterable[str] | Any,
         top_k: int | None = None,
         *,
-        ids: Sequence[str] | None = None,
+        ids: Iterable[str] | None = None,
         return_documents: bool = False,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
-        activation_fn: Callable[[Tensor], Tensor] | None = None,
+        activation_fn: Activation | None = None,
         score: str = "full",
         return_probabilities: bool = False,
-    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+    ) -> list[RankResult] | list[list[RankResult]]:
         """Rank documents for a query, best first, ties to the lower corpus_id.
 
         Args:
             query: one text, or several, which give a list of rankings.
-            documents: texts, or what `encode_document` made of them where the model has that method.
+            documents: texts, in anything that gives them in an order, or what `encode_document` made of them where the
+                model has that method.
             top_k: how many to return; None returns all.
             ids: a name of each document, returned as "id".
             return_documents: also return each document's text.
-            batch_size, show_progress_bar, activation_fn, score: as in `predict`.
+            batch_size, show_progress_bar, score: as in `predict`.
+            activation_fn: applied to the scores that are returned (B, n), best first, after the cut to top_k; returns
+                as many numbers. It does not change the order.
             return_probabilities: also return what `probability` makes of each score.
 
         Returns:
-            ``[{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...]`` a query.
+            A list of `RankResult` a query: ``{"corpus_id": int, "score": float, "text": str?, "id": str?,
+            "probability": float?}``.
 
         Raises:
-            InputError: no query or no document, a text that is not a string or holds no token, or a bad option.
+            InputError: no query or no document, a text that is not a string, or a bad option.
             NonFiniteError: a score is NaN or infinite.
+            ForkedProcessError: this process was forked from one that computes with threads.
         """
         self.model.check_head("ranking")
         self._check_score(score)
         if return_probabilities:
             self._check_probabilities(score, activation_fn)
+        request = Request("ranking", score, positive_integer(batch_size, "batch_size"), show_progress_bar)
+        top_k = positive_integer_or_none(top_k, "top_k")
         encoded = isinstance(documents, self.encoded_types)
         if not encoded:
-            documents = as_list(documents, "document")
+            documents = list(check_documents(documents))
         if len(documents) == 0:
             raise InputError("documents is empty; expected at least one candidate to rank")
-        if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
-            raise InputError(f"top_k is {top_k!r}; expected a positive integer or None")
-        if ids is not None and len(ids) != len(documents):
-            raise InputError(f"ids names {len(ids)} documents but there are {len(documents)}")
         if return_documents and encoded:
             raise InputError("return_documents needs texts, but documents are encoded")
+        names = None if ids is None else document_names(ids)
+        if names is not None and len(names) != len(documents):
+            raise InputError(f"ids names {len(names)} documents but there are {len(documents)}")
         queries = as_list(query, "query")
         if not queries:
             raise InputError("query is empty; expected at least one text")
-        scores = self._score_all(queries, documents, Request("ranking", score, batch_size, show_progress_bar))
-        if activation_fn is not None:
-            scores = activation_fn(scores)
-
-        def entry(corpus_id: int, value: float) -> dict[str, Any]:
-            result: dict[str, Any] = {"corpus_id": corpus_id, "score": value}
-            if return_documents:
-                result["text"] = documents[corpus_id]
-            if ids is not None:
-                result["id"] = ids[corpus_id]
-            return result
-
-        rankings = []
-        for row in scores.cpu().numpy():
-            order = np.argsort(-row, kind="stable")[:top_k]
-            rankings.append([entry(int(place), float(row[place])) for place in order])
+        best, places = best_first(self._score_all(queries, documents, request), top_k)
+        rankings = [
+            entries(
+                row,
+                numbers,
+                None if names is None else [names[number] for number in numbers],
+                [documents[number] for number in numbers] if return_documents else None,
+            )
+            for row, numbers in zip(activated(best, activation_fn), places, strict=True)
+        ]
         if return_probabilities:
             self._add_probabilities(rankings)
         return rankings[0] if isinstance(query, str) else rankings
@@ -352,21 +289,17 @@ class Engine:
         # tanh, unlike exp, does not overflow
         return 0.5 + 0.5 * np.tanh((values / calibration["temperature"] + calibration["bias"]) / 2)
 
-    def _check_probabilities(self, score: str, activation_fn: Callable[[Tensor], Tensor] | None) -> None:
+    def _check_probabilities(self, score: str, activation_fn: Activation | None) -> None:
         """Refuse what has none before anything is scored."""
         self.probability(0.0)
         if score != "full" or activation_fn is not None:
             raise InputError("probabilities are those of full scores; expected no other score and no activation_fn")
 
-    def _add_probabilities(self, rankings: Sequence[Sequence[dict[str, Any]]]) -> None:
+    def _add_probabilities(self, rankings: Sequence[Sequence[RankResult]]) -> None:
         for ranking in rankings:
             values = self.probability([entry["score"] for entry in ranking])
             for entry, value in zip(ranking, values.tolist(), strict=True):
                 entry["probability"] = value
-
-    def _longest(self, role: str) -> int:
-        """Tokens that the model can read of a text of this role, "query" or "document"."""
-        return max_positions(self.config.backbone_config)
 
     def _score_pairs(
         self, queries: Sequence[Sequence[int]], documents: Sequence[Sequence[int]], pairs: Pairs, request: Request
@@ -383,38 +316,45 @@ class Engine:
             raise InputError(f"score is {score!r}; expected one of {', '.join(self.score_terms)}")
 
 
-class EncodingEngine(Engine):
+class EncodingEngine(Engine, Generic[Q, D]):
     """An engine whose queries and documents are encoded apart, documents ahead of time if wanted."""
 
-    def __init__(self, model: HeadedModel, tokenizer: Any) -> None:
-        super().__init__(model, tokenizer)
-        self._passes = EncoderPasses(model.backbone, tokenizer.pad_token_id or 0)
+    _derived = ("_passes",)
 
+    def _derive(self) -> None:
+        super()._derive()
+        self._passes = EncoderPasses(self.model.backbone, self.tokenizer.pad_token_id or 0)
+
+    @inference
     def encode_query(
-        self, texts: str | Sequence[str], *, batch_size: int = 32, show_progress_bar: bool | None = None
-    ) -> Any:
+        self, texts: str | Iterable[str], *, batch_size: int = 32, show_progress_bar: bool | None = None
+    ) -> Q:
         """Encode queries once, for any number of candidates.
 
         Raises:
-            InputError: a text is not a string or holds no token.
+            InputError: there is none, or a text is not a string.
+            NonFiniteError: what the model makes of them is NaN or infinite.
         """
         texts = as_list(texts, "query")
         if not texts:
             raise InputError("query is empty; expected at least one text")
-        return self._encode_queries(self.read_query(texts), batch_size, show_progress_bar)
+        batch_size = positive_integer(batch_size, "batch_size")
+        return self._finite_queries(self.read_query(texts), batch_size, show_progress_bar)
 
+    @inference
     def encode_document(
-        self, texts: str | Sequence[str], *, batch_size: int = 32, show_progress_bar: bool | None = None
-    ) -> Any:
+        self, texts: str | Iterable[str], *, batch_size: int = 32, show_progress_bar: bool | None = None
+    ) -> D:
         """Encode candidates ahead of time, on the model's device, in its dtype; equal texts are encoded once.
 
         Raises:
-            InputError: a text is not a string or holds no token.
+            InputError: a text is not a string.
+            NonFiniteError: what the model makes of them is NaN or infinite.
         """
-        rows, place = unique(self.read_document(as_list(texts, "document")))
-        return self._encode_documents(rows, batch_size, show_progress_bar)[place.to(self.device)]
+        batch_size = positive_integer(batch_size, "batch_size")
+        return self._finite_documents(self.read_document(as_list(texts, "document")), batch_size, show_progress_bar)
 
-    def interact(self, query_state: Any, candidates: Any, *, score: str = "full") -> Tensor:
+    def interact(self, query_state: Q, candidates: D, *, score: str = "full") -> Tensor:
         """Ranking scores (B, N) float32 of B encoded queries for N encoded candidates: the hot path.
 
         Args:
@@ -429,17 +369,32 @@ class EncodingEngine(Engine):
         raise NotImplementedError
 
     def _score_all(self, queries: Sequence[str], documents: Sequence[str] | Any, request: Request) -> Tensor:
-        options = {"batch_size": request.batch_size, "show_progress_bar": request.show_progress_bar}
-        query_state = self.encode_query(queries, **options)
-        if not isinstance(documents, self.encoded_types):
-            documents = self.encode_document(documents, **options)
-        return self.interact(query_state, documents, score=request.score)
+        options = request.batch_size, request.show_progress_bar
+        # all texts are read before the first pass, so that one that cannot be is told at once
+        query_rows = self.read_query(queries)
+        document_rows = None if isinstance(documents, self.encoded_types) else self.read_document(documents)
+        query_state = self._finite_queries(query_rows, *options)
+        candidates: Any = documents
+        if document_rows is not None:
+            candidates = self._finite_documents(document_rows, *options)
+        return self.interact(query_state, candidates, score=request.score)
 
-    def _encode_queries(self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None) -> Any:
+    def _finite_queries(self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None) -> Q:
+        """As `encode_query`, from token rows."""
+        return check_encoded(self._encode_queries(rows, batch_size, show_progress_bar), "queries", self.dtype)
+
+    def _finite_documents(self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None) -> D:
+        """As `encode_document`, from token rows."""
+        distinct, place = unique(rows)
+        # of every architecture's documents some can be taken by a tensor of their numbers
+        encoded: Any = self._encode_documents(distinct, batch_size, show_progress_bar)
+        return check_encoded(encoded, "documents", self.dtype)[place.to(self.device)]
+
+    def _encode_queries(self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None) -> Q:
         """Encode token rows of queries, at least one."""
         raise NotImplementedError
 
-    def _encode_documents(self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None) -> Any:
+    def _encode_documents(self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None) -> D:
         """Encode token rows of documents; what is returned can be indexed by a tensor of row numbers."""
         raise NotImplementedError
 

@@ -29,6 +29,10 @@ class NonFiniteError(MixEncoderError, ArithmeticError):
     """A computation gave NaN or an infinity; raised instead of returning it."""
 
 
+class ForkedProcessError(MixEncoderError, RuntimeError):
+    """A model was asked to compute in the fork of a process that computes with threads, where it would hang."""
+
+
 class TruncationWarning(UserWarning):
     """Texts longer than the model reads were cut; the message holds the count."""
 

@@ -6,8 +6,7 @@ of exactly equal token length, so nothing is ever padded, and never in fewer tha
 are scored in chunks of one shape (`mixencoder.scoring`).
 """
 
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -20,23 +19,25 @@ from mixencoder.bundled import default_checkpoint
 from mixencoder.checkpoint import load_backbone, load_model, load_tokenizer
 from mixencoder.configuration import MixEncoderConfig, check_names
 from mixencoder.engine import EncodingEngine, Request
-from mixencoder.errors import InputError, TruncationWarning
+from mixencoder.errors import InputError
 from mixencoder.identity import ModelIdentity
 from mixencoder.index import CandidateIndex, Snapshot
 from mixencoder.indexing import BuildEstimate, IndexAdapter, IndexRanker, estimate_index, open_index
-from mixencoder.inputs import as_list, resolve_device, resolve_dtype
+from mixencoder.inputs import as_list, check_documents, positive_integer, resolve_device, resolve_dtype
 from mixencoder.locations import held, root_of
 from mixencoder.modeling import HeadedModel, MixEncoderModel, QueryState
 from mixencoder.query_cache import QueryStateCache
+from mixencoder.results import Activation, RankResult, check_encoded
 from mixencoder.scoring import Pairs, PairScorer
 from mixencoder.sentence_folders import follow_pooling
+from mixencoder.surroundings import inference
 from mixkernels import select_backend
 
 SCORES = ("full", "interaction", "dual")
 """Which part of the ranking score: the sum, ``h . e`` alone, or the dual term alone."""
 
 
-class MixEncoder(EncodingEngine):
+class MixEncoder(EncodingEngine[QueryState, Tensor]):
     """Score and rank candidates for a query.
 
     Make one with `from_pretrained` (the bundled default, a directory, or a hub id) or `from_backbone` (an encoder to
@@ -58,15 +59,12 @@ class MixEncoder(EncodingEngine):
     model: MixEncoderModel
     score_terms = SCORES
     encoded_types = (Tensor,)
+    _derived = (*EncodingEngine._derived, "identity", "_index_ranker", "_pair_scorer", "_query_states")
 
     def __init__(self, model: MixEncoderModel, tokenizer: Any, *, backend: str = "auto") -> None:
         select_backend(None if backend == "auto" else backend)
         model.kernel_backend = backend
         super().__init__(model, tokenizer)
-        self._query_states = QueryStateCache()
-        self._pair_scorer = PairScorer(model)
-        self.identity = ModelIdentity(model, tokenizer)
-        self._index_ranker = IndexRanker(model, self.identity)
 
     @classmethod
     def from_pretrained(
@@ -81,8 +79,8 @@ class MixEncoder(EncodingEngine):
 
         Args:
             name_or_path: a directory, a hub id, or None for the default that the package bundles (no network).
-            device: None takes a GPU if there is one, else the CPU.
-            dtype: a torch dtype or its name, of `DTYPES`. None: float32.
+            device: None and "auto" take a GPU if there is one, else the CPU.
+            dtype: a torch dtype or its name, of `DTYPES`, or short as in "bf16". None and "auto": float32.
             backend: which mixkernels backend runs the attention: "auto", "triton", "torch" or "reference".
 
         Raises:
@@ -151,6 +149,19 @@ class MixEncoder(EncodingEngine):
         cast_parameters(model, dtype)
         return cls(model.to(device), load_tokenizer(name_or_path, backbone.config), backend=backend)
 
+    def _derive(self) -> None:
+        super()._derive()
+        self._pair_scorer = PairScorer(self.model)
+        self._query_states = QueryStateCache()
+        self.identity = ModelIdentity(self.model, self.tokenizer)
+        self._index_ranker = IndexRanker(self.model, self.identity)
+
+    def _shape(self) -> str:
+        config = self.config
+        layers = f"k={config.num_context_embeddings}, J={len(config.interaction_layers)} (layers "
+        layers += ", ".join(map(str, config.interaction_layer_indices)) + ")"
+        return f"{super()._shape()}, {layers}" + (", dual term" if config.dual_term else "")
+
     def _over(self, model: HeadedModel) -> Self:
         assert isinstance(model, MixEncoderModel), "a head is added to a model of one's own kind"
         return type(self)(model, self.tokenizer, backend=self.backend)
@@ -164,65 +175,69 @@ class MixEncoder(EncodingEngine):
     def rank(
         self,
         query: str,
-        documents: Sequence[str] | Tensor | CandidateIndex,
+        documents: Iterable[str] | Tensor | CandidateIndex | Snapshot,
         top_k: int | None = ...,
         *,
-        ids: Sequence[str] | Sequence[Sequence[str]] | None = ...,
+        ids: Iterable[str] | Iterable[Iterable[str]] | None = ...,
         return_documents: bool = ...,
         batch_size: int = ...,
         show_progress_bar: bool | None = ...,
-        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        activation_fn: Activation | None = ...,
         score: str = ...,
         return_probabilities: bool = ...,
         prefilter: int | None = ...,
         products: str = ...,
-    ) -> list[dict[str, Any]]: ...
+    ) -> list[RankResult]: ...
 
     @overload
     def rank(
         self,
-        query: Sequence[str],
-        documents: Sequence[str] | Tensor | CandidateIndex,
+        query: Iterable[str],
+        documents: Iterable[str] | Tensor | CandidateIndex | Snapshot,
         top_k: int | None = ...,
         *,
-        ids: Sequence[str] | Sequence[Sequence[str]] | None = ...,
+        ids: Iterable[str] | Iterable[Iterable[str]] | None = ...,
         return_documents: bool = ...,
         batch_size: int = ...,
         show_progress_bar: bool | None = ...,
-        activation_fn: Callable[[Tensor], Tensor] | None = ...,
+        activation_fn: Activation | None = ...,
         score: str = ...,
         return_probabilities: bool = ...,
         prefilter: int | None = ...,
         products: str = ...,
-    ) -> list[list[dict[str, Any]]]: ...
+    ) -> list[list[RankResult]]: ...
 
+    @inference
     def rank(
         self,
-        query: str | Sequence[str],
-        documents: Sequence[str] | Tensor | CandidateIndex | Snapshot,
+        query: str | Iterable[str],
+        documents: Iterable[str] | Tensor | CandidateIndex | Snapshot,
         top_k: int | None = None,
         *,
-        ids: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        ids: Iterable[str] | Iterable[Iterable[str]] | None = None,
         return_documents: bool = False,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
-        activation_fn: Callable[[Tensor], Tensor] | None = None,
+        activation_fn: Activation | None = None,
         score: str = "full",
         return_probabilities: bool = False,
         prefilter: int | None = None,
         products: str = "native",
-    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+    ) -> list[RankResult] | list[list[RankResult]]:
         """Rank documents for a query, best first, ties to the lower corpus_id.
 
         Args:
             query: one text, or several, which give a list of rankings.
-            documents: texts, what `encode_document` made of them, an index, or a view of one: ``index.snapshot()``, or
-                ``index.snapshot().to("cuda")``, which a GPU ranks without reading it again.
+            documents: texts, in anything that gives them in an order, what `encode_document` made of them, an index, or
+                a view of one: ``index.snapshot()``, or ``index.snapshot().to("cuda")``, which a GPU ranks without
+                reading it again.
             top_k: how many to return; None returns all.
             ids: a name of each document, returned as "id". With an index: rank those of its documents alone, for
                 example what a first stage found; a list of ids, or one for each query.
             return_documents: also return each document's text.
-            batch_size, show_progress_bar, activation_fn, score: as in `predict`.
+            batch_size, show_progress_bar, score: as in `predict`.
+            activation_fn: applied to the scores that are returned (B, n), best first, after the cut to top_k; returns
+                as many numbers. It does not change the order.
             return_probabilities: also return what `probability` makes of each score.
             prefilter: with an index and the dual term: keep so many by the dual score, which costs little, and let
                 only those interact with the query (docs/candidate-index.md has the measured loss).
@@ -230,14 +245,16 @@ class MixEncoder(EncodingEngine):
                 CPU. The latter two are faster and move scores a little.
 
         Returns:
-            ``[{"corpus_id": int, "score": float, "text": str?, "id": str?, "probability": float?}, ...]`` a query.
-            With an index corpus_id is the document's place in iteration order, and "id" is always there.
+            A list of `mixencoder.results.RankResult` a query: ``{"corpus_id": int, "score": float, "text": str?,
+            "id": str?, "probability": float?}``. With an index corpus_id is the document's place in iteration order,
+            and "id" is always there.
 
         Raises:
-            InputError: no query or no document, a text that is not a string or holds no token, or a bad option.
+            InputError: no query or no document, a text that is not a string, or a bad option.
             IndexMismatchError: another model made the index, or this one's weights have changed since.
             UnknownIdError, DuplicateIdError: the index does not hold a document of ids, or one is named twice.
             NonFiniteError: a score is NaN or infinite.
+            ForkedProcessError: this process was forked from one that computes with threads.
         """
         if not isinstance(documents, CandidateIndex | Snapshot):
             if prefilter is not None or products != "native":
@@ -256,6 +273,7 @@ class MixEncoder(EncodingEngine):
             documents,
             top_k,
             ids=ids,
+            show_progress_bar=show_progress_bar,
             prefilter=prefilter,
             return_documents=return_documents,
             activation_fn=activation_fn,
@@ -285,10 +303,10 @@ class MixEncoder(EncodingEngine):
 
         In a folder it is committed every 1,024 texts; interrupted, the same call goes on where it stopped.
 
-        Texts that are cut are counted and warned of (`TruncationWarning`), once a call.
+        Texts that are cut or hold no token are counted and warned of (`notices`), here and when more are added.
 
         Args:
-            documents: texts, of any number: an iterator is read as it goes.
+            documents: several texts, of any number: an iterator is read as it goes.
             ids: a name of each; None takes a hash of the text, so that the same text twice is one document.
             path: a new or empty folder, or an unfinished index; None stays in memory.
             precision: "float32", "float16", "bfloat16" or "int8": how numbers are stored (docs/candidate-index.md).
@@ -308,8 +326,11 @@ class MixEncoder(EncodingEngine):
             DuplicateIdError: an id is given twice.
             IndexStorageError, IndexLockedError: the disk refused, or somebody else is writing.
         """
+        if documents is not None:
+            check_documents(documents)
+        batch_size = positive_integer(batch_size, "batch_size")
         index = IndexAdapter(self, precision, layout, on_overflow).create(path, store_text=store_text)
-        result = index.build(
+        index.build(
             documents,
             ids,
             metadata=metadata,
@@ -317,33 +338,29 @@ class MixEncoder(EncodingEngine):
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
         )
-        if result.cut:
-            warnings.warn(
-                f"{result.cut:,} of {result.added:,} documents are longer than {self.read_document.max_length} tokens; "
-                'their start was kept (on_overflow="chunk" keeps all of them)',
-                TruncationWarning,
-                stacklevel=2,
-            )
         return index
 
-    def open_index(self, path: str | Path, *, read_only: bool = False, check_sizes: bool = True) -> CandidateIndex:
+    def open_index(
+        self, path: str | Path, *, read_only: bool = False, check_sizes: bool = True, verify: bool = False
+    ) -> CandidateIndex:
         """Open an index that this checkpoint made, in this precision; opening writes nothing.
 
         Args:
             path: its folder.
             read_only: refuse writing.
             check_sizes: refuse an index whose files are too short; False to `CandidateIndex.repair` it.
+            verify: also compare everything with its checksums, which reads all of it.
 
         Raises:
             IndexMismatchError: another model or other settings made it; the message names both.
             IndexStateError: there is no index, it is unfinished, or its format is newer.
-            IndexDamagedError: files are missing, cut short or unreadable.
+            IndexDamagedError: files are missing, cut short or unreadable; with verify, a checksum disagrees.
         """
-        return open_index(self, path, read_only=read_only, check_sizes=check_sizes)
+        return open_index(self, path, read_only=read_only, check_sizes=check_sizes, verify=verify)
 
     def estimate_index(
         self,
-        documents: Sequence[str],
+        documents: Iterable[str],
         *,
         precision: str = "float16",
         layout: str = "projected",
@@ -356,27 +373,34 @@ class MixEncoder(EncodingEngine):
             InputError: an option or a text cannot be used.
         """
         options = {"precision": precision, "layout": layout, "on_overflow": on_overflow, "batch_size": batch_size}
-        return estimate_index(self, documents, **options)
+        return estimate_index(self, list(check_documents(documents)), **options)
 
-    @torch.inference_mode()
-    def query_states(self, texts: Sequence[str], *, batch_size: int = 32) -> list[QueryState]:
+    @inference
+    def query_states(self, texts: Iterable[str], *, batch_size: int = 32) -> list[QueryState]:
         """Encode queries, each as a state of its own (B = 1), or take them from a bounded cache of earlier ones.
 
         Raises:
-            InputError: a text is not a string or holds no token.
+            InputError: a text is not a string.
+            NonFiniteError: what the model makes of them is NaN or infinite.
         """
+        batch_size = positive_integer(batch_size, "batch_size")
 
         def encode(rows: Sequence[Sequence[int]]) -> QueryState:
-            return self._encode_queries(rows, batch_size, show_progress_bar=False)
+            return self._finite_queries(rows, batch_size, show_progress_bar=False)
 
-        return self._query_states.fetch(self.model, self.read_query(texts), encode)
+        return self._query_states.fetch(self.model, self.read_query(as_list(texts, "query")), encode)
 
-    @torch.inference_mode()
+    @inference
     def encode_rows(self, rows: Sequence[Sequence[int]], *, batch_size: int = 32) -> Tensor:
-        """Encode documents that are token ids already, special tokens included: (N, k, d)."""
-        return self._encode_documents(rows, batch_size, show_progress_bar=False)
+        """Encode documents that are token ids already, special tokens included: (N, k, d).
 
-    @torch.inference_mode()
+        Raises:
+            NonFiniteError: what the model makes of them is NaN or infinite.
+        """
+        encoded = self._encode_documents(rows, positive_integer(batch_size, "batch_size"), show_progress_bar=False)
+        return check_encoded(encoded, "documents", self.dtype)
+
+    @inference
     def interact(self, query_state: QueryState, candidates: Tensor, *, score: str = "full") -> Tensor:
         """Ranking scores (B, N) float32 of B encoded queries for N encoded candidates (N, k, d): the hot path.
 

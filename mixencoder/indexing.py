@@ -5,9 +5,9 @@ model's rows are read with it, and how rows are ranked. `mixencoder.fast` calls 
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +16,16 @@ from torch import Tensor
 from mixencoder.errors import InputError
 from mixencoder.identity import ModelIdentity
 from mixencoder.index import CandidateIndex, Chunk, Encoded, Snapshot
+from mixencoder.inputs import as_list, positive_integer_or_none
 from mixencoder.modeling import MixEncoderModel, QueryState
+from mixencoder.progress import NoProgress, ProgressBar, progress_bar
 from mixencoder.query_cache import weights_version
 from mixencoder.records import RecordFormat
+from mixencoder.results import Activation, RankResult, activated, document_names, entries
 from mixencoder.storage.errors import DuplicateIdError, naming
 from mixencoder.streaming import Rows, RowSource, StreamRanker
+from mixencoder.surroundings import surroundings
+from mixkernels import TopK
 
 if TYPE_CHECKING:
     from mixencoder.fast import MixEncoder
@@ -60,6 +65,7 @@ class IndexAdapter:
 
     def __init__(self, engine: "MixEncoder", precision: str, layout: str, on_overflow: str) -> None:
         engine.model.check_head("ranking")
+        self._reader = engine.read_document
         if on_overflow not in OVERFLOWS:
             raise InputError(f"on_overflow is {on_overflow!r}; expected one of {', '.join(OVERFLOWS)}")
         self._engine, self._on_overflow = engine, on_overflow
@@ -80,27 +86,39 @@ class IndexAdapter:
 
     def encode(self, texts: Sequence[str], *, batch_size: int) -> Encoded:
         """Turn texts into stored rows, as `mixencoder.storage.writer.Encode` asks for."""
-        windows = self._engine.read_document.windows(texts, on_overflow=self._on_overflow)
-        context = self._engine.encode_rows([row for rows in windows.rows for row in rows], batch_size=batch_size)
-        return Encoded(self.record_format.encode(context), [len(rows) for rows in windows.rows], windows.cut)
+        windows = self._reader.windows(
+            texts, on_overflow=self._on_overflow, advice=' (on_overflow="chunk" keeps all of them)'
+        )
+        with surroundings(self._engine.model):
+            context = self._engine.encode_rows([row for rows in windows.rows for row in rows], batch_size=batch_size)
+            return Encoded(self.record_format.encode(context), [len(rows) for rows in windows.rows], windows.cut)
 
     def project(self, embeddings: Tensor) -> dict[str, Tensor]:
         """Turn given context embeddings (N, k, d) into stored rows."""
-        return self.record_format.encode(torch.as_tensor(embeddings))
+        with surroundings(self._engine.model):
+            return self.record_format.encode(torch.as_tensor(embeddings))
+
+    def warn_of_nothing(self) -> None:
+        """Leave out the warnings of texts that are cut or hold no token."""
+        self._reader = self._reader.quiet()
 
 
-def open_index(engine: "MixEncoder", path: str | Path, *, read_only: bool, check_sizes: bool) -> CandidateIndex:
+def open_index(
+    engine: "MixEncoder", path: str | Path, *, read_only: bool, check_sizes: bool, verify: bool
+) -> CandidateIndex:
     """Open an index that this model made.
 
     Raises:
         IndexMismatchError: another model, or other settings, made it; the message names both.
         IndexStateError, IndexDamagedError: there is none, or it is unfinished or damaged.
     """
-    options = {"read_only": read_only, "check_sizes": check_sizes}
+    options: dict[str, Any] = {"read_only": read_only, "check_sizes": check_sizes}
     made_by = fingerprint(engine)
     with CandidateIndex.open(path, made_by, **options) as index:
         settings = index.settings
     adapter = IndexAdapter(engine, **settings)
+    if verify:
+        options["verify"] = True
     return CandidateIndex.open(path, made_by, encode=adapter.encode, project=adapter.project, **options)
 
 
@@ -115,6 +133,8 @@ def estimate_index(
     if not documents:
         raise InputError("documents is empty; expected at least one text")
     adapter = IndexAdapter(engine, precision, layout, on_overflow)
+    # the building itself tells what it cuts
+    adapter.warn_of_nothing()
     # spread over all, since documents may come by length
     sample = [documents[number * len(documents) // _TIMED_TEXTS] for number in range(_TIMED_TEXTS)]
     sample = sample if len(documents) > _TIMED_TEXTS else list(documents)
@@ -155,46 +175,40 @@ class IndexRanker:
         index: CandidateIndex | Snapshot,
         top_k: int | None,
         *,
-        ids: Sequence[str] | Sequence[Sequence[str]] | None,
+        ids: Iterable[str] | Iterable[Iterable[str]] | None,
+        show_progress_bar: bool | None,
         prefilter: int | None,
         return_documents: bool,
-        activation_fn: Callable[[Tensor], Tensor] | None,
+        activation_fn: Activation | None,
         score: str,
         products: str,
-    ) -> list[list[dict[str, Any]]]:
+    ) -> list[list[RankResult]]:
         """Rank for every query (each a state of its own, B = 1), as `MixEncoder.rank` promises."""
+        top_k = positive_integer_or_none(top_k, "top_k")
+        prefilter = positive_integer_or_none(prefilter, "prefilter")
+        groups = _groups(states, ids)
         version, identity = weights_version(self._model), self._identity
         view = index if isinstance(index, Snapshot) else index.snapshot()
         manifest = view.manifest
         # an engine that reads shorter documents may rank what another one of the same model read
         expected = {**manifest.fingerprint, "name": identity.name, **identity.remembered_parts(version)}
         manifest.check_fingerprint("the index", expected)
+        if return_documents and not manifest.store_text:
+            raise InputError("return_documents needs texts, but the index keeps none (store_text=False)")
         ranker = self._ranker(version, manifest.settings, products)
-        options = {"score": score, "prefilter": prefilter, "repeats": view.rows > len(view)}
-        if ids is None:
-            found = [ranker.rank(states, _ViewRows(view), top_k, **options)]
-        elif all(isinstance(name, str) for name in ids):
-            found = [ranker.rank(states, _ViewRows(view, _places(view, cast("Sequence[str]", ids))), top_k, **options)]
-        else:
-            if len(ids) != len(states):
-                raise InputError(f"ids holds {len(ids)} lists for {len(states)} queries; expected one for each")
-            found = [
-                ranker.rank(state, _ViewRows(view, _places(view, names)), top_k, **options)
-                for state, names in zip(states, ids, strict=True)
-            ]
-        rankings = []
-        for best in found:
-            scores = best.scores if activation_fn is None else activation_fn(best.scores)
-            for row, places in zip(scores, best.ids, strict=True):
-                texts = view.texts(places) if return_documents else None
-                names = view.ids(places)
-                rankings.append([
-                    {"corpus_id": place, "score": value}
-                    | ({} if texts is None else {"text": texts[rank]})
-                    | {"id": names[rank]}
-                    for rank, (place, value) in enumerate(zip(places.tolist(), row.tolist(), strict=True))
-                ])  # fmt: skip
-        return rankings
+        options: dict[str, Any] = {"score": score, "prefilter": prefilter, "repeats": view.rows > len(view)}
+
+        def rank(some: Sequence[QueryState], names: Sequence[str] | None) -> TopK:
+            places = None if names is None else _places(view, names)
+            total = view.rows if places is None else len(places)
+            with progress_bar(total, "Candidates", "row", show_progress_bar) as bar:
+                return ranker.rank(some, _ViewRows(view, places, bar), top_k, **options)
+
+        return [
+            _entries(view, row, places, return_documents)
+            for best in [rank(some, names) for some, names in groups]
+            for row, places in zip(activated(best.scores, activation_fn), best.ids, strict=True)
+        ]
 
     def _ranker(self, version: int, settings: Mapping[str, str], products: str) -> StreamRanker:
         rankers = self._rankers if version == self._version else {}
@@ -212,25 +226,71 @@ class _ViewRows(RowSource):
     Args:
         view: the documents.
         positions: (n,), which of them; None for all.
+        bar: told of the rows as they are asked for, or, of some documents, of these.
     """
 
-    def __init__(self, view: Snapshot, positions: np.ndarray | None = None) -> None:
-        self._view, self._positions = view, positions
+    def __init__(self, view: Snapshot, positions: np.ndarray | None, bar: ProgressBar) -> None:
+        self._view, self._positions, self._bar = view, positions, bar
 
     def __iter__(self) -> Iterator[Rows]:
-        for positions, fields in self._chunks():
+        for count, (positions, fields) in self._chunks():
             yield torch.from_numpy(positions), fields
+            self._bar.update(count)
 
     def select(self, positions: Tensor) -> Iterable[Rows]:
         """As `RowSource.select`."""
-        return _ViewRows(self._view, positions.numpy())
+        # these were counted when they were read first
+        return _ViewRows(self._view, positions.numpy(), NoProgress())
 
-    def _chunks(self) -> Iterator[Chunk]:
+    def _chunks(self) -> Iterator[tuple[int, Chunk]]:
         if self._positions is None:
-            yield from self._view.chunks(CHUNK_ROWS)
+            for chunk in self._view.chunks(CHUNK_ROWS):
+                yield len(chunk.positions), chunk
             return
         for first in range(0, len(self._positions), CHUNK_ROWS):
-            yield self._view.gather(self._positions[first : first + CHUNK_ROWS])
+            part = self._positions[first : first + CHUNK_ROWS]
+            yield len(part), self._view.gather(part)
+
+
+def _entries(view: Snapshot, scores: Tensor, places: Tensor, return_documents: bool) -> list[RankResult]:
+    """Return the entries of one ranking.
+
+    Raises:
+        InputError: texts are wanted, and a document was added as an embedding without one.
+    """
+    names, texts = view.ids(places), view.texts(places) if return_documents else None
+    kept = None if texts is None else [text for text in texts if text is not None]
+    if texts is not None and kept is not None and len(kept) < len(texts):
+        lacking = [name for name, text in zip(names, texts, strict=True) if text is None]
+        raise InputError(
+            f"return_documents needs texts, but the index keeps none of {naming(lacking)}, added as embeddings alone"
+        )
+    return entries(scores, places.numpy(), names, kept)
+
+
+def _groups(
+    states: Sequence[QueryState], ids: Iterable[Any] | None
+) -> list[tuple[Sequence[QueryState], list[str] | None]]:
+    """Return the queries that are ranked for together, with the ids of the documents to rank; None for all.
+
+    Raises:
+        InputError: ids are neither one list of strings nor one for each query.
+    """
+    if ids is None:
+        return [(states, None)]
+    listed: list[Any] = document_names(ids) if isinstance(ids, str) else as_list(ids, "ids")
+    if not any(map(_is_list, listed)):
+        return [(states, document_names(listed))]
+    for number, names in enumerate(listed):
+        if not _is_list(names):
+            raise InputError(f"ids {number} is {names!r}; expected a list of strings, as others are, for each query")
+    if len(listed) != len(states):
+        raise InputError(f"ids holds {len(listed)} lists for {len(states)} queries; expected one for each")
+    return [([state], document_names(names)) for state, names in zip(states, listed, strict=True)]
+
+
+def _is_list(names: Any) -> bool:
+    return not isinstance(names, str | bytes) and isinstance(names, Iterable)
 
 
 def _places(view: Snapshot, ids: Sequence[str]) -> np.ndarray:

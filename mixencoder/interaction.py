@@ -316,7 +316,7 @@ class OperatorLayers(Layers):
             own_logits = inputs.own_logits.float()
         else:
             # the operator, which always attends contexts, is given the states as such
-            own_logits = torch.full((count, 1, 1, self.heads), -math.inf, device=self.device)
+            own_logits = torch.full((count, 1, 1, self.heads), -math.inf, dtype=torch.float32, device=self.device)
         result = candidate_attention(
             queries[:, : max(k, 1)],
             None,

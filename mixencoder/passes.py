@@ -152,14 +152,6 @@ class ShapeTrial:
         self._outputs: dict[tuple[int, PassShape, torch.dtype], tuple[Tensor, ...] | None] = {}
         self._shapes: dict[tuple[int, int, bool, torch.dtype], list[PassShape]] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the lock and what was found here, which another machine may find otherwise."""
-        return {name: value for name, value in vars(self).items() if name in ("_layer", "_heads", "_width")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._lock, self._outputs, self._shapes = threading.Lock(), {}, {}
-
     def shapes(self, length: int, *, alone: bool) -> list[PassShape]:
         """Return the shapes of passes of a length whose bits agree, most texts first; there is always one."""
         threads = torch.get_num_threads()

@@ -37,7 +37,7 @@ class QuantisedLinear:
         """Sum of every output's weights, as they are after rounding."""
         self._zeros = torch.zeros(weight.shape[1], dtype=torch.int32)
         self._packed = torch.ops.onednn.qlinear_prepack(numbers.t().contiguous().to(torch.int8), None)
-        self._one = torch.tensor(1.0)
+        self._one = torch.tensor(1.0, dtype=torch.float32)
         self._places = {zero: torch.tensor(zero) for zero in (0, HALF)}
 
     def into(self, workspace: Workspace, out: Tensor, rows: Tensor, added: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ candidate attends on its own. `mixencoder.fast` calls this.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,13 +50,6 @@ class PairScorer:
         # what was found by trying: two threads that try at once find the same
         self._together: dict[tuple[int, torch.dtype], bool] = {}
         self._shared: dict[tuple[int, int, torch.dtype], bool] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what was found here, which another machine may find otherwise."""
-        return {"_model": self._model}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_model"])
 
     @torch.inference_mode()
     def score(self, query_state: QueryState, candidates: Tensor, pairs: Pairs, *, head: str, score: str) -> Tensor:
@@ -211,9 +204,10 @@ def _attend_whole_chunk(
 def _attend_each(rows: _Rows, own: slice, key: Tensor, value: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
     """Every row meets the query in products of its own: slower, and the same wherever it stands."""
     # (count, 1, ...): candidates of as many queries, which are one in the same memory
-    apart = [None if part is None else part[own].unsqueeze(1) for part in rows]
-    tokens = (part.expand(len(apart[0]), -1, -1, -1) for part in (key, value))
-    result = candidate_attention(*apart, *tokens, backend=backend)
+    contexts = (part[own].unsqueeze(1) for part in rows[:3])
+    state = None if rows[3] is None else rows[3][own].unsqueeze(1)
+    tokens = (part.expand(own.stop - own.start, -1, -1, -1) for part in (key, value))
+    result = candidate_attention(*contexts, state, *tokens, backend=backend)
     return result.context.transpose(0, 1), None if result.state is None else result.state.transpose(0, 1)
 
 

@@ -198,7 +198,7 @@ class RunningBest:
     def __init__(self, batch: int, top_k: int | None, repeats: bool, device: torch.device, piece: int = PIECE) -> None:
         self._top_k, self._repeats = top_k, repeats
         self._waiting = max(piece, min(_WAITING, _WAITING * 64 // max(batch, 1)))
-        self._scores = torch.empty(batch, self._waiting, device=device)
+        self._scores = torch.empty(batch, self._waiting, dtype=torch.float32, device=device)
         self._positions = torch.empty(self._waiting, dtype=torch.int64, device=device)
         self._count = 0
         self._merged: list[Tensor] = []
@@ -259,7 +259,7 @@ def _random_query(model: MixEncoderModel, length: int) -> QueryState:
     generator = torch.Generator().manual_seed(1)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(model.device, model.dtype)
+        return torch.randn(*shape, generator=generator, dtype=torch.float32).to(model.device, model.dtype)
 
     layers = range(len(model.interaction))
     keys, values = (tuple(random(1, length, heads, d // heads) for _ in layers) for _ in range(2))

@@ -4,16 +4,22 @@ A fast tokenizer's own truncation and padding mutate shared state, so neither is
 without special tokens, cut here, and given the special tokens that the tokenizer itself puts around a text.
 """
 
-import warnings
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mixencoder.errors import CheckpointError, InputError, TruncationWarning
+from mixencoder.errors import CheckpointError, EmptyTextWarning, InputError, TruncationWarning
+from mixencoder.inputs import not_a_text
+from mixencoder.notices import Notices
+from mixencoder.texts import first_unicode_fault
+
+ON_EMPTY = ("special", "error")
+"""What becomes of texts without a token, such as blank ones: read as special tokens alone, or refused."""
 
 
 class Windows(NamedTuple):
@@ -34,50 +40,58 @@ class TextEncoder:
         max_length: tokens kept of a text, special tokens included.
         truncation_side: "right" keeps the start of a text, "left" its end.
         role: "query" or "document", for messages.
+        on_empty: of `ON_EMPTY`.
+        notices: told of texts that were cut or hold no token; None tells nobody.
     """
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     truncation_side: str = "right"
     role: str = "document"
+    on_empty: str = "special"
+    notices: Notices | None = field(default_factory=Notices, repr=False, compare=False)
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise texts; those longer than max_length are cut, and the count is warned of once a call.
+        """Tokenise texts; those longer than max_length are cut.
 
         Raises:
-            InputError: a text is not a string or holds no token; the message says which.
+            InputError: as `windows`.
         """
-        windows = self.windows(texts)
-        rows, cut = [row for (row,) in windows.rows], windows.cut
-        if cut:
-            kept = "start" if self.truncation_side == "right" else "end"
-            plural = "queries" if self.role == "query" else "documents"
-            warnings.warn(
-                f"{cut} of {len(rows)} {plural} are longer than {self.max_length} tokens; their {kept} was kept",
-                TruncationWarning,
-                stacklevel=3,
-            )
-        return rows
+        return [row for (row,) in self.windows(texts).rows]
 
-    def windows(self, texts: Sequence[str], *, on_overflow: str = "truncate") -> Windows:
+    def quiet(self) -> Self:
+        """Return the same that warns of nothing."""
+        return dataclasses.replace(self, notices=None)
+
+    def windows(self, texts: Sequence[str], *, on_overflow: str = "truncate", advice: str = "") -> Windows:
         """Tokenise texts; those longer than max_length are cut ("truncate"), split ("chunk") or refused ("error").
 
+        Texts that were cut are warned of, and so are those without a token (`mixencoder.notices`).
+
+        Args:
+            texts: any number of them.
+            on_overflow: see above.
+            advice: ends the warning of texts that were cut.
+
         Raises:
-            InputError: a text is not a string, holds no token, or is too long and to be refused; the message says
-                which.
+            InputError: a text is not a string, no valid Unicode, too long and to be refused, or holds no token where
+                that is refused or there are no special tokens to read instead; the message says which.
         """
         for index, text in enumerate(texts):
             if not isinstance(text, str):
-                raise InputError(f"{self.role} {index} is a {type(text).__name__}; expected a string")
+                raise InputError(not_a_text(text, f"{self.role} {index}"))
         if not texts:
             return Windows([], 0)
+        if (fault := first_unicode_fault(texts)) is not None:
+            raise InputError(f"{self.role} {fault[0]} {fault[1]}; replace or drop such characters")
         prefix, suffix = self._special_tokens()
         room = self.max_length - len(prefix) - len(suffix)
         encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-        rows, cut = [], 0
+        rows, empty, cut = [], [], 0
         for index, tokens in enumerate(encoded["input_ids"]):
             if not tokens:
-                raise InputError(f"{self.role} {index} holds no token: {texts[index]!r}; expected some text")
+                self._check_empty(f"{self.role} {index} holds no token: {_shown(texts[index])}", [*prefix, *suffix])
+                empty.append(index)
             parts = [tokens]
             if len(tokens) > room and on_overflow == "error":
                 raise InputError(
@@ -90,7 +104,36 @@ class TextEncoder:
                 cut += 1
                 parts = [tokens[:room] if self.truncation_side == "right" else tokens[-room:]]
             rows.append([[*prefix, *part, *suffix] for part in parts])
+        if self.notices is not None:
+            self._tell(self.notices, texts, empty, cut, advice)
         return Windows(rows, cut)
+
+    def _check_empty(self, found: str, special: list[int]) -> None:
+        """Refuse a text without a token where that is wanted, or where nothing would be left to read."""
+        if self.on_empty == "error":
+            raise InputError(f"{found}; expected some text")
+        if not special:
+            raise InputError(f"{found}, and this tokenizer has no special tokens to read instead; expected some text")
+
+    def _tell(self, notices: Notices, texts: Sequence[str], empty: list[int], cut: int, advice: str) -> None:
+        plural = "queries" if self.role == "query" else "documents"
+        if empty:
+            notices.note(
+                f"empty {plural}",
+                len(empty),
+                f"{len(empty):,} of {len(texts):,} {plural} hold no token and were read as special tokens alone; the "
+                f"first is {self.role} {empty[0]}: {_shown(texts[empty[0]])}",
+                EmptyTextWarning,
+            )
+        if cut:
+            kept = "start" if self.truncation_side == "right" else "end"
+            notices.note(
+                f"truncated {plural}",
+                cut,
+                f"{cut:,} of {len(texts):,} {plural} are longer than {self.max_length} tokens; their {kept} was kept"
+                + advice,
+                TruncationWarning,
+            )
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
         """Return what the tokenizer puts before and after a text."""
@@ -104,6 +147,11 @@ class TextEncoder:
                 f"{probe!r} is {bare}, with them {whole}"
             )
         return whole[:start], whole[start + len(bare) :]
+
+
+def _shown(text: str, length: int = 40) -> str:
+    """Return a text for a message, its start if it is long."""
+    return repr(text) if len(text) <= length else f"{text[:length]!r}..."
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

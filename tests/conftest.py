@@ -120,6 +120,14 @@ def dual(backbone_path: Path, tmp_path: Path) -> Path:
     return tmp_path / "dual"
 
 
+@pytest.fixture(scope="module", params=["mixencoder", "cross-encoder", "late-interaction"])
+def engine(request: pytest.FixtureRequest, backbone_path: Path) -> Any:
+    """Return tiny engines: one that has an index, one that encodes nothing ahead, one that does."""
+    from tests.front_doors import untrained
+
+    return untrained(request.param, backbone_path)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave tests out of a run that asks for benchmarks alone, instead of listing each as skipped."""
     if config.getoption("benchmark_only", False):

@@ -73,6 +73,9 @@ def test_the_reference_has_every_public_name():
     documented = re.findall(r"^\.\. auto(?!module)\w+:: ([\w.]+)\.(\w+)$", reference, flags=re.M)
     # by what they are: a name may be documented where it is defined
     found = {id(getattr(importlib.import_module(module), attribute)) for module, attribute in documented}
+    for name in re.findall(r"^\.\. automodule:: ([\w.]+)$", reference, flags=re.M):
+        values = vars(importlib.import_module(name)).values()
+        found |= {id(value) for value in values if getattr(value, "__module__", None) == name}
     for package in map(importlib.import_module, PACKAGES):
         missing = [public for public in package.__all__ if id(getattr(package, public)) not in found]
         assert not missing, f"{package.__name__}: {missing}"

@@ -354,18 +354,16 @@ def test_training_raises_the_right_documents(peer, backbone_path):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda m: m.rank("", DOCUMENTS), "query 0 holds no token: ''"),
         (lambda m: m.rank([], DOCUMENTS), "query is empty"),
         (lambda m: m.rank("a", []), "documents is empty"),
-        (lambda m: m.rank("a", ["the cat", ""]), "document 1 holds no token: ''"),
         (lambda m: m.rank("a", ["the cat", 3]), "document 1 is a int; expected a string"),
         (lambda m: m.rank(7, ["the cat"]), "query is a int; expected a string or a list"),
-        (lambda m: m.rank("a", {"the cat"}), "document is a set; expected a string or a list"),
+        (lambda m: m.rank("a", {"the cat"}), "documents is a set; expected a string or a list"),
         (lambda m: m.rank("a", ["the cat"], top_k=0), "top_k is 0; expected a positive integer"),
         (lambda m: m.rank("a", ["the cat"], ids=["x", "y"]), "ids names 2 documents but there are 1"),
         (lambda m: m.rank("a", ["the cat"], batch_size=0), "batch_size is 0"),
         (lambda m: m.rank("a", ["the cat"], score="dual"), "score is 'dual'; expected one of full"),
-        (lambda m: m.rank("a", torch.zeros(3, 5, 32)), r"(candidates are|document is) .*; expected"),
+        (lambda m: m.rank("a", torch.zeros(3, 5, 32)), r"(candidates are|documents is) .*; expected"),
         (lambda m: m.predict([("a", "b", "c")]), "pair 0 is .*; expected"),
         (lambda m: m.predict([("a", "the cat"), (5, "the cat")]), "query 1 is a int"),
         (lambda m: m.predict([("a", "the cat")], batch_size=0), "batch_size is 0"),
@@ -416,7 +414,7 @@ def test_long_pairs_are_cut_and_counted_once(backbone_path):
         cut = model.predict([("how to cook", long), ("how to cook", "the cat")])
     assert len(seen) == 1
     with pytest.warns(TruncationWarning):
-        assert model.predict(("how to cook", long + "dog")) == pytest.approx(cut[0], abs=1e-5)
+        assert model.with_limits().predict(("how to cook", long + "dog")) == pytest.approx(cut[0], abs=1e-5)
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=by_name)
@@ -460,7 +458,7 @@ def test_nothing_returns_nan(model, backbone_path):
     with torch.no_grad():
         broken.model.backbone.encoder.layer[-1].output.dense.bias.fill_(float("nan"))
     for call in (lambda: broken.rank("a", DOCUMENTS), lambda: broken.predict([("a", text) for text in DOCUMENTS])):
-        with pytest.raises(NonFiniteError, match="4 of 4 scores are not finite"):
+        with pytest.raises(NonFiniteError, match=r"4 of 4 scores are|numbers of the encoded queries are not finite"):
             call()
 
 

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mixencoder.errors import CheckpointError, InputError, TruncationWarning
+from mixencoder.errors import CheckpointError, EmptyTextWarning, InputError, TruncationWarning
 from mixencoder.tokenization import TextEncoder, pad
 
 
@@ -26,9 +26,12 @@ def test_a_long_text_keeps_one_end_and_its_special_tokens(tokenizer, side):
     assert len(short) == 5
 
 
-def test_a_text_without_tokens_is_named(tokenizer):
-    with pytest.raises(InputError, match=r"query 1 holds no token: '\\n\\t'"):
-        TextEncoder(tokenizer, 9, role="query")(["the", "\n\t"])
+def test_a_text_without_tokens_is_read_as_special_tokens_and_named(tokenizer):
+    with pytest.warns(EmptyTextWarning, match=r"1 of 2 queries hold no token .* the first is query 1: '\\n\\t'"):
+        rows = TextEncoder(tokenizer, 9, role="query")(["the", "\n\t"])
+    assert rows[1] == tokenizer("")["input_ids"]
+    with pytest.raises(InputError, match=r"query 1 holds no token: '\\n\\t'; expected some text"):
+        TextEncoder(tokenizer, 9, role="query", on_empty="error")(["the", "\n\t"])
 
 
 def test_a_tokenizer_without_special_tokens_works_and_one_that_surrounds_nothing_is_refused():
@@ -36,6 +39,8 @@ def test_a_tokenizer_without_special_tokens_works_and_one_that_surrounds_nothing
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     plain = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]")
     assert TextEncoder(plain, 9)(["a a"]) == [[0, 0]]
+    with pytest.raises(InputError, match=r"document 0 holds no token.*no special tokens"):
+        TextEncoder(plain, 9)([" "])
 
     class Odd:
         def __call__(self, text, add_special_tokens=True, **_):

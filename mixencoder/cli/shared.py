@@ -5,9 +5,9 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from mixencoder.cli.messages import say, take_any_character, told_warnings
 from mixencoder.errors import InputError, MixEncoderError
 from mixencoder.texts import printable
 from mixkernels.errors import MixKernelsError
+
+if TYPE_CHECKING:
+    from mixencoder.results import RankResult
 
 
 def at_home(value: Any) -> Any:
@@ -125,7 +128,7 @@ def _fail(message: str) -> None:
     raise typer.Exit(2) from None
 
 
-def print_ranking(query: str, results: list[dict[str, Any]]) -> None:
+def print_ranking(query: str, results: "Sequence[RankResult]") -> None:
     """Print what `MixEncoder.rank` gave for a query, with the texts, as a table on standard output."""
     title = Text(f"“{printable(query)}”", style="italic")
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)

@@ -6,7 +6,7 @@ a vector for every token.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,10 @@ from mixencoder.peers.modeling import PeerModel, TokenStates, TwoTowerModel
 from mixencoder.peers.packed import PackedTokens
 from mixencoder.scoring import Pairs, check_finite
 from mixencoder.sentence_folders import follow_pooling
+from mixencoder.surroundings import inference
+
+S = TypeVar("S", Tensor, PackedTokens)
+"""What queries and documents become."""
 
 
 class Peer(Engine):
@@ -117,7 +121,7 @@ class Peer(Engine):
         return {}
 
 
-class EncodingPeer(Peer, EncodingEngine):
+class EncodingPeer(Peer, EncodingEngine[S, S]):
     """A peer that encodes queries and documents apart.
 
     Attributes:
@@ -127,8 +131,8 @@ class EncodingPeer(Peer, EncodingEngine):
     model: TwoTowerModel
     query_block: int = 1
 
-    @torch.inference_mode()
-    def interact(self, query_state: Any, candidates: Any, *, score: str = "full") -> Tensor:
+    @inference
+    def interact(self, query_state: S, candidates: S, *, score: str = "full") -> Tensor:
         """Ranking scores (B, N) float32 of B encoded queries for N encoded candidates: the hot path.
 
         Args:
@@ -143,7 +147,7 @@ class EncodingPeer(Peer, EncodingEngine):
         self.model.check_head("ranking")
         candidates = self._check_candidates(candidates)
         self._check_score(score)
-        out = torch.empty(len(query_state), len(candidates), device=self.device)
+        out = torch.empty(len(query_state), len(candidates), dtype=torch.float32, device=self.device)
         numbers = torch.arange(len(query_state), device=self.device)
         for rows in numbers.split(self.query_block):
             out[rows] = self._score_pool(query_state[rows], candidates)
@@ -156,7 +160,7 @@ class EncodingPeer(Peer, EncodingEngine):
         candidates = self._encode_documents(documents, request.batch_size, request.show_progress_bar)
         pairs = Pairs(pairs.query.to(self.device), pairs.candidate.to(self.device))
         size = () if request.head == "ranking" else (self.config.num_classes,)
-        out = torch.empty(len(pairs.query), *size, device=self.device)
+        out = torch.empty(len(pairs.query), *size, dtype=torch.float32, device=self.device)
         for rows in self._pair_batches(query_state, candidates, pairs):
             query, candidate = self._take(query_state, pairs.query[rows]), self._take(candidates, pairs.candidate[rows])
             # each row is a query with one candidate of its own
@@ -164,24 +168,24 @@ class EncodingPeer(Peer, EncodingEngine):
             out[rows] = full_scores(scored).squeeze(1).float()
         return check_finite(out, self.dtype)
 
-    def _score_pool(self, query_state: Any, candidates: Any) -> Tensor:
+    def _score_pool(self, query_state: S, candidates: S) -> Tensor:
         """Ranking scores (B, N) of a block of queries for candidates that all of them meet."""
         raise NotImplementedError
 
-    def _pair_batches(self, query_state: Any, candidates: Any, pairs: Pairs) -> Iterator[Tensor]:
+    def _pair_batches(self, query_state: S, candidates: S, pairs: Pairs) -> Iterator[Tensor]:
         """Row numbers of pairs that are scored at once."""
         raise NotImplementedError
 
-    def _take(self, states: Any, numbers: Tensor) -> Tensor | TokenStates:
+    def _take(self, states: S, numbers: Tensor) -> Tensor | TokenStates:
         """States of chosen texts as the model wants them."""
         raise NotImplementedError
 
-    def _check_candidates(self, candidates: Any) -> Any:
+    def _check_candidates(self, candidates: Any) -> S:
         """Return candidates on the model's device, in its dtype."""
         raise NotImplementedError
 
 
-class VectorPeer(EncodingPeer):
+class VectorPeer(EncodingPeer[Tensor]):
     """A peer whose queries and documents are tensors of one size each.
 
     Attributes:
@@ -236,7 +240,7 @@ class VectorPeer(EncodingPeer):
         return candidates.to(self.device, self.dtype)
 
 
-class TokenPeer(EncodingPeer):
+class TokenPeer(EncodingPeer[PackedTokens]):
     """A peer whose queries and documents are a vector for every token.
 
     Attributes:
@@ -279,7 +283,7 @@ class TokenPeer(EncodingPeer):
         first = torch.empty_like(starts).scatter_(0, place, torch.arange(len(place), device=self.device))
         distinct = candidates[first]
         queries = query_state.pad()
-        out = torch.empty(len(query_state), len(distinct), device=self.device)
+        out = torch.empty(len(query_state), len(distinct), dtype=torch.float32, device=self.device)
         for rows in self._batches(distinct.lengths, int(query_state.lengths.max()) if self.joins_query else 0):
             out[:, rows] = full_scores(self.model.interact(queries, distinct[rows].pad(), "ranking")).float()
         return out[:, place]

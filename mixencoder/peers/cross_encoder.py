@@ -1,6 +1,5 @@
 """Cross-encoder: query and document as one sequence through all layers; the most accurate, nothing ahead of time."""
 
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +13,6 @@ from mixencoder.chunking import in_chunks
 from mixencoder.configuration import EncoderConfig
 from mixencoder.engine import Request, unique
 from mixencoder.errors import CheckpointError, InputError, TruncationWarning
-from mixencoder.inputs import check_batch_size
 from mixencoder.modeling import RankingScores
 from mixencoder.peers.base import Peer
 from mixencoder.peers.modeling import Batch, FirstTokenHeads, PeerModel
@@ -168,7 +166,6 @@ class CrossEncoder(Peer):
     def _score_pairs(
         self, queries: Sequence[Sequence[int]], documents: Sequence[Sequence[int]], pairs: Pairs, request: Request
     ) -> Tensor:
-        check_batch_size(request.batch_size)
         query_lengths = torch.tensor([len(row) for row in queries])
         document_lengths = torch.tensor([len(row) for row in documents])
         lengths = query_lengths[pairs.query] + document_lengths[pairs.candidate]
@@ -176,13 +173,15 @@ class CrossEncoder(Peer):
         longest = max_positions(self.config.backbone_config)
         cut = int((lengths > longest).sum())
         if cut:
-            warnings.warn(
-                f"{cut} of {len(lengths)} pairs are longer than {longest} tokens; the start of their document was kept",
+            self._notices.note(
+                "truncated pairs",
+                cut,
+                f"{cut:,} of {len(lengths):,} pairs are longer than {longest} tokens; the start of their document was "
+                "kept",
                 TruncationWarning,
-                stacklevel=4,
             )
         size = () if request.head == "ranking" else (self.config.num_classes,)
-        out = torch.empty(len(lengths), *size, device=self.device)
+        out = torch.empty(len(lengths), *size, dtype=torch.float32, device=self.device)
         with progress_bar(len(lengths), "Pairs", "pair", request.show_progress_bar) as bar:
             # longest first: what does not fit into memory fails at once
             for rows in lengths.argsort(descending=True, stable=True).split(request.batch_size):
@@ -193,7 +192,6 @@ class CrossEncoder(Peer):
                 bar.update(len(rows))
         return check_finite(out, self.dtype)
 
-    @torch.inference_mode()
     def _score_all(self, queries: Sequence[str], documents: Sequence[str], request: Request) -> Tensor:
         query_rows, query_of = unique(self.read_query(queries))
         document_rows, document_of = unique(self.read_document(documents))

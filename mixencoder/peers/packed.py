@@ -24,7 +24,7 @@ class PackedTokens:
     def from_texts(cls, texts: Sequence[Tensor]) -> "PackedTokens":
         """Pack texts' vectors (n, d), in this order."""
         vectors = torch.cat(list(texts))
-        lengths = torch.tensor([len(text) for text in texts], device=vectors.device)
+        lengths = torch.tensor([len(text) for text in texts], dtype=torch.int64, device=vectors.device)
         return cls(vectors, lengths.cumsum(0) - lengths, lengths)
 
     def __len__(self) -> int:

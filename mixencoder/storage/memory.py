@@ -62,7 +62,8 @@ class MemoryShards:
         for number, offset, count in spread(first, len(next(iter(fields.values()))), self.shard_rows):
             if number == len(self._shards):
                 empty = {
-                    field.name: torch.empty(0, *field.shape, dtype=field.torch_dtype) for field in self.schema.fields
+                    field.name: torch.empty(0, *field.shape, dtype=field.torch_dtype, device="cpu")
+                    for field in self.schema.fields
                 }
                 self._shards.append(empty)
             shard = self._shards[number]
