@@ -19,7 +19,8 @@ from mixencoder.heads import model_with_head
 from mixencoder.inputs import local_path, placement
 from mixencoder.modeling import HeadedModel
 from mixencoder.notices import Notices
-from mixencoder.tokenization import ON_EMPTY, TextEncoder
+from mixencoder.tokenization import TextEncoder
+from mixencoder.tokenless import check_on_empty
 
 
 class ModelHolder:
@@ -102,8 +103,8 @@ class ModelHolder:
             InputError: a limit is more than the backbone has positions for, or leaves no room for text; or there is no
                 such on_empty.
         """
-        if on_empty is not None and on_empty not in ON_EMPTY:
-            raise InputError(f"on_empty is {on_empty!r}; expected one of {', '.join(ON_EMPTY)}")
+        if on_empty is not None:
+            check_on_empty(on_empty)
         other = copy.copy(self)
         other._notices = Notices()
         for role, length in (("query", max_query_length), ("document", max_document_length)):

@@ -22,7 +22,7 @@ from mixencoder.progress import NoProgress, ProgressBar, progress_bar
 from mixencoder.query_cache import weights_version
 from mixencoder.records import RecordFormat
 from mixencoder.results import Activation, RankResult, activated, document_names, entries
-from mixencoder.storage.errors import DuplicateIdError, naming
+from mixencoder.storage.errors import DuplicateIdError, IndexDamagedError, naming
 from mixencoder.streaming import Rows, RowSource, StreamRanker
 from mixencoder.surroundings import surroundings
 from mixkernels import TopK
@@ -116,9 +116,11 @@ def open_index(
     made_by = fingerprint(engine)
     with CandidateIndex.open(path, made_by, **options) as index:
         settings = index.settings
+    known = ("precision", "layout", "on_overflow")
+    if set(settings) != set(known):
+        raise IndexDamagedError(f"{path} has the settings {', '.join(settings) or 'none'}; expected {', '.join(known)}")
     adapter = IndexAdapter(engine, **settings)
-    if verify:
-        options["verify"] = True
+    options["verify"] = verify
     return CandidateIndex.open(path, made_by, encode=adapter.encode, project=adapter.project, **options)
 
 

@@ -96,7 +96,7 @@ class EncoderPasses:
             for length in sorted(groups, reverse=True)
             for numbers, shape in self._shared_out(groups[length], length, batch_size, alone=alone, on_cpu=on_cpu)
         ]
-        if len(passes) == 1 and on_cpu:
+        if len(passes) == 1 and passes[0].threads == 1 and on_cpu:
             passes = [self._with_all_threads(passes[0], alone=alone)]
         yield from _run_all(passes, encode, torch.get_num_threads() if on_cpu else 1)
 
@@ -109,6 +109,10 @@ class EncoderPasses:
             for start in range(0, len(numbers), size):
                 part = numbers[start : start + size]
                 yield part, PassShape(len(part), 1)
+            return
+        if alone and len(numbers) == 1:
+            # nothing to try: these are the bits that the others are to have
+            yield numbers, PassShape(1, torch.get_num_threads())
             return
         shapes = self._trial.shapes(length, alone=alone)
         allowed = [shape for shape in shapes if shape.texts <= batch_size] or shapes[-1:]
@@ -194,10 +198,10 @@ class ShapeTrial:
     def _agree(self, length: int, one: PassShape, other: PassShape) -> bool:
         if one == other:
             return True
-        outputs = self._output(length, one), self._output(length, other)
-        if outputs[0] is None or outputs[1] is None:
+        found, wanted = self._output(length, one), self._output(length, other)
+        if found is None or wanted is None:
             return False
-        return all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+        return all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
     def _output(self, length: int, shape: PassShape) -> tuple[Tensor, ...] | None:
         """What one text's rows become in a pass of this shape; None if its copies differ."""

@@ -107,7 +107,8 @@ class PairScorer:
         return self._model.classification_head(*vectors)
 
     def _segments(self, query_state: QueryState, numbers: Tensor) -> list[_Segment]:
-        parts = zip(*(part.tolist() for part in torch.unique_consecutive(numbers, return_counts=True)), strict=True)
+        distinct, counts = torch.unique_consecutive(numbers, return_counts=True)
+        parts = zip(distinct.tolist(), counts.tolist(), strict=True)
         states = [(query_state.select(number), count) for number, count in parts]
         return [_Segment(state, count, self._attends_together(int(state.lengths))) for state, count in states]
 
@@ -204,10 +205,10 @@ def _attend_whole_chunk(
 def _attend_each(rows: _Rows, own: slice, key: Tensor, value: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
     """Every row meets the query in products of its own: slower, and the same wherever it stands."""
     # (count, 1, ...): candidates of as many queries, which are one in the same memory
-    contexts = (part[own].unsqueeze(1) for part in rows[:3])
+    query, context_key, context_value = (part[own].unsqueeze(1) for part in rows[:3])
     state = None if rows[3] is None else rows[3][own].unsqueeze(1)
-    tokens = (part.expand(own.stop - own.start, -1, -1, -1) for part in (key, value))
-    result = candidate_attention(*contexts, state, *tokens, backend=backend)
+    key, value = (part.expand(len(query), -1, -1, -1) for part in (key, value))
+    result = candidate_attention(query, context_key, context_value, state, key, value, backend=backend)
     return result.context.transpose(0, 1), None if result.state is None else result.state.transpose(0, 1)
 
 

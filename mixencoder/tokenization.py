@@ -18,9 +18,6 @@ from mixencoder.inputs import not_a_text
 from mixencoder.notices import Notices
 from mixencoder.texts import first_unicode_fault
 
-ON_EMPTY = ("special", "error")
-"""What becomes of texts without a token, such as blank ones: read as special tokens alone, or refused."""
-
 
 class Windows(NamedTuple):
     """Token rows of texts, several for a text that was split."""
@@ -40,7 +37,7 @@ class TextEncoder:
         max_length: tokens kept of a text, special tokens included.
         truncation_side: "right" keeps the start of a text, "left" its end.
         role: "query" or "document", for messages.
-        on_empty: of `ON_EMPTY`.
+        on_empty: of `mixencoder.tokenless.ON_EMPTY`.
         notices: told of texts that were cut or hold no token; None tells nobody.
     """
 

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,15 +11,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mixencoder.cli.messages import on_terminal, say
 from mixencoder.cli.shared import (
     BackendOption,
     CandidatesOption,
     ColumnOption,
     DeviceOption,
     DtypeOption,
+    FormatOption,
     ModelOption,
+    OnEmptyOption,
     command,
-    say,
 )
 from mixencoder.errors import InputError
 from mixencoder.texts import printable
@@ -39,6 +40,8 @@ def build(
     path: PathArgument,
     candidates: CandidatesOption = None,
     column: ColumnOption = None,
+    format: FormatOption = None,
+    on_empty: OnEmptyOption = "special",
     precision: Annotated[str, typer.Option(help="float32, float16, bfloat16 or int8.")] = "float16",
     layout: Annotated[
         str, typer.Option(help="projected, or compact: less room, more time for each query.")
@@ -60,8 +63,9 @@ def build(
 
     where = _named(candidates)
     engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
+    engine = engine.with_limits(on_empty=on_empty)
     if dry_run:
-        texts = read_candidates(where, column=column).texts
+        texts = read_candidates(where, column=column, format=format).texts
         options = {"precision": precision, "layout": layout, "on_overflow": on_overflow, "batch_size": batch_size}
         found = engine.estimate_index(texts, **options)
         typer.echo(
@@ -69,9 +73,9 @@ def build(
             f"some {_size(found.catalogue_bytes)} of ids and texts, about {found.seconds:,.0f} s"
         )
         return
-    texts, ids = _columns(where, column)
+    texts, ids = _columns(where, column, format)
     options = {"precision": precision, "layout": layout, "on_overflow": on_overflow, "store_text": store_text}
-    progress = {"batch_size": batch_size, "show_progress_bar": sys.stderr.isatty()}
+    progress = {"batch_size": batch_size, "show_progress_bar": on_terminal()}
     with engine.index(texts, ids, path, **options, **progress) as index:
         say(f"{path} holds {len(index):,} candidates")
 
@@ -82,6 +86,8 @@ def add(
     path: PathArgument,
     candidates: CandidatesOption = None,
     column: ColumnOption = None,
+    format: FormatOption = None,
+    on_empty: OnEmptyOption = "special",
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -91,10 +97,10 @@ def add(
     """Add the candidates of a file; those without an id that are held already are skipped."""
     from mixencoder.fast import MixEncoder
 
-    texts, ids = _columns(_named(candidates), column)
+    texts, ids = _columns(_named(candidates), column, format)
     engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
-    with engine.open_index(path) as index:
-        result = index.add(texts, ids, batch_size=batch_size, show_progress_bar=sys.stderr.isatty())
+    with engine.with_limits(on_empty=on_empty).open_index(path) as index:
+        result = index.add(texts, ids, batch_size=batch_size, show_progress_bar=on_terminal())
         say(f"{result.added:,} added, {result.skipped:,} held already, {result.cut:,} cut; now {len(index):,}")
 
 
@@ -180,11 +186,11 @@ def _named(candidates: str | None) -> str:
     return candidates
 
 
-def _columns(source: str, column: str | None) -> tuple[Iterable[str], Iterable[str] | None]:
+def _columns(source: str, column: str | None, format: str | None) -> tuple[Iterable[str], Iterable[str] | None]:
     """Return texts and ids of a file, read as they are asked for, side by side."""
     from mixencoder.candidates import iterate_candidates
 
-    rows = iterate_candidates(source, column=column)
+    rows = iterate_candidates(source, column=column, format=format)
     first = next(rows, None)
     if first is None:
         raise InputError(f"{source} holds no candidate")

@@ -1,12 +1,12 @@
 """``mixencoder mine``: hard negatives by a trained model."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mixencoder.cli.shared import BackendOption, DeviceOption, DtypeOption, ModelOption, say
+from mixencoder.cli.messages import on_terminal, say
+from mixencoder.cli.shared import BackendOption, DeviceOption, DtypeOption, ModelOption, OnEmptyOption
 from mixencoder.errors import InputError
 
 
@@ -31,9 +31,7 @@ def mine(
     dtype: DtypeOption = None,
     backend: BackendOption = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts encoded at once.")] = 32,
-    on_empty: Annotated[
-        str, typer.Option(help="Texts without a token: special (read as special tokens alone, counted) or error.")
-    ] = "special",
+    on_empty: OnEmptyOption = "special",
 ) -> None:
     """Mine hard negatives: the wrong documents that a trained model ranks highest for each query."""
     if not output.name.endswith((".jsonl", ".jsonl.gz")):
@@ -41,12 +39,14 @@ def mine(
     from mixencoder.architectures import load_engine
     from mixencoder.candidates import read_candidates
     from mixencoder.inputs import local_path
-    from mixencoder.training.checks import check_texts, checked_on_empty
+    from mixencoder.tokenless import check_on_empty
+    from mixencoder.training.checks import check_texts
     from mixencoder.training.examples import read_source
     from mixencoder.training.mining import check_output, mine_negatives, write_candidate_lists
     from mixencoder.training.sources import Example, Source
 
-    data, output, on_empty = local_path(data), local_path(output), checked_on_empty(on_empty)
+    check_on_empty(on_empty)
+    data, output = local_path(data), local_path(output)
     check_output(output, [data, *([documents] if documents else [])])
     source = read_source(data)
     others = read_candidates(documents).texts if documents else ()
@@ -62,7 +62,7 @@ def mine(
         margin=margin,
         score=score,
         batch_size=batch_size,
-        show_progress_bar=sys.stderr.isatty(),
+        show_progress_bar=on_terminal(),
     )
     write_candidate_lists(mined, output)
     found = sum(len(example.negatives) for example in mined)

@@ -7,13 +7,11 @@ from transformers import PreTrainedTokenizerBase
 
 from mixencoder.engine import Engine
 from mixencoder.errors import DataError, InputError
+from mixencoder.tokenless import Suspect, may_be_tokenless, report_tokenless
 from mixencoder.training.answers import right_documents
 from mixencoder.training.sources import Source
 
 logger = logging.getLogger(__name__)
-
-ON_EMPTY = ("special", "error")
-"""What becomes of a text without a token: read as the tokenizer's special tokens alone, or refused."""
 
 
 def ranked(sources: Sequence[Source]) -> list[str]:
@@ -32,42 +30,25 @@ def check_heads(engine: Engine, sources: Sequence[Source], who: str) -> None:
         raise DataError(f"{', '.join(lacking)}: ranking and similarity need a ranking head, which {who} lacks")
 
 
-def checked_on_empty(on_empty: str) -> str:
-    """Return what is to become of texts without a token.
-
-    Raises:
-        InputError: it is none of `ON_EMPTY`.
-    """
-    if on_empty not in ON_EMPTY:
-        raise InputError(f"on_empty is {on_empty!r}; expected one of {', '.join(ON_EMPTY)}")
-    return on_empty
-
-
 def check_texts(sources: Sequence[Source], tokenizer: PreTrainedTokenizerBase, on_empty: str = "special") -> None:
     """Say how many texts hold no token and are read as the tokenizer's special tokens alone, or refuse them.
 
     Args:
         sources: read from the data.
         tokenizer: the model's.
-        on_empty: of `ON_EMPTY`.
+        on_empty: of `mixencoder.tokenless.ON_EMPTY`.
 
     Raises:
         DataError: there is one, and on_empty is "error"; the message names the row and the text.
     """
-    count, first = 0, ""
-    for source in sources:
-        for example in source.examples:
-            for text in (example.query, *example.positives, *example.negatives):
-                # tokenizers turn letters and digits into some token, though it be the unknown one
-                if any(map(str.isalnum, text)) or tokenizer(text, add_special_tokens=False)["input_ids"]:
-                    continue
-                if on_empty == "error":
-                    raise DataError(f"{example.where}: {text!r} holds no token; expected some text")
-                count, first = count + 1, first or f"{example.where}: {text!r}"
-    if count:
-        logger.warning(
-            "%d texts hold no token and are read as the tokenizer's special tokens alone; the first: %s", count, first
-        )
+    suspects = [
+        Suspect(example.where, text)
+        for source in sources
+        for example in source.examples
+        for text in (example.query, *example.positives, *example.negatives)
+        if may_be_tokenless(text)
+    ]
+    report_tokenless(tokenizer, suspects, on_empty=on_empty)
 
 
 def check_contrast(sources: Sequence[Source], batch_size: int, processes: int, negatives: int) -> None:

@@ -19,7 +19,7 @@ from mixencoder.architectures import ARCHITECTURES
 from mixencoder.errors import DataError, InputError
 from mixencoder.inputs import local_path
 from mixencoder.tables import source_name
-from mixencoder.training.checks import ON_EMPTY
+from mixencoder.tokenless import ON_EMPTY
 from mixencoder.training.examples import Data
 from mixencoder.training.objective import DISTILLATIONS
 from mixencoder.training.sources import TASKS
