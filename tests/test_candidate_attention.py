@@ -9,7 +9,8 @@ from torch import Tensor
 
 import mixkernels
 from mixkernels import candidate_attention
-from mixkernels.torch_backend.attention import multiplies_natively
+from mixkernels.checks import Call
+from mixkernels.torch_backend.attention import _attend_own, multiplies_natively
 
 # what float32 rounding of the log-sum-exp alone costs, and of one output element
 ABSOLUTE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float64: 1e-13}
@@ -303,15 +304,19 @@ def test_more_than_2_to_the_31_elements():
     assert torch.equal(whole.context[:, end], part.context)
 
 
-def test_the_torch_path_keeps_a_candidates_bits_in_chunks_of_one_shape():
-    # the rule of docs/determinism.md: same padded chunk shape, whatever it holds and wherever a candidate stands
-    case = Case.random(n=64, k=3, m=13)
-    crowd = case.run("torch")
-    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
-    permuted = case.pick(order).run("torch")
-    for name in ("context", "state"):
-        assert torch.equal(getattr(permuted, name), getattr(crowd, name)[:, order])
-    for index in (0, 17, 63):
-        alone = case.pick(torch.full((64,), index)).run("torch")
-        assert torch.equal(alone.context[:, 5], crowd.context[:, index])
-        assert torch.equal(alone.state[:, 5], crowd.state[:, index])
+@pytest.mark.parametrize("k", range(1, 17))
+def test_own_attention_on_a_cpu_has_the_same_bits_wherever_a_candidate_stands(k):
+    # attention to the query's tokens is PyTorch's own kernel, whose bits are not promised (docs/determinism.md)
+    case = Case.random(n=67, k=k, h=3, d=32)
+    rows = [case[name] for name in ("context_query", "context_key", "context_value")]
+
+    def attend(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        call = Call(*(part[index].unsqueeze(0) for part in rows), *[None] * (len(Call._fields) - 3))
+        out, lse = _attend_own(call, 0.3, on_cpu=True)
+        return out[0], lse[0]
+
+    crowd = attend(torch.arange(67))
+    order = torch.randperm(67, generator=torch.Generator().manual_seed(1))
+    for index in (order, torch.arange(40), torch.full((9,), 5), torch.tensor([66])):
+        for got, want in zip(attend(index), crowd, strict=True):
+            assert torch.equal(got, want[index])
