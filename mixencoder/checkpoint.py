@@ -137,7 +137,7 @@ def save(
 
     try:
         write_folder(local_path(directory), write)
-    # a home folder of nobody is a RuntimeError, a NUL in a name a ValueError
+    # a home folder of nobody and a NUL in a name are ValueErrors
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise CheckpointError(f"{directory} cannot be written: {reason}") from error

@@ -110,12 +110,17 @@ class Desk:
         for part in self._parts.values():
             part[count:total] = part[:1]
 
-    def fill_with_one(self) -> None:
-        """Fill every place with the same random candidate."""
+    def fill_randomly(self, count: int, moved: int = 0) -> None:
+        """Fill the first places with random candidates, moved on by some places among them."""
         generator = torch.Generator().manual_seed(0)
         for part in self._parts.values():
-            one = torch.randn(part.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
-            part.copy_(one.expand_as(part))
+            drawn = torch.randn(part.shape, generator=generator, dtype=torch.float32, device="cpu")[:count]
+            part[:count].copy_(drawn.roll(moved, dims=0))
+
+    def vectors(self, query: Query, count: int) -> Tensor:
+        """Interaction vectors (C, 2, d) of the first candidates, h and e."""
+        hint, _, inputs = self._prepared(slice(0, count), "interaction")
+        return torch.stack(self._layers.vectors(self._workspace(slice(0, count)), inputs, hint, query), dim=1)
 
     def scores(self, queries: list[Query], rows: slice, score: str) -> Tensor:
         """Scores (B, C) of the candidates in some rows, float32."""

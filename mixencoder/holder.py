@@ -16,7 +16,7 @@ from mixencoder.checkpoint import save
 from mixencoder.configuration import EncoderConfig
 from mixencoder.errors import InputError
 from mixencoder.heads import model_with_head
-from mixencoder.inputs import local_path, placement
+from mixencoder.inputs import placement
 from mixencoder.modeling import HeadedModel
 from mixencoder.notices import Notices
 from mixencoder.tokenization import TextEncoder
@@ -82,7 +82,7 @@ class ModelHolder:
         Raises:
             CheckpointError: the directory cannot be written.
         """
-        save(self.model, self.tokenizer, local_path(directory))
+        save(self.model, self.tokenizer, Path(directory))
 
     def with_limits(
         self,

@@ -57,8 +57,15 @@ def positive_integer_or_none(value: Any, name: str) -> int | None:
 
 
 def local_path(path: str | Path) -> Path:
-    """Return a path that a user named, with a leading ``~`` as the home folder, as a shell would read it."""
-    return Path(path).expanduser()
+    """Return a path that a user named, with a leading ``~`` as the home folder, as a shell would read it.
+
+    Raises:
+        InputError: there is no such home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"no home folder is known for {path}: {error}") from error
 
 
 def as_list(texts: Iterable[Any], role: str) -> list[Any]:

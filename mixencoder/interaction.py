@@ -160,6 +160,11 @@ class Layers:
 
     def interact(self, workspace: Workspace, inputs: Inputs, hint: Tensor, query: Query) -> Tensor:
         """``h . e`` (C,) of candidates, whose first layer's inputs are given, for one query; hint is (C, d)."""
+        h, e = self.vectors(workspace, inputs, hint, query)
+        return torch.mul(h, e, out=workspace.take("product", len(hint), self.d)).sum(dim=-1)
+
+    def vectors(self, workspace: Workspace, inputs: Inputs, hint: Tensor, query: Query) -> tuple[Tensor, Tensor]:
+        """H and e, (C, d) each, of what `interact` multiplies; valid until the workspace is used again."""
         # out: (C, rows, d) of the layer before
         count, out, state = len(hint), None, None
         for number in range(len(self.layers)):
@@ -170,8 +175,7 @@ class Layers:
                 inputs = self.project(workspace, number, context, hint)
             out = self._layer(workspace, number, inputs, state, query)
         h = out[:, -1] if self.has_state else query.first.expand(count, self.d)
-        e = mean_over_contexts(out[:, : self.k]) if self.contexts else hint
-        return torch.mul(h, e, out=workspace.take("product", count, self.d)).sum(dim=-1)
+        return h, mean_over_contexts(out[:, : self.k]) if self.contexts else hint
 
     def dual_lengths(self, hint: Tensor) -> Tensor:
         """Lengths (C,) of the pooled candidates (C, d), as `dual` divides by them."""

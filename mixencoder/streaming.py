@@ -25,6 +25,9 @@ PRODUCTS = ("native", "bfloat16", "int8")
 """Products: in the model's precision; in bfloat16, where the device multiplies that itself; or of int8 numbers, on a
 CPU. The latter two are faster and move scores a little."""
 
+_MOVED = 17
+"""Places that candidates move on in a trial: to another row of every product's tiles, whatever their size."""
+
 _WAITING = 8192
 """Scores that wait to be merged into the running top-k."""
 
@@ -182,14 +185,22 @@ class StreamRanker:
         if key not in self._sizes:
             desk, model, piece = self._desk(), self._layers.model, self._plan.piece
             sizes = [piece >> shift for shift in range((piece // self._plan.granule).bit_length())]
-            query = [self._layers.query(_random_query(model, width), 0)]
-            desk.fill_with_one()
-            outputs = {size: desk.scores(query, slice(0, size), "full") for size in sizes}
-            steady = [size for size in sizes if bool((outputs[size] == outputs[size][:, :1]).all())]
-            best = steady[0] if steady else piece
-            same = [size for size in steady if torch.equal(outputs[size][:, 0], outputs[best][:, 0])]
-            self._sizes[key] = tuple(same) or (piece,)
+            query = self._layers.query(_random_query(model, width), 0)
+            # the largest size in which no place differs, and the smaller ones that give what it gives
+            best = next((size for size in sizes if _no_place_differs(desk, query, size)), piece)
+            desk.fill_randomly(piece)
+            whole = desk.vectors(query, best)
+            smaller = [size for size in sizes if size < best and torch.equal(desk.vectors(query, size), whole[:size])]
+            self._sizes[key] = (best, *smaller)
         return self._sizes[key]
+
+
+def _no_place_differs(desk: Desk, query: Query, size: int) -> bool:
+    """Whether candidates that move on by some places take their bits along."""
+    desk.fill_randomly(size)
+    here = desk.vectors(query, size)
+    desk.fill_randomly(size, moved=_MOVED)
+    return torch.equal(here.roll(_MOVED, dims=0), desk.vectors(query, size))
 
 
 class RunningBest:

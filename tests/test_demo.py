@@ -99,4 +99,4 @@ def test_a_terminal_asks_until_ctrl_d():
     assert process.returncode == 0, messages.decode()
     assert output.decode().count("query:") == 3
     assert "“rice”" in output.decode()
-    assert "1 of 1 queries hold no token" in messages.decode()
+    assert "the query '\\u200b' holds no token" in messages.decode()

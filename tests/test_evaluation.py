@@ -364,7 +364,8 @@ GOOD = {"query": "q", "candidates": ["a", "b"], "labels": [0, 1]}
         ([{**GOOD, "labels": [0, 0]}] * 2, "dev.jsonl: none of 2 queries has a right document; expected some label"),
         ([GOOD, {**GOOD, "labels": [0]}], "dev.jsonl, line 2: 2 candidates but 1 labels"),
         ([GOOD, {"query": "q", "candidates": ["a"]}], "dev.jsonl, line 2: fields are query, candidates; expected"),
-        ([GOOD, {**GOOD, "labels": [0, 1e300]}], "dev.jsonl, line 2: a label is 1e+300; expected grades up to"),
+        ([GOOD, {**GOOD, "labels": [0, 1e300]}], "line 2: labels are [0, 1e+300]; expected a list of numbers"),
+        ([GOOD, {**GOOD, "labels": [0, 1e30]}], "dev.jsonl, line 2: a label is 1e+30; expected grades up to"),
         ([GOOD, {**GOOD, "labels": [0, 0.5]}], "dev.jsonl, line 2: a label is 0.5; expected whole numbers"),
         (
             [{"query": "q", "candidates": [], "labels": []}, GOOD | {"candidates": []}],

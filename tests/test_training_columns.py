@@ -136,8 +136,8 @@ def test_labels_of_candidates_are_numbers_in_whatever_they_are_held(tmp_path, la
         ({"premise": "q", "hypothesis": "a", "label": "nan"}, "label is 'nan'"),
         ({"sentence1": "q", "sentence2": "a", "score": "inf"}, "score is 'inf'; expected a number"),
         ({"sentence1": "q", "sentence2": "a", "score": True}, "score is True; expected a number"),
-        ({"query": "q \ud83d", "positive": "a"}, "query holds half of a surrogate pair"),
-        ({"query": "q", "positives": ["a", "b \udc00"]}, "positives holds half of a surrogate pair"),
+        ({"query": "q \ud83d", "positive": "a"}, "'query' holds half of a surrogate pair"),
+        ({"query": "q", "positives": ["a", "b \udc00"]}, "'positives' holds half of a surrogate pair"),
     ],
 )
 def test_a_value_of_another_kind_is_refused_by_its_row(row, message):

@@ -7,9 +7,8 @@ import time
 import pytest
 import torch
 
-from mixencoder import MixEncoder
+from mixencoder import IndexMismatchError, MixEncoder
 from mixencoder.identity import ModelIdentity
-from mixencoder.index import IndexMismatchError
 from mixencoder.query_cache import QueryStateCache
 from mixencoder.weights_version import SAMPLED, WHOLE, weights_version
 from tests.streaming_cases import FORMS, make_model

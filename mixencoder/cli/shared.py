@@ -36,10 +36,7 @@ def at_home(value: Any) -> Any:
     # not above: it imports torch
     from mixencoder.inputs import local_path
 
-    try:
-        return type(value)(local_path(value))
-    except RuntimeError as error:
-        raise InputError(f"{value} cannot be found: {error}") from None
+    return type(value)(local_path(value))
 
 
 ModelOption = Annotated[

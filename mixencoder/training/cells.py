@@ -75,7 +75,7 @@ def read_grades(value: Any, where: str, field: str) -> list[float]:
     found = _spelt_list(value) if isinstance(value, str) else as_list(value)
     grades = None if found is None else [as_grade(item) for item in found]
     if grades is None or None in grades:
-        raise DataError(f"{where}: {field} are {_short(value)}; expected a list of numbers")
+        raise DataError(f"{where}: {field} are {_short(value)}; expected a list of numbers that float32 holds")
     return [grade for grade in grades if grade is not None]
 
 

@@ -217,7 +217,7 @@ def _plain_text(name: str, value: Any, beside: str, *, may_be_path: bool) -> str
         raise InputError(f"{name} is {value!r}; expected {'a path' if may_be_path else 'a name'}{beside}")
     if "\0" in value:
         raise InputError(f"{name} is {value!r}; expected no zero character in it")
-    return str(_at_home(value)) if may_be_path and value.startswith("~") else value
+    return str(local_path(value)) if may_be_path and value.startswith("~") else value
 
 
 def _number(value: Any) -> float:
@@ -306,14 +306,7 @@ _SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet", ".gz")
 def _joined(data_dir: Path, text: str) -> Path:
     if not text or "\0" in text:
         raise InputError(f"data is {text!r}; expected a path")
-    return data_dir / _at_home(text)
-
-
-def _at_home(text: str) -> Path:
-    try:
-        return local_path(text)
-    except RuntimeError as error:
-        raise InputError(f"{text} cannot be found: {error}") from error
+    return data_dir / local_path(text)
 
 
 def _numbered(name: str) -> Iterator[str]:
