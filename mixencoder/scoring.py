@@ -210,13 +210,14 @@ def _attend_whole_chunk(
 
 
 def _attend_each(rows: _Rows, own: slice, key: Tensor, value: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
-    """Every row meets the query in products of its own: slower, and the same wherever it stands."""
-    # (count, 1, ...): candidates of as many queries, which are one in the same memory
-    query, context_key, context_value = (part[own].unsqueeze(1) for part in rows[:3])
-    state = None if rows[3] is None else rows[3][own].unsqueeze(1)
+    """As `_attend_whole_chunk`, but every row in products of its own: slower, and the same wherever it stands."""
+    # (CHUNK, 1, ...): candidates of as many queries, which are one in the same memory
+    query, context_key, context_value = (part.unsqueeze(1) for part in rows[:3])
+    state = None if rows[3] is None else rows[3].unsqueeze(1)
     key, value = (part.expand(len(query), -1, -1, -1) for part in (key, value))
     result = candidate_attention(query, context_key, context_value, state, key, value, backend=backend)
-    return result.context.transpose(0, 1), None if result.state is None else result.state.transpose(0, 1)
+    context, attended = result.context.transpose(0, 1), result.state
+    return context[:, own], None if attended is None else attended.transpose(0, 1)[:, own]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
