@@ -12,6 +12,7 @@ from benchmarks.contest import Record
 from benchmarks.gpu_records import read_records as read_gpu_records
 from benchmarks.gpu_records import targets
 from benchmarks.markdown import markdown, with_line
+from benchmarks.report.process_tables import startup_table, threads_table
 from benchmarks.results_files import RESULTS, case_name, read_results
 
 DEVICE = "cpu-zen3-2-threads"
@@ -381,5 +382,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "gpu attention": gpu_attention_table,
     "gpu summary": lambda: gpu_attention_table(_TELLING_RIVALS),
     "gpu targets": gpu_targets_table,
+    "threads": threads_table,
+    "startup": startup_table,
 }
 """By the name between a document's marks."""

@@ -1,0 +1,41 @@
+"""Tables of whole processes and their threads: start-up, and encoding beside busy neighbours."""
+
+import json
+from typing import Any
+
+from benchmarks.markdown import markdown
+from benchmarks.results_files import RESULTS
+
+DEVICE = "cpu-emerald-rapids-2-threads"
+
+
+def threads_table() -> str:
+    """Encoding with one and two threads, alone and beside busy processes, and ranking raw texts beside a rival."""
+    document = _record("threads")
+    texts = document["texts"]
+    rows = [["what", "threads", "busy processes", "seconds", "rival", "rival's time"], ["---"] * 6]
+    for record in document["records"]:
+        (ours, seconds), *rivals = record["seconds"].items()
+        count = texts["encoded" if record["what"] == "encoding" else "ranked"]
+        line = [f"`{ours}`, {count} texts", str(record["threads"]), str(record["busy processes"]), f"{seconds:.2f}"]
+        rows.append([*line, *(rivals[0][0], f"{record['ratio']:.2f}x")] if rivals else [*line, "", ""])
+    return f"{markdown(rows)}\n\n{_provenance(document)}"
+
+
+def startup_table() -> str:
+    """Whole processes, from start to end."""
+    document = _record("startup")
+    rows = [["process", "seconds"], ["---"] * 2]
+    rows += [[name, f"{seconds:.2f}"] for name, seconds in document["seconds"].items()]
+    rows += [[name, f"{ratio:.2f}x"] for name, ratio in document["ratios"].items()]
+    return f"{markdown(rows)}\n\n{_provenance(document)}"
+
+
+def _record(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / DEVICE / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _provenance(document: dict[str, Any]) -> str:
+    provenance = document["provenance"]
+    torch, commit = provenance["versions"]["torch"], provenance["commit"][:7]
+    return f"{DEVICE}, PyTorch {torch}; `{provenance['command']}`; commit {commit}"
