@@ -89,7 +89,7 @@ def test_a_folder_as_downloaded_is_read(folder, packed):
     expected = read_beir(folder, "test")
     if packed:
         for path in [path for path in folder.rglob("*") if path.is_file()]:
-            path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
             path.unlink()
     found = read_beir(folder, "test")
     assert (found.corpus, found.queries) == (expected.corpus, expected.queries)

@@ -14,7 +14,7 @@ from mixencoder.training.examples import Example, class_names, read_source
 def write(path: Path, rows: list[dict]) -> Path:
     text = "\n".join(json.dumps(row) for row in rows)
     if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(text.encode()))
+        path.write_bytes(gzip.compress(text.encode(), mtime=0))
     else:
         path.write_text(text, encoding="utf-8")
     return path
@@ -122,7 +122,7 @@ def test_files_that_are_no_json_or_no_utf8(tmp_path):
     with pytest.raises(DataError, match="neither a file nor a folder"):
         read_source(tmp_path / "nothing.jsonl")
     path = tmp_path / "cut.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"query": "q", "positive": "p"}\n' * 100)[:-12])
+    path.write_bytes(gzip.compress(b'{"query": "q", "positive": "p"}\n' * 100, mtime=0)[:-12])
     with pytest.raises(DataError, match="cannot be read"):
         read_source(path)
 
