@@ -1,9 +1,8 @@
 """The front door: `MixEncoder`, from texts to scores and rankings.
 
 Adds to `mixencoder.modeling` what text needs: a tokenizer, batching, devices, and the promise that a candidate's score
-does not depend on what else is scored beside it (docs/determinism.md). Two rules keep it. Texts are encoded in groups
-of exactly equal token length, so nothing is ever padded, and never in fewer than `min_token_rows` token rows. Pairs
-are scored in chunks of one shape (`mixencoder.scoring`).
+does not depend on what else is scored beside it (docs/determinism.md): texts are encoded in passes whose shapes keep a
+text's bits (`mixencoder.passes`), pairs are scored in chunks of one shape (`mixencoder.scoring`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -5,8 +5,8 @@ again, contexts and state of a candidate lie side by side so that W_o and the FF
 between the products happens in place in memory that is kept. `mixencoder.streaming` is the only caller.
 
 On a CPU, `FusedLayers`: attention is two batched products and a softmax over the m + k keys of a row. Elsewhere, and
-where the processor multiplies bfloat16 itself, `OperatorLayers`: the operators of `mixkernels`. Both keep a candidate's
-bits whatever its place in a piece; `docs/determinism.md` says how.
+where the processor multiplies bfloat16 itself, `OperatorLayers`: the operators of `mixkernels`. `mixencoder.streaming`
+tries in which sizes of piece a candidate's bits do not depend on its place (docs/determinism.md).
 """
 
 import math
