@@ -241,3 +241,12 @@ def test_a_fork_without_threads_refuses_instead_of_waiting_for_ever(backbone_pat
     command = [sys.executable, "-c", FORK, str(backbone_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_given_embeddings_stay_where_they_are_whatever_default_device_is_set(backbone_path):
+    model = MixEncoder.from_backbone(backbone_path)
+    embeddings = model.encode_document(DOCUMENTS).numpy()
+    want = model.rank("the cat", model.index(embeddings=embeddings, ids=["a", "b", "c", "d"]))
+    with default_device():
+        index = model.index(embeddings=embeddings, ids=["a", "b", "c", "d"])
+    assert model.rank("the cat", index) == want

@@ -215,7 +215,8 @@ def read_embeddings(embeddings: Any) -> Tensor:
             # torch takes neither negative strides nor foreign byte orders
             native = embeddings.astype(embeddings.dtype.newbyteorder("="), copy=False)
             embeddings = np.ascontiguousarray(native) if min(native.strides, default=0) < 0 else native
-        found = torch.as_tensor(embeddings).detach()
+        # an array stays on the CPU, whatever default device the caller has set
+        found = embeddings.detach() if isinstance(embeddings, Tensor) else torch.as_tensor(embeddings, device="cpu")
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"embeddings cannot be read as a tensor ({error}); expected (N, ...) numbers") from error
     if not found.is_floating_point() or found.layout != torch.strided or found.is_meta:
