@@ -220,7 +220,7 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert seen == [("~/q", [tmp_path / "a", Path("b")], str(tmp_path / "m"), tmp_path / "o", "~/x")]
     result = outcome(show, "q", "~nobody-of-this-name/a")
     assert result.exit_code == 2
-    assert "~nobody-of-this-name/a cannot be found" in result.stderr
+    assert "no home folder is known for ~nobody-of-this-name/a" in result.stderr
 
 
 @pytest.mark.parametrize("width", [1, 3, 8, 16, 40])
