@@ -177,6 +177,9 @@ def _attend_own_flash(query: Tensor, key: Tensor, value: Tensor, scale: float) -
     """
     k, heads, dim = query.shape[-3:]
     together = 1 << (_OWN_BLOCK_ROWS // k).bit_length() - 1
+    # MKL's tiles have six rows with AVX2 on Intel, and two that are left over round otherwise
+    while together > 1 and together * k % 6 == 2:
+        together //= 2
     width = k if together == 1 else 1 << (k - 1).bit_length()
     candidates = query.shape[:-3].numel()
     missing = -candidates % together
