@@ -84,14 +84,14 @@ class Desk:
         }
         self._staging: Staging | None = None
 
-    def fill(self, candidates: Iterable[Rows], score: str) -> Iterator[int]:
-        """Read candidates onto the desk; yields the number of rows whenever it is full, and at the end.
+    def fill(self, candidates: Iterable[Rows], score: str, piece: int) -> Iterator[int]:
+        """Read candidates onto the desk; yields the number of rows whenever it holds a piece, and at the end.
 
         A chunk is read before the next one is asked for.
         """
         # the dual term reads the hint alone, which keeps the rest of a file unread
         wanted = {name: part for name, part in self._parts.items() if score != "dual" or name in ("context", "hint")}
-        piece, filled = self._plan.piece, 0
+        filled = 0
         for positions, rows in candidates:
             self._check_chunk(positions, rows)
             start = 0

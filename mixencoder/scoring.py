@@ -20,6 +20,11 @@ from mixkernels import candidate_attention
 
 CHUNK = 64
 """Pairs scored at once. Fixed, because products of other shapes may round differently."""
+_CHUNK_IN_TWELVES = 96
+"""The same where a chunk of 64 gives a row other bits at other places: MKL's products for AVX2 work in tiles of 6 or 12
+rows, and may sum otherwise in what is left over."""
+_TRIED_LENGTH = 8
+"""Query tokens of the trial that decides between the two."""
 
 _MOVED = 17
 """Places that candidates move on in a trial: to another row of every product's tiles, whatever their size."""
@@ -51,6 +56,7 @@ class PairScorer:
     def __init__(self, model: MixEncoderModel) -> None:
         self._model = model
         # what was found by trying: two threads that try at once find the same
+        self._sizes: dict[torch.dtype, int] = {}
         self._together: dict[tuple[int, torch.dtype], bool] = {}
         self._shared: dict[tuple[int, int, torch.dtype], bool] = {}
 
@@ -66,15 +72,16 @@ class PairScorer:
         device, total = candidates.device, len(pairs.query)
         if not total:
             return torch.empty(0, device=device, dtype=torch.float32)
-        filled = -(-total // CHUNK) * CHUNK
+        size = self._size()
+        filled = -(-total // size) * size
         query_of = torch.cat([pairs.query, pairs.query[-1:].expand(filled - total)])
         candidate_of = torch.cat([pairs.candidate, pairs.candidate[-1:].expand(filled - total)]).to(device)
         apply_head = partial(self._apply_head, head, score)
         only_dual = score == "dual" and head == "ranking"
 
         def scored(start: int) -> Tensor:
-            numbers = query_of[start : start + CHUNK]
-            rows = candidates[candidate_of[start : start + CHUNK]]
+            numbers = query_of[start : start + size]
+            rows = candidates[candidate_of[start : start + size]]
             pooled, first = (
                 None if vectors is None else vectors[numbers.to(device)]
                 for vectors in (query_state.pooled, query_state.first)
@@ -86,7 +93,7 @@ class PairScorer:
             with torch.inference_mode():
                 return apply_head(*self._interact(self._segments(query_state, numbers), rows, first), pooled, rows)
 
-        starts = range(0, filled, CHUNK)
+        starts = range(0, filled, size)
         threads = torch.get_num_threads()
         if only_dual or threads == 1 or not self._on_cpu:
             parts = [scored(start) for start in starts]
@@ -104,7 +111,7 @@ class PairScorer:
     def _apply_head(
         self, head: str, score: str, h: Tensor, e: Tensor, pooled_query: Tensor | None, rows: Tensor
     ) -> Tensor:
-        vectors = (h.view(CHUNK, -1), e.view(CHUNK, -1), pooled_query, rows.mean(dim=-2))
+        vectors = (h.view(len(rows), -1), e.view(len(rows), -1), pooled_query, rows.mean(dim=-2))
         if head == "ranking":
             return getattr(self._model.rank_head(*vectors), score)
         return self._model.classification_head(*vectors)
@@ -122,14 +129,28 @@ class PairScorer:
         ]
         return self._model.run_interaction(rows, attends, first)
 
+    def _size(self) -> int:
+        """Pairs of a chunk."""
+        if not self._on_cpu:
+            return CHUNK
+        if (dtype := self._model.dtype) not in self._sizes:
+            sizes = (CHUNK, _CHUNK_IN_TWELVES)
+            trials = (self._no_place_differs(_TRIED_LENGTH, size, together=False) for size in sizes)
+            self._sizes[dtype] = next((size for size, holds in zip(sizes, trials, strict=True) if holds), CHUNK)
+        return self._sizes[dtype]
+
     def _attends_together(self, length: int) -> bool:
         """Whether a candidate has the same bits at every place of a chunk that meets a query of so many tokens."""
         key = length, self._model.dtype
         if self._on_cpu and key not in self._together:
-            trial = partial(self._trial, length, together=True)
-            here, elsewhere = on_one_thread(trial), on_one_thread(partial(trial, moved=_MOVED))
-            self._together[key] = torch.equal(here.roll(_MOVED, dims=0), elsewhere)
+            self._together[key] = self._no_place_differs(length, self._size(), together=True)
         return self._together.get(key, True)
+
+    def _no_place_differs(self, length: int, size: int, *, together: bool) -> bool:
+        """Whether candidates that move on by some places take their bits along."""
+        trial = partial(self._trial, length, size, together=together)
+        here, elsewhere = on_one_thread(trial), on_one_thread(partial(trial, moved=_MOVED))
+        return torch.equal(here.roll(_MOVED, dims=0), elsewhere)
 
     def _may_be_shared(self, length: int, threads: int) -> bool:
         """Whether a chunk that all threads share gives the bits that it gives on one."""
@@ -138,13 +159,13 @@ class PairScorer:
             return False
         key = length, threads, self._model.dtype
         if key not in self._shared:
-            trial = partial(self._trial, length, together=self._attends_together(length))
+            trial = partial(self._trial, length, self._size(), together=self._attends_together(length))
             self._shared[key] = torch.equal(on_one_thread(trial), trial())
         return self._shared[key]
 
     @torch.inference_mode()
-    def _trial(self, length: int, *, together: bool, moved: int = 0) -> Tensor:
-        """What becomes of a chunk of random candidates, moved on by some places: (CHUNK, 2, d), h and e."""
+    def _trial(self, length: int, size: int, *, together: bool, moved: int = 0) -> Tensor:
+        """What becomes of a chunk of random candidates, moved on by some places: (size, 2, d), h and e."""
         model, generator = self._model, torch.Generator().manual_seed(length)
         heads, (k, d) = model.config.backbone_config.num_attention_heads, model.context_shape
 
@@ -154,10 +175,10 @@ class PairScorer:
         layers = range(len(model.interaction))
         keys, values = (tuple(random(1, length, heads, d // heads) for _ in layers) for _ in range(2))
         query = QueryState(keys, values, torch.tensor([length], device="cpu"), pooled=None)
-        rows = random(CHUNK, k, d).roll(moved, dims=0)
-        first = None if model.config.state_row else random(1, d).expand(CHUNK, -1)
-        h, e = self._interact([_Segment(query, CHUNK, together)], rows, first)
-        return torch.stack([h.view(CHUNK, -1), e.view(CHUNK, -1)], dim=1)
+        rows = random(size, k, d).roll(moved, dims=0)
+        first = None if model.config.state_row else random(1, d).expand(size, -1)
+        h, e = self._interact([_Segment(query, size, together)], rows, first)
+        return torch.stack([h.view(size, -1), e.view(size, -1)], dim=1)
 
 
 def check_finite(scores: Tensor, dtype: torch.dtype) -> Tensor:
@@ -211,9 +232,9 @@ def _attend_whole_chunk(
 
 def _attend_each(rows: _Rows, own: slice, key: Tensor, value: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
     """As `_attend_whole_chunk`, but every row in products of its own: slower, and the same wherever it stands."""
-    # (CHUNK, 1, ...): candidates of as many queries, which are one in the same memory
-    query, context_key, context_value = (part.unsqueeze(1) for part in rows[:3])
-    state = None if rows[3] is None else rows[3].unsqueeze(1)
+    # candidates (C, ...), after the first layer (1, C, ...), of as many queries, which are one in the same memory
+    query, context_key, context_value = (part.reshape(-1, 1, *part.shape[-3:]) for part in rows[:3])
+    state = None if rows[3] is None else rows[3].reshape(-1, 1, *rows[3].shape[-2:])
     key, value = (part.expand(len(query), -1, -1, -1) for part in (key, value))
     result = candidate_attention(query, context_key, context_value, state, key, value, backend=backend)
     context, attended = result.context.transpose(0, 1), result.state

@@ -140,9 +140,10 @@ class StreamRanker:
         except IndexError:
             desk = self._desk()
         best = RunningBest(len(queries), top_k, repeats, self._layers.device, self._plan.piece)
+        sizes = self._sizes_for(queries)
         try:
-            for count in desk.fill(candidates, score):
-                self._score_piece(desk, queries, count, score, best)
+            for count in desk.fill(candidates, score, sizes[0]):
+                self._score_piece(desk, queries, count, score, sizes, best)
         finally:
             self._free.append(desk)
         return best.result()
@@ -150,30 +151,35 @@ class StreamRanker:
     def _desk(self) -> Desk:
         return Desk(self._layers, self.record_format, self._plan)
 
-    def _score_piece(self, desk: Desk, queries: list[Query], count: int, score: str, best: "RunningBest") -> None:
+    def _score_piece(
+        self, desk: Desk, queries: list[Query], count: int, score: str, sizes: tuple[int, ...], best: "RunningBest"
+    ) -> None:
         """Score the desk's first `count` candidates, in shapes that keep their bits."""
+        shapes = self._shapes(count, sizes)
+        desk.pad(count, sum(shapes))
         start = 0
-        for size in self._shapes(desk, queries, count):
+        for size in shapes:
             scores = desk.scores(queries, slice(start, start + size), score)
             used = min(size, count - start)
             best.add(scores[:, :used], desk.positions[start : start + used])
             start += size
 
-    def _shapes(self, desk: Desk, queries: list[Query], count: int) -> list[int]:
-        """Sizes of the pieces that `count` candidates are scored in; padded up to their sum."""
+    def _sizes_for(self, queries: list[Query]) -> tuple[int, ...]:
+        """Sizes of pieces, falling, in which a candidate has the same bits for all queries."""
         width = padded_length if self._plan.replayed else self._layers.width
         agreeing = [self._sizes_that_agree(each) for each in {width(query.length) for query in queries}]
-        sizes = [size for size in agreeing[0] if all(size in others for others in agreeing)] or [self._plan.piece]
+        return tuple(size for size in agreeing[0] if all(size in others for others in agreeing)) or (self._plan.piece,)
+
+    def _shapes(self, count: int, sizes: tuple[int, ...]) -> list[int]:
+        """Sizes of the pieces that `count` candidates are scored in; padded up to their sum."""
         if self._plan.replayed:
             # one piece, so that few shapes are recorded
-            shapes = [min(size for size in sizes if size >= count)]
-        else:
-            left, shapes = math.ceil(count / sizes[-1]) * sizes[-1], []
-            for size in sizes:
-                shapes += [size] * (left // size)
-                left %= size
-        desk.pad(count, sum(shapes))
-        return shapes
+            return [min(size for size in sizes if size >= count)]
+        shapes = []
+        for size in sizes[:-1]:
+            shapes += [size] * (count // size)
+            count %= size
+        return shapes + [sizes[-1]] * math.ceil(count / sizes[-1])
 
     def _sizes_that_agree(self, width: int) -> tuple[int, ...]:
         """Sizes of pieces, falling, in which a candidate has the same bits, wherever it stands: found by trying.
@@ -183,14 +189,19 @@ class StreamRanker:
         """
         key = torch.get_num_threads(), width
         if key not in self._sizes:
-            desk, model, piece = self._desk(), self._layers.model, self._plan.piece
-            sizes = [piece >> shift for shift in range((piece // self._plan.granule).bit_length())]
-            query = self._layers.query(_random_query(model, width), 0)
-            # the largest size in which no place differs, and the smaller ones that give what it gives
-            best = next((size for size in sizes if _no_place_differs(desk, query, size)), piece)
+            desk, piece = self._desk(), self._plan.piece
+            query = self._layers.query(_random_query(self._layers.model, width), 0)
+            halved = [piece >> shift for shift in range((piece // self._plan.granule).bit_length())]
+            if _no_place_differs(desk, query, piece):
+                best, others = piece, halved[1:]
+            else:
+                # MKL's products for AVX2 work in tiles of 6 or 12 rows, and may sum otherwise in what is left over
+                in_twelves = [size * 3 // 4 for size in halved]
+                others = sorted([*halved[1:], *in_twelves], reverse=True)
+                best = next((size for size in others if _no_place_differs(desk, query, size)), piece)
             desk.fill_randomly(piece)
             whole = desk.vectors(query, best)
-            smaller = [size for size in sizes if size < best and torch.equal(desk.vectors(query, size), whole[:size])]
+            smaller = [size for size in others if size < best and torch.equal(desk.vectors(query, size), whole[:size])]
             self._sizes[key] = (best, *smaller)
         return self._sizes[key]
 

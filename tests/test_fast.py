@@ -17,7 +17,7 @@ from mixencoder.errors import (
     UnsupportedBackboneError,
 )
 from mixencoder.passes import PASS_TOKENS, STEP
-from mixencoder.scoring import CHUNK
+from mixencoder.scoring import CHUNK, PairScorer
 from mixkernels import BackendError
 
 DOCUMENTS = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france", "the cat sat"]
@@ -144,6 +144,23 @@ def test_a_score_is_the_same_bit_for_bit_whatever_n_order_chunking_and_neighbour
         assert len(crowd.unique()) > 0.9 * crowd[:, ::1].unique(dim=1).numel()
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("layers", [(-1,), (0, 1, -1)])
+@pytest.mark.parametrize("holds", [(), (96,)])
+def test_where_no_chunk_keeps_bits_together_every_candidate_attends_alone(
+    backbone_path, words, layers, holds, monkeypatch
+):
+    torch.manual_seed(1)
+    model = MixEncoder.from_backbone(backbone_path, num_context_embeddings=2, interaction_layers=layers)
+    queries, documents = model.encode_query(["how to cook rice", "git"]), model.encode_document(many_texts(words, 150))
+    want = model.interact(queries, documents)
+    monkeypatch.setattr(
+        PairScorer, "_no_place_differs", lambda self, length, size, together: size in holds and not together
+    )
+    monkeypatch.setattr(model, "_pair_scorer", PairScorer(model.model))
+    torch.testing.assert_close(model.interact(queries, documents), want)
+    assert model._pair_scorer._size() == (holds or (CHUNK,))[0]
 
 
 def test_equal_texts_are_encoded_once(model, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.timing import peak_bytes
-from mixencoder import interaction
+from mixencoder import interaction, streaming
 from mixencoder.errors import InputError, NonFiniteError
 from mixencoder.records import LAYOUTS, RecordFormat
 from mixencoder.streaming import RowSource, StreamRanker
@@ -102,6 +102,28 @@ def test_a_score_has_the_same_bits_whatever_streams_beside_it(options, precision
             assert torch.equal(crowd.gather(1, got.ids), got.scores)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("options", FORMS)
+def test_where_a_full_piece_gives_a_candidate_other_bits_elsewhere_pieces_come_in_twelves(options, monkeypatch):
+    model = make_model(options)
+    query_state, context = queries(model), contexts(model)
+    record_format = RecordFormat(model, "compact", "float32")
+    rows, sizes = record_format.encode(context), []
+    want = dense(StreamRanker(model, record_format).rank(query_state, chunks(rows)))
+    holds = {384: True, 512: False, 256: False}
+    monkeypatch.setattr(streaming, "_no_place_differs", lambda desk, query, size: holds[size])
+    score = streaming.Desk.scores
+
+    def scores(desk, queries, part, kind):
+        sizes.append(part.stop - part.start)
+        return score(desk, queries, part, kind)
+
+    monkeypatch.setattr(streaming.Desk, "scores", scores)
+    got = dense(StreamRanker(model, record_format).rank(query_state, chunks(rows)))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert sizes[:2] == [384, 384]
+    assert N <= sum(sizes) <= N + 384
 
 
 def test_threads_that_rank_at_once_get_what_each_gets_alone():
