@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.contest import Budget, Case, Record, run_case, run_quietly
-from benchmarks.machine import MachineError, computing_threads, kind_name, machine_facts, nearest
-from benchmarks.peaks import best_peaks, products_of
-from benchmarks.replay import skipped_entry
-from benchmarks.results_files import (
+from benchmarks.measuring.machine import MachineError, computing_threads, kind_name, machine_facts, nearest
+from benchmarks.measuring.peaks import best_peaks, products_of
+from benchmarks.suite.case import Budget, Case, Record, run_case, run_quietly
+from benchmarks.suite.pytest_cases import skipped_entry
+from benchmarks.suite.results import (
     GATE,
     GROUPS,
     Results,
@@ -169,7 +169,7 @@ def compare(
 
 def quick_cases() -> list[Case]:
     """The cases that CI measures, against the rivals that they name for it."""
-    from benchmarks.cases import end_to_end, index, layers, operators
+    from benchmarks.suite import end_to_end, index, layers, operators
 
     modules = (operators, layers, end_to_end, index)
     return [replace(case, rivals=case.quick) for module in modules for case in module.CASES if case.quick]

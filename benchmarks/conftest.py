@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import machine_at_hand
-from benchmarks.gpu_groups import Bench
-from benchmarks.machine import built_from, machine_facts
-from benchmarks.peaks import all_peaks
-from benchmarks.replay import GpuStage, Stage, skipped_entry
+from benchmarks.gpu.attention import Bench
+from benchmarks.gpu.records import machine_at_hand
+from benchmarks.measuring.machine import built_from, machine_facts
+from benchmarks.measuring.peaks import all_peaks
+from benchmarks.suite.pytest_cases import GpuStage, Stage, skipped_entry
 from mixencoder import __version__
 
 SKIPPED = pytest.StashKey[list[dict[str, Any]]]()

@@ -15,9 +15,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gpu_records import ROOT
-from benchmarks.machine import kind_name, machine_facts
-from benchmarks.results_files import GROUPS, of_another_kind, refused, split, write_results
+from benchmarks.measuring.machine import kind_name, machine_facts
+from benchmarks.measuring.provenance import ROOT
+from benchmarks.suite.results import GROUPS, of_another_kind, refused, split, write_results
 
 ALONE = ("gate", "index_speed", "index_million", "index_precision", "comparison_latency")
 """Measurements that stand alone, by the name of their file."""
@@ -38,7 +38,7 @@ def alone_command(name: str, options: argparse.Namespace) -> list[str] | None:
     if name in ("index_speed", "index_million"):
         return ["-m", f"benchmarks.{name}", *device]
     if name == "index_precision":
-        return options.beir_folder and ["-m", "benchmarks.index_precision", str(options.beir_folder), *device]
+        return options.beir_folder and ["-m", "benchmarks.index.precision", str(options.beir_folder), *device]
     return options.backbone and ["-m", "benchmarks.comparison.latency", "--backbone", str(options.backbone), *device]
 
 

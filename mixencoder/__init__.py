@@ -8,45 +8,43 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mixencoder.base.results import RankResult
     from mixencoder.configuration import MixEncoderConfig
     from mixencoder.errors import (
         CheckpointError,
         DataError,
+        DuplicateIdError,
         EmptyTextWarning,
         ForkedProcessError,
-        InputError,
-        MissingExtraError,
-        MixEncoderError,
-        NonFiniteError,
-        TruncationWarning,
-        UnsupportedBackboneError,
-    )
-    from mixencoder.fast import MixEncoder
-    from mixencoder.index import CandidateIndex, Snapshot
-    from mixencoder.modeling import MixEncoderModel, QueryState
-    from mixencoder.results import RankResult
-    from mixencoder.storage.errors import (
-        DuplicateIdError,
         IndexDamagedError,
         IndexLockedError,
         IndexMismatchError,
         IndexStateError,
         IndexStorageError,
+        InputError,
+        MissingExtraError,
+        MixEncoderError,
+        NonFiniteError,
+        TruncationWarning,
         UnknownIdError,
+        UnsupportedBackboneError,
     )
+    from mixencoder.fast import MixEncoder
+    from mixencoder.index import CandidateIndex, Snapshot
+    from mixencoder.modeling import MixEncoderModel, QueryState
 
 _HOMES = {
     "CandidateIndex": "index",
     "CheckpointError": "errors",
     "DataError": "errors",
-    "DuplicateIdError": "storage.errors",
+    "DuplicateIdError": "errors",
     "EmptyTextWarning": "errors",
     "ForkedProcessError": "errors",
-    "IndexDamagedError": "storage.errors",
-    "IndexLockedError": "storage.errors",
-    "IndexMismatchError": "storage.errors",
-    "IndexStateError": "storage.errors",
-    "IndexStorageError": "storage.errors",
+    "IndexDamagedError": "errors",
+    "IndexLockedError": "errors",
+    "IndexMismatchError": "errors",
+    "IndexStateError": "errors",
+    "IndexStorageError": "errors",
     "InputError": "errors",
     "MissingExtraError": "errors",
     "MixEncoder": "fast",
@@ -58,7 +56,7 @@ _HOMES = {
     "RankResult": "results",
     "Snapshot": "index",
     "TruncationWarning": "errors",
-    "UnknownIdError": "storage.errors",
+    "UnknownIdError": "errors",
     "UnsupportedBackboneError": "errors",
 }
 

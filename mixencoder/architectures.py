@@ -6,21 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mixencoder.base.checkpoints.model_types import CLASS_NAMES, architecture_of
 from mixencoder.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from mixencoder.fast import MixEncoder
     from mixencoder.peers.base import Peer
 
-ARCHITECTURES = {
-    "mixencoder": ("mixencoder.fast", "MixEncoder"),
-    "cross-encoder": ("mixencoder.peers.cross_encoder", "CrossEncoder"),
-    "dual-encoder": ("mixencoder.peers.dual_encoder", "DualEncoder"),
-    "poly-encoder": ("mixencoder.peers.poly_encoder", "PolyEncoder"),
-    "late-interaction": ("mixencoder.peers.late_interaction", "LateInteraction"),
-    "deformer": ("mixencoder.peers.deformer", "DeFormer"),
+_MODULES = {
+    "mixencoder": "mixencoder.fast",
+    "cross-encoder": "mixencoder.peers.cross_encoder",
+    "dual-encoder": "mixencoder.peers.dual_encoder",
+    "poly-encoder": "mixencoder.peers.poly_encoder",
+    "late-interaction": "mixencoder.peers.late_interaction",
+    "deformer": "mixencoder.peers.deformer",
 }
-"""Name, as the command line takes it -> module and class of the front door."""
+
+ARCHITECTURES = tuple(CLASS_NAMES)
+"""Names, as the command line takes them."""
 
 
 def front_door(architecture: str) -> "type[MixEncoder] | type[Peer]":
@@ -31,16 +34,7 @@ def front_door(architecture: str) -> "type[MixEncoder] | type[Peer]":
     """
     if architecture not in ARCHITECTURES:
         raise InputError(f"architecture is {architecture!r}; expected one of {', '.join(ARCHITECTURES)}")
-    module, name = ARCHITECTURES[architecture]
-    return getattr(importlib.import_module(module), name)
-
-
-def class_of(model_type: Any) -> str | None:
-    """Return the name of the class that loads checkpoints of a model type, None if it is none of this library's."""
-    if not isinstance(model_type, str) or model_type.partition("-")[0] != "mixencoder":
-        return None
-    _, name = ARCHITECTURES.get(model_type.removeprefix("mixencoder-"), (None, None))
-    return name
+    return getattr(importlib.import_module(_MODULES[architecture]), CLASS_NAMES[architecture])
 
 
 def load_engine(
@@ -61,13 +55,13 @@ def load_engine(
         CheckpointError: nothing is there, it is damaged, or it holds none of the architectures.
         InputError: the device or the dtype does not exist, or a backend was named for another architecture.
     """
+    from mixencoder.base.checkpoints.checkpoint import model_type_of
     from mixencoder.bundled import default_checkpoint
-    from mixencoder.checkpoint import model_type_of
 
     path = default_checkpoint() if name_or_path is None else name_or_path
     found = model_type_of(path)
-    architecture = "mixencoder" if found == "mixencoder" else found.removeprefix("mixencoder-")
-    if architecture not in ARCHITECTURES:
+    architecture = architecture_of(found)
+    if architecture is None:
         raise CheckpointError(
             f'{path} holds a model of type "{found}"; expected a checkpoint of one of {", ".join(ARCHITECTURES)}. '
             "To build one on top of an encoder use from_backbone, or mixencoder train --backbone"

@@ -33,6 +33,34 @@ class ForkedProcessError(MixEncoderError, RuntimeError):
     """A model was asked to compute in the fork of a process that computes with threads, where it would hang."""
 
 
+class IndexStateError(MixEncoderError, ValueError):
+    """The index cannot be used like this: no index there, unfinished, closed, read-only, or of a newer format."""
+
+
+class IndexMismatchError(MixEncoderError, ValueError):
+    """The index was made by another model, tokenizer or settings; the message names both and what differs."""
+
+
+class IndexDamagedError(MixEncoderError, ValueError):
+    """A file of the index is not what was committed; the message names the file."""
+
+
+class IndexLockedError(MixEncoderError, OSError):
+    """Another writer is at work on the index."""
+
+
+class IndexStorageError(MixEncoderError, OSError):
+    """The disk refused: full, read-only or failing. What was committed before is intact."""
+
+
+class UnknownIdError(MixEncoderError, ValueError):
+    """Ids that the index does not hold; the message names them."""
+
+
+class DuplicateIdError(MixEncoderError, ValueError):
+    """Ids that are held already or given twice; the message names them."""
+
+
 class TruncationWarning(UserWarning):
     """Texts longer than the model reads were cut; the message holds the count."""
 

@@ -2,7 +2,7 @@
 
 Adds to `mixencoder.modeling` what text needs: a tokenizer, batching, devices, and the promise that a candidate's score
 does not depend on what else is scored beside it (docs/determinism.md): texts are encoded in passes whose shapes keep a
-text's bits (`mixencoder.passes`), pairs are scored in chunks of one shape (`mixencoder.scoring`).
+text's bits (`mixencoder.base.encoder_passes`), pairs are scored in chunks of one shape (`mixencoder.ranking.pairs`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,23 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixencoder.backbones import cast_parameters
+from mixencoder.base.engine import EncodingEngine, Request
+from mixencoder.base.inference_context import inference
+from mixencoder.base.inputs import as_list, check_documents, positive_integer
+from mixencoder.base.modeling import HeadedModel
+from mixencoder.base.results import Activation, RankResult, check_encoded
+from mixencoder.base.scores import Pairs
 from mixencoder.bundled import default_checkpoint
-from mixencoder.checkpoint import load_backbone, load_model, load_tokenizer
-from mixencoder.configuration import MixEncoderConfig, check_names
-from mixencoder.engine import EncodingEngine, Request
 from mixencoder.errors import InputError
-from mixencoder.identity import ModelIdentity
 from mixencoder.index import CandidateIndex, Snapshot
-from mixencoder.indexing import BuildEstimate, IndexAdapter, IndexRanker, estimate_index, open_index
-from mixencoder.inputs import as_list, check_documents, positive_integer, resolve_device, resolve_dtype
-from mixencoder.locations import held, root_of
-from mixencoder.modeling import HeadedModel, MixEncoderModel, QueryState
-from mixencoder.query_cache import QueryStateCache
-from mixencoder.results import Activation, RankResult, check_encoded
-from mixencoder.scoring import Pairs, PairScorer
-from mixencoder.sentence_folders import follow_pooling
-from mixencoder.surroundings import inference
+from mixencoder.index.candidate_index import BuildEstimate
+from mixencoder.modeling import MixEncoderModel, QueryState
+from mixencoder.ranking.identity import ModelIdentity
+from mixencoder.ranking.index_ranker import IndexRanker
+from mixencoder.ranking.indexing import DocumentEncoder, IndexAdapter, estimate_index, open_index
+from mixencoder.ranking.pairs import PairScorer
+from mixencoder.ranking.query_cache import QueryStateCache
 from mixkernels import select_backend
 
 SCORES = ("full", "interaction", "dual")
@@ -56,6 +55,7 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
     """
 
     model: MixEncoderModel
+    model_class = MixEncoderModel
     score_terms = SCORES
     encoded_types = (Tensor,)
     _derived = (*EncodingEngine._derived, "identity", "_index_ranker", "_pair_scorer", "_query_states")
@@ -87,12 +87,8 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
             InputError: the device or the dtype does not exist.
             mixkernels.BackendError: the backend cannot run here; the message says why.
         """
-        device, dtype = resolve_device(device), resolve_dtype(dtype)
         path = default_checkpoint() if name_or_path is None else name_or_path
-        with held(path):
-            model = load_model(path, dtype, MixEncoderModel)
-            tokenizer = load_tokenizer(path, model.config)
-        return cls(model.to(device), tokenizer, backend=backend)
+        return cls(*cls._load(path, device, dtype), backend=backend)
 
     @classmethod
     def from_backbone(
@@ -110,7 +106,7 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
         """Make an untrained MixEncoder on top of a pretrained encoder.
 
         Args:
-            name_or_path: a directory or hub id of an encoder; `mixencoder.backbones.SUPPORTED` lists the kinds. The
+            name_or_path: a directory or hub id of an encoder; `mixencoder.base.backbones.SUPPORTED` lists the kinds. The
                 pooling that a folder of sentence-transformers names is followed, or warned of (`EncoderWarning`), where
                 the model compares one vector a text and no pooling is asked for.
             num_context_embeddings: k, 1 to 16.
@@ -123,30 +119,13 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
         Raises:
             CheckpointError, UnsupportedBackboneError, InputError: the encoder or a value cannot be used.
         """
-        device, dtype = resolve_device(device), resolve_dtype(dtype)
-        backbone = load_backbone(name_or_path)
-        if num_labels is not None:
-            config.setdefault("heads", ("classification",))
-            config["num_labels"] = num_labels
+        fields = {"num_context_embeddings": num_context_embeddings, "interaction_layers": interaction_layers, **config}
+        poolings = None
         if config.get("dual_term"):
             # only the dual term compares the vectors that the encoder was trained to make
-            firsts = {"first": {"pooling": "first"}} if num_context_embeddings == 1 else {}
-            config = follow_pooling(root_of(name_or_path), config, {"mean": {}, **firsts})
-        try:
-            check_names(MixEncoderConfig, config)
-            configuration = MixEncoderConfig(
-                backbone_config=backbone.config,
-                num_context_embeddings=num_context_embeddings,
-                interaction_layers=interaction_layers,
-                **config,
-            )
-        except ValueError as error:
-            raise InputError(str(error)) from error
-        model = MixEncoderModel(configuration)
-        model.backbone.load_state_dict(backbone.state_dict())
-        model.start_interaction_from_backbone()
-        cast_parameters(model, dtype)
-        return cls(model.to(device), load_tokenizer(name_or_path, backbone.config), backend=backend)
+            poolings = {"mean": {}, **({"first": {"pooling": "first"}} if num_context_embeddings == 1 else {})}
+        made = cls._start(name_or_path, num_labels, device, dtype, fields, poolings=poolings)
+        return cls(*made, backend=backend)
 
     def _derive(self) -> None:
         super()._derive()
@@ -164,6 +143,10 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
     def _over(self, model: HeadedModel) -> Self:
         assert isinstance(model, MixEncoderModel), "a head is added to a model of one's own kind"
         return type(self)(model, self.tokenizer, backend=self.backend)
+
+    @property
+    def _document_encoder(self) -> DocumentEncoder:
+        return DocumentEncoder(self.model, self.identity, self.read_document, self.encode_rows)
 
     @property
     def backend(self) -> str:
@@ -244,7 +227,7 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
                 CPU. The latter two are faster and move scores a little.
 
         Returns:
-            A list of `mixencoder.results.RankResult` a query: ``{"corpus_id": int, "score": float, "text": str?,
+            A list of `mixencoder.base.results.RankResult` a query: ``{"corpus_id": int, "score": float, "text": str?,
             "id": str?, "probability": float?}``. With an index corpus_id is the document's place in iteration order,
             and "id" is always there.
 
@@ -328,7 +311,7 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
         if documents is not None:
             check_documents(documents)
         batch_size = positive_integer(batch_size, "batch_size")
-        index = IndexAdapter(self, precision, layout, on_overflow).create(path, store_text=store_text)
+        index = IndexAdapter(self._document_encoder, precision, layout, on_overflow).create(path, store_text=store_text)
         index.build(
             documents,
             ids,
@@ -355,7 +338,7 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
             IndexStateError: there is no index, it is unfinished, or its format is newer.
             IndexDamagedError: files are missing, cut short or unreadable; with verify, a checksum disagrees.
         """
-        return open_index(self, path, read_only=read_only, check_sizes=check_sizes, verify=verify)
+        return open_index(self._document_encoder, path, read_only=read_only, check_sizes=check_sizes, verify=verify)
 
     def estimate_index(
         self,
@@ -372,7 +355,7 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
             InputError: an option or a text cannot be used.
         """
         options = {"precision": precision, "layout": layout, "on_overflow": on_overflow, "batch_size": batch_size}
-        return estimate_index(self, list(check_documents(documents)), **options)
+        return estimate_index(self._document_encoder, list(check_documents(documents)), **options)
 
     @inference
     def query_states(self, texts: Iterable[str], *, batch_size: int = 32) -> list[QueryState]:

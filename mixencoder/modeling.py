@@ -7,26 +7,24 @@ Tensors in, tensors out; texts, batching and devices are the concern of `mixenco
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
-from mixencoder.backbones import (
+from mixencoder.base.backbones import (
     KeyValueTap,
     LastTapReached,
     LinearWeights,
-    build_backbone,
     layout_of,
     start_weights,
 )
-from mixencoder.chunking import in_chunks
-from mixencoder.configuration import EncoderConfig, MixEncoderConfig
-from mixencoder.errors import InputError
+from mixencoder.base.modeling import PairClassifier, RankingScores, TwoTowerModel, pool
+from mixencoder.configuration import MixEncoderConfig
 from mixkernels import candidate_attention
 
 _QUIET_START = 0.3
@@ -68,23 +66,6 @@ class QueryState:
             None if self.pooled is None else self.pooled[rows],
             None if self.first is None else self.first[rows],
         )
-
-
-class RankingScores(NamedTuple):
-    """The two terms of the ranking score, float32; the score is their sum."""
-
-    interaction: Tensor
-    dual: Tensor | None
-
-    @property
-    def full(self) -> Tensor:
-        """Return the ranking score."""
-        return self.interaction if self.dual is None else self.interaction + self.dual
-
-
-def full_scores(out: RankingScores | Tensor) -> Tensor:
-    """Return what a model's ``interact`` or ``forward`` gave as one tensor: ranking scores, or logits as they are."""
-    return out.full if isinstance(out, RankingScores) else out
 
 
 class InteractionLayer(nn.Module):
@@ -181,55 +162,7 @@ def _gated(hint: Tensor, u: Tensor, state: Tensor | None, gate: nn.Linear) -> Te
     return torch.lerp(state, u.to(state.dtype), z.to(state.dtype))
 
 
-class ClassificationHead(nn.Module):
-    """``MLP([h ; e ; |h-e|])``, 3d -> 3d -> labels; with the dual term also ``[q ; c ; |q-c|]``."""
-
-    def __init__(self, config: MixEncoderConfig) -> None:
-        super().__init__()
-        width = 3 * config.hidden_size * (2 if config.dual_term else 1)
-        self.dense = nn.Linear(width, 3 * config.hidden_size)
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.out_proj = nn.Linear(3 * config.hidden_size, config.num_classes)
-
-    def forward(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Logits (..., num_labels) from pairs of vectors (..., d), all broadcast against each other."""
-        vectors = torch.broadcast_tensors(*(vector for pair in pairs for vector in pair))
-        alike = zip(vectors[::2], vectors[1::2], strict=True)
-        features = torch.cat([torch.cat([a, b, (a - b).abs()], dim=-1) for a, b in alike], dim=-1)
-        return self.out_proj(self.dropout(F.relu(self.dense(features))))
-
-
-class HeadedModel(PreTrainedModel):
-    """What the torch modules of all architectures have in common: heads by name.
-
-    ``forward`` of each takes what a trainer passes and returns ranking scores or class logits.
-    """
-
-    config_class: type[EncoderConfig] = EncoderConfig
-    config: EncoderConfig
-    backbone: Any
-    """The encoder; its kind decides what it is made of (`mixencoder.backbones.Layout`)."""
-
-    if TYPE_CHECKING:
-        # transformers wraps it so that a type checker no longer sees whose method it is
-        # pyrefly: ignore [bad-override]: what is overridden is that wrapper
-        def to(self, *args: Any, **kwargs: Any) -> Self:
-            """Move or cast, as `torch.nn.Module.to`."""
-
-    def check_head(self, head: str | None) -> str:
-        """Return the head to use, the configuration's first for None.
-
-        Raises:
-            InputError: the model has no such head.
-        """
-        if head is None:
-            return self.config.heads[0]
-        if head not in self.config.heads:
-            raise InputError(f"the model has no head {head!r}; its heads are {', '.join(self.config.heads)}")
-        return head
-
-
-class MixEncoderModel(HeadedModel):
+class MixEncoderModel(TwoTowerModel):
     """Score queries against candidates that were encoded before the query arrived.
 
     ``forward`` is what a trainer calls. For ranking and classifying texts use `mixencoder.fast.MixEncoder`.
@@ -237,38 +170,30 @@ class MixEncoderModel(HeadedModel):
 
     config_class = MixEncoderConfig
     config: MixEncoderConfig
-    base_model_prefix = "mixencoder"
-    _supports_sdpa = True
 
     def __init__(self, config: MixEncoderConfig) -> None:
         super().__init__(config)
         d = config.hidden_size
-        self.backbone = build_backbone(config.backbone_config)
         codes = torch.zeros(config.num_context_embeddings, d)
         self.codes = nn.Parameter(codes) if config.pooling == "codes" else None
         self.interaction = nn.ModuleList(InteractionLayer(config) for _ in config.interaction_layers)
         self.gate = nn.Linear(3 * d, d) if config.state_row else None
         self.dual_scale = nn.Parameter(torch.zeros(())) if config.dual_term else None
-        self.classifier = ClassificationHead(config) if "classification" in config.heads else None
+        pairs = 2 if config.dual_term else 1
+        self.classifier = PairClassifier(d, config, pairs=pairs) if "classification" in config.heads else None
         self.kernel_backend = "auto"
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise what is not loaded: normal weights as in BERT, codes ~ N(0, 1) as published.
+        """Initialise what is not loaded: codes ~ N(0, 1) as published, the rest as in `HeadedModel`.
 
         With the dual term one code starts at zero, so that a candidate starts as the mean of its tokens; several start
         near it, as codes that are equal would stay equal for ever.
         """
-        std = self.config.backbone_config.initializer_range
-        if isinstance(module, nn.Linear):
-            init.normal_(module.weight, mean=0.0, std=std)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif module is self:
+        super()._init_weights(module)
+        if module is self:
             if self.codes is not None:
-                self._init_codes(self.codes, std)
+                self._init_codes(self.codes, self.config.backbone_config.initializer_range)
             if self.dual_scale is not None:
                 init.constant_(self.dual_scale, self.config.dual_scale_init)
 
@@ -290,7 +215,7 @@ class MixEncoderModel(HeadedModel):
         """The interaction layers in the order in which they run."""
         return cast("list[InteractionLayer]", list(self.interaction))
 
-    def start_interaction_from_backbone(self) -> None:
+    def start_from_backbone(self) -> None:
         """Give every interaction layer the weights of the backbone layer that it reads, as far as that has them.
 
         With the dual term the last LayerNorm is scaled down, so that ``h . e``, which means nothing yet, starts small
@@ -319,7 +244,7 @@ class MixEncoderModel(HeadedModel):
         else:
             tokens = output.last_hidden_state
             if self.config.dual_term:
-                pooled = tokens[:, 0] if self.codes is None else _masked_mean(tokens, attention_mask)
+                pooled = pool(tokens, attention_mask, "first" if self.codes is None else "mean")
             if not self.config.state_row:
                 first = tokens[:, 0]
         keys, values = zip(*(tap[index] for index in indices), strict=True)
@@ -381,11 +306,10 @@ class MixEncoderModel(HeadedModel):
     def classification_head(self, h: Tensor, e: Tensor, pooled_query: Tensor | None, pooled: Tensor) -> Tensor:
         """Logits (..., num_labels), at least float32, from inputs (..., d)."""
         assert self.classifier is not None, "check_head has found this head"
-        pairs = [(h, e)]
-        if self.config.dual_term:
-            assert pooled_query is not None, "with the dual term the pooled query is given"
-            pairs.append((pooled_query, pooled))
-        return self.classifier(pairs).to(torch.promote_types(h.dtype, torch.float32))
+        if not self.config.dual_term:
+            return self.classifier((h, e))
+        assert pooled_query is not None, "with the dual term the pooled query is given"
+        return self.classifier((h, e), (pooled_query, pooled))
 
     def interact(self, query_state: QueryState, candidates: Tensor, head: str | None = None) -> RankingScores | Tensor:
         """Score candidates (N, k, d), one pool for all B queries, or (B, N, k, d).
@@ -409,28 +333,6 @@ class MixEncoderModel(HeadedModel):
         apply_head = self.rank_head if head == "ranking" else self.classification_head
         return apply_head(h, e, pooled_query, candidates.mean(dim=-2))
 
-    def forward(
-        self,
-        query_input_ids: Tensor,
-        query_attention_mask: Tensor,
-        document_input_ids: Tensor,
-        document_attention_mask: Tensor,
-        candidates_per_query: int | None = None,
-        head: str | None = None,
-        mini_batch_size: int | None = None,
-    ) -> RankingScores | Tensor:
-        """Encode queries (B, m) and documents (N, n), and score them.
-
-        Without candidates_per_query every query meets every document, (B, N). With it the documents are those of the
-        queries in turn, N = B * candidates_per_query, and the result is (B, candidates_per_query). With mini_batch_size
-        so many texts are encoded at once, and their activations again on the way back (`mixencoder.chunking`).
-        """
-        query_state = in_chunks(self.encode_query, (query_input_ids, query_attention_mask), mini_batch_size)
-        candidates = in_chunks(self.encode_document, (document_input_ids, document_attention_mask), mini_batch_size)
-        if candidates_per_query is not None:
-            candidates = candidates.unflatten(0, (-1, candidates_per_query))
-        return self.interact(query_state, candidates, head)
-
 
 def _attend(
     key: Tensor,
@@ -447,14 +349,6 @@ def _attend(
         context_query, context_key, context_value, state_query, key, value, key_lengths=lengths, backend=backend
     )
     return result.context, result.state
-
-
-def _masked_mean(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """(B, m, d) -> (B, d), over tokens alone."""
-    if attention_mask is None:
-        return tokens.mean(dim=1)
-    weights = attention_mask.to(tokens.dtype).unsqueeze(-1)
-    return (tokens * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 AutoConfig.register(MixEncoderConfig.model_type, MixEncoderConfig)

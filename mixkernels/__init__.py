@@ -8,22 +8,22 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mixkernels.attention.operator import CandidateAttention, candidate_attention
     from mixkernels.dispatch import BACKENDS, not_supported_reasons, select_backend
     from mixkernels.errors import BackendError, DeviceError, DtypeError, MixKernelsError, ShapeError
     from mixkernels.explanation import Explanation, explain
-    from mixkernels.layer_ops import TopK, gate_layer_norm, residual_layer_norm, score_candidates
-    from mixkernels.ops import CandidateAttention, candidate_attention
+    from mixkernels.layer.operators import TopK, gate_layer_norm, residual_layer_norm, score_candidates
 
 _HOMES = {
     "BACKENDS": "dispatch",
-    "CandidateAttention": "ops",
-    "candidate_attention": "ops",
+    "CandidateAttention": "attention.operator",
+    "candidate_attention": "attention.operator",
     "Explanation": "explanation",
     "explain": "explanation",
-    "TopK": "layer_ops",
-    "gate_layer_norm": "layer_ops",
-    "residual_layer_norm": "layer_ops",
-    "score_candidates": "layer_ops",
+    "TopK": "layer.operators",
+    "gate_layer_norm": "layer.operators",
+    "residual_layer_norm": "layer.operators",
+    "score_candidates": "layer.operators",
     "not_supported_reasons": "dispatch",
     "select_backend": "dispatch",
     "BackendError": "errors",

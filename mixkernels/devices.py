@@ -113,8 +113,10 @@ def device_peaks(
     return measured_gpu_peaks(index, dtype), f"{name}, measured"
 
 
-def multiplies_natively(dtype: torch.dtype) -> bool:
-    """Whether this CPU has instructions for products in dtype; otherwise PyTorch emulates them."""
+def multiplies_natively(dtype: torch.dtype, device: str | torch.device = "cpu") -> bool:
+    """Whether a device has instructions for products in dtype; emulated ones are no faster than float32."""
+    if torch.device(device).type != "cpu":
+        return True
     if dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if dtype == torch.float16:

@@ -2,8 +2,9 @@
 
 import importlib
 import os
+from collections.abc import Callable
 from functools import cache
-from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +13,19 @@ from mixkernels.errors import BackendError
 BACKENDS = ("triton", "torch", "reference")
 """Backend names in the order in which ``backend="auto"`` considers them; it never chooses the reference."""
 
-_PACKAGES = {"triton": "triton_backend", "torch": "torch_backend", "reference": "reference"}
+_MODULES = {
+    "attention": {
+        "triton": ("triton_forward", "triton_backward"),
+        "torch": ("torch_forward", "torch_backward"),
+        "reference": ("reference",),
+    },
+    "layer": {
+        "triton": ("triton_layer_norm", "triton_scoring"),
+        "torch": ("torch_operators",),
+        "reference": ("reference",),
+    },
+}
+"""Operator family (a folder of this package) -> backend -> the modules that hold its functions."""
 
 
 def checks_on_gpu() -> bool:
@@ -21,9 +34,17 @@ def checks_on_gpu() -> bool:
 
 
 @cache
-def load(backend: str, family: str) -> ModuleType:
-    """Import the module of an operator family ("attention", "layer") of a backend."""
-    return importlib.import_module(f"mixkernels.{_PACKAGES[backend]}.{family}")
+def implementation(family: str, backend: str, function: str) -> Callable[..., Any]:
+    """Return a backend's function of an operator family; imports the modules that are looked through.
+
+    Raises:
+        BackendError: the backend has no such function.
+    """
+    for module in _MODULES[family][backend]:
+        found = getattr(importlib.import_module(f"mixkernels.{family}.{module}"), function, None)
+        if found is not None:
+            return found
+    raise BackendError(f'backend "{backend}" has no {function}')
 
 
 def not_supported_reasons(backend: str, *tensors: Tensor, operator: str = "candidate_attention") -> list[str]:
@@ -41,7 +62,7 @@ def not_supported_reasons(backend: str, *tensors: Tensor, operator: str = "candi
         raise BackendError(f"there is no backend {backend!r}; backends are {', '.join(BACKENDS)} and auto")
     if backend != "triton":
         return []
-    from mixkernels.triton_backend.support import not_supported_reasons as triton_reasons
+    from mixkernels.triton_common.support import not_supported_reasons as triton_reasons
 
     return triton_reasons(tensors, operator)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixkernels.checks import Call, checked_call
+from mixkernels.attention.checks import Call, checked_call
 from mixkernels.devices import device_peaks
 from mixkernels.dispatch import BACKENDS, not_supported_reasons, select_backend
 from mixkernels.roofline import Cost, Form, candidate_attention_cost

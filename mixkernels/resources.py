@@ -2,7 +2,7 @@
 
     python -m mixkernels.resources [--arch sm_90 | all] [--kernel NAME] [--config TEXT] [--json]
 
-Each kernel is compiled ahead of time in each shipped launch configuration (`mixkernels.triton_backend.catalogue`), with
+Each kernel is compiled ahead of time in each shipped launch configuration (`mixkernels.triton_common.catalogue`), with
 what Triton assumes at run time of tensors from PyTorch's allocator with strides that are multiples of 16 elements.
 Figures are read from the machine code: cuobjdump, which Triton's package carries, for NVIDIA; the assembly's own
 metadata for AMD. A stack frame means spilled registers. Tests call `measure`.
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mixkernels.errors import BackendError
 
 if TYPE_CHECKING:
-    from mixkernels.triton_backend.variant import KernelVariant
+    from mixkernels.triton_common.variant import KernelVariant
 
 
 class Arch(NamedTuple):
@@ -275,7 +275,7 @@ def _amd_load_bits(kind: str) -> int:
 
 def _measure_numbered(module: str, number: int, arch: str) -> Resources | str:
     """`measure` by a variant's place, since kernels do not travel between processes; an error as its message."""
-    from mixkernels.triton_backend.catalogue import variants_of
+    from mixkernels.triton_common.catalogue import variants_of
 
     try:
         return measure(variants_of(module)[number], arch)
@@ -327,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_compiler()
     except BackendError as error:
         parser.error(str(error))
-    from mixkernels.triton_backend.catalogue import MODULES, variants_of
+    from mixkernels.triton_common.catalogue import MODULES, variants_of
 
     every = [(module, number, v) for module in MODULES for number, v in enumerate(variants_of(module))]
     jobs = [

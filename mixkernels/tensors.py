@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""What operators take; products in float16 and bfloat16 are summed in float32."""
+
 
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether a call on these tensors is recorded for gradients."""

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from benchmarks.gpu_records import ROOT
-from benchmarks.markdown import with_line
+from benchmarks.measuring.markdown import with_line
+from benchmarks.measuring.provenance import ROOT
 
 PRETRAINED = ROOT / "mixencoder" / "pretrained"
 CARD = PRETRAINED / "README.md"

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from benchmarks.checkpoint.card import PRETRAINED, STAGES
-from mixencoder.configuration import EncoderConfig
+from mixencoder.base.configuration import EncoderConfig
 from mixencoder.training.run import TrainConfig, train
 
 

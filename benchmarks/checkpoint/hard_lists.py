@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 
 from mixencoder import MixEncoder
-from mixencoder.training.examples import read_source
+from mixencoder.data.examples import read_source
 from mixencoder.training.mining import mine_negatives, write_candidate_lists
 
 SEED = 0

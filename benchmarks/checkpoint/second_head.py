@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.gpu_records import commit
+from benchmarks.measuring.provenance import commit
 from mixencoder import MixEncoder
+from mixencoder.base.tokenization import pad
+from mixencoder.data.examples import Example, read_source
 from mixencoder.evaluation.files import write_text
 from mixencoder.modeling import ClassificationHead
-from mixencoder.tokenization import pad
-from mixencoder.training.examples import Example, read_source
 
 DATA = {"nli/mnli_mismatched.train.jsonl.gz": 2.0, "nli/snli.train.jsonl.gz": 1.0, "nli/joci.train.jsonl.gz": 0.5}
 """File of labelled pairs -> weight of its pairs in the loss. The first one's held out pairs choose the epoch."""

@@ -16,7 +16,7 @@ from statistics import mean
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_records import commit
+from benchmarks.measuring.provenance import commit
 from mixencoder import MixEncoder
 from mixencoder.evaluation.files import write_text
 from mixencoder.evaluation.measures import RankingMeasures

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.comparison.cells import Cell, Places, make_record, wanted_cells
 from benchmarks.comparison.tasks import ABLATIONS, CONTENDERS, SETTINGS, TASKS
-from benchmarks.gpu_records import ROOT
+from benchmarks.measuring.provenance import ROOT
 
 
 def _summary(record: dict[str, Any]) -> str:

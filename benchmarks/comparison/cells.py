@@ -27,7 +27,7 @@ from benchmarks.comparison.tasks import (
     Setting,
 )
 from mixencoder.architectures import load_engine
-from mixencoder.engine import Engine
+from mixencoder.base.engine import Engine
 from mixencoder.errors import InputError
 from mixencoder.evaluation import evaluate, read_tasks
 from mixencoder.evaluation.files import write_text

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.comparison.tasks import CONTENDERS
-from benchmarks.gpu_records import ROOT, commit, versions, write_json
-from benchmarks.index_speed import texts_of
-from benchmarks.noise import NoisyMeasurementError, quiet_medians
-from benchmarks.timing import interleaved_samples
+from benchmarks.index.speed import texts_of
+from benchmarks.measuring.noise import NoisyMeasurementError, quiet_medians
+from benchmarks.measuring.provenance import ROOT, commit, versions, write_json
+from benchmarks.measuring.timing import interleaved_samples
 from mixencoder import MixEncoder
 from mixencoder.architectures import front_door
-from mixencoder.engine import EncodingEngine, Engine
-from mixencoder.query_cache import QueryStateCache
+from mixencoder.base.engine import EncodingEngine, Engine
+from mixencoder.ranking.query_cache import QueryStateCache
 
 CANDIDATES, QUERY_TOKENS, DOCUMENT_TOKENS, TOP_K = 1000, 16, 128, 10
 PAIRS = 100

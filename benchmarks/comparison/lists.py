@@ -4,8 +4,8 @@ import json
 import random
 from pathlib import Path
 
+from mixencoder.data.examples import read_ranking_rows
 from mixencoder.evaluation.files import write_text
-from mixencoder.training.examples import read_ranking_rows
 
 
 def write_long_lists(source: Path, target: Path, candidates: int, seed: int) -> None:

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from benchmarks.gpu_records import ROOT
+from benchmarks.measuring.provenance import ROOT
 from benchmarks.report.pictures import PICTURES, picture_path
 from benchmarks.report.tables import TABLES
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from benchmarks.comparison.tables import cells, read_records, task_mean
 from benchmarks.comparison.tasks import CONTENDERS
-from benchmarks.contest import Record
-from benchmarks.gpu_records import ROOT
+from benchmarks.measuring.provenance import ROOT
 from benchmarks.report.tables import ATTENTION, COMPARISONS, FOLDER, share_of_limit, suite_records
-from benchmarks.results_files import read_results
+from benchmarks.suite.case import Record
+from benchmarks.suite.results import read_results
 
 OURS, RIVAL, LIMIT = "ours", "rival", "limit"
 

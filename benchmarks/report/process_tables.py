@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from benchmarks.markdown import markdown
-from benchmarks.results_files import RESULTS
+from benchmarks.measuring.markdown import markdown
+from benchmarks.suite.results import RESULTS
 
 DEVICE = "cpu-emerald-rapids-2-threads"
 

@@ -8,12 +8,12 @@ from typing import Any
 from benchmarks.checkpoint.card import QUALITY, quality_rows
 from benchmarks.comparison.tables import ablation_rows, comparison_rows, growth_rows, part_rows
 from benchmarks.comparison.tables import read_records as read_comparison
-from benchmarks.contest import Record
-from benchmarks.gpu_records import read_records as read_gpu_records
-from benchmarks.gpu_records import targets
-from benchmarks.markdown import markdown, with_line
+from benchmarks.gpu.records import read_records as read_gpu_records
+from benchmarks.gpu.records import targets
+from benchmarks.measuring.markdown import markdown, with_line
 from benchmarks.report.process_tables import startup_table, threads_table
-from benchmarks.results_files import RESULTS, case_name, read_results
+from benchmarks.suite.case import Record
+from benchmarks.suite.results import RESULTS, case_name, read_results
 
 DEVICE = "cpu-zen3-2-threads"
 """The machine that the documents speak of."""

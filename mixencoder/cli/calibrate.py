@@ -33,7 +33,7 @@ def calibrate(
     Scores and rankings stay as they are; rank and predict offer probabilities beside them.
     """
     from mixencoder.architectures import load_engine
-    from mixencoder.checkpoint import write_calibration
+    from mixencoder.base.checkpoints.checkpoint import write_calibration
     from mixencoder.evaluation import read_tasks
     from mixencoder.evaluation.calibration import fit_calibration
 

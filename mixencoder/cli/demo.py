@@ -31,8 +31,8 @@ def demo(
 
     Where standard input is no terminal, every line of it is a query.
     """
-    from mixencoder.candidates import read_candidates
-    from mixencoder.tokenless import tokenless
+    from mixencoder.base.empty_texts import tokenless
+    from mixencoder.data.candidates import read_candidates
 
     if query is not None and not query.strip():
         raise InputError("the query is empty; expected some text")
@@ -66,7 +66,7 @@ def demo(
 
 def _queries(*, asks: bool) -> Iterator[str]:
     """Yield queries up to the first empty one, typed or from standard input."""
-    from mixencoder.candidates import read_stdin
+    from mixencoder.data.candidates import read_stdin
 
     return takewhile(str.strip, _typed() if asks else (line for _, line in read_stdin()))
 

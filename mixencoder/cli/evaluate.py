@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mixencoder.base.texts import printable
 from mixencoder.cli.messages import notice, on_terminal, say
 from mixencoder.cli.shared import (
     BackendOption,
@@ -19,10 +20,9 @@ from mixencoder.cli.shared import (
     print_json,
 )
 from mixencoder.errors import InputError
-from mixencoder.texts import printable
 
 if TYPE_CHECKING:
-    from mixencoder.engine import Engine
+    from mixencoder.base.engine import Engine
     from mixencoder.evaluation import Evaluation
 
 INIT_SEED = 0
@@ -89,10 +89,10 @@ def evaluate(
     with notice("loading ..."):
         from mixencoder.evaluation import evaluate as measure_tasks
         from mixencoder.evaluation import read_tasks
+    from mixencoder.base.empty_texts import check_on_empty
     from mixencoder.evaluation.files import check_output, check_run_ids, check_writable, write_run, write_text
     from mixencoder.evaluation.provenance import describe, report
     from mixencoder.evaluation.tasks import RankingTask
-    from mixencoder.tokenless import check_on_empty
 
     check_on_empty(on_empty)
     with notice("loading ..."):

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mixencoder.base.texts import printable
 from mixencoder.cli.messages import on_terminal, say
 from mixencoder.cli.shared import (
     BackendOption,
@@ -24,7 +25,6 @@ from mixencoder.cli.shared import (
     command,
 )
 from mixencoder.errors import InputError
-from mixencoder.texts import printable
 
 app = typer.Typer(
     help="Keep candidates on disk, encoded once (docs/candidate-index.md).", no_args_is_help=True, add_completion=False
@@ -58,7 +58,7 @@ def build(
     batch_size: BatchOption = 32,
 ) -> None:
     """Encode the candidates of a file into a new index; interrupted, the same command goes on."""
-    from mixencoder.candidates import read_candidates
+    from mixencoder.data.candidates import read_candidates
     from mixencoder.fast import MixEncoder
 
     where = _named(candidates)
@@ -188,7 +188,7 @@ def _named(candidates: str | None) -> str:
 
 def _columns(source: str, column: str | None, format: str | None) -> tuple[Iterable[str], Iterable[str] | None]:
     """Return texts and ids of a file, read as they are asked for, side by side."""
-    from mixencoder.candidates import iterate_candidates
+    from mixencoder.data.candidates import iterate_candidates
 
     rows = iterate_candidates(source, column=column, format=format)
     first = next(rows, None)

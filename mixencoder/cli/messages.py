@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from rich.console import Console
 
+from mixencoder.base.empty_texts import TokenlessWarning
+from mixencoder.base.texts import printable
 from mixencoder.errors import EmptyTextWarning
-from mixencoder.texts import printable
-from mixencoder.tokenless import TokenlessWarning
 
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 _COUNTS = re.compile(r"(\d[\d,]*)(?: of (\d[\d,]*))? (.+)")

@@ -37,13 +37,13 @@ def mine(
     if not output.name.endswith((".jsonl", ".jsonl.gz")):
         raise InputError(f"output is {output}; expected a name ending in .jsonl or .jsonl.gz")
     from mixencoder.architectures import load_engine
-    from mixencoder.candidates import read_candidates
-    from mixencoder.inputs import local_path
-    from mixencoder.tokenless import check_on_empty
+    from mixencoder.base.empty_texts import check_on_empty
+    from mixencoder.base.inputs import local_path
+    from mixencoder.data.candidates import read_candidates
+    from mixencoder.data.examples import read_source
+    from mixencoder.data.sources import Example, Source
     from mixencoder.training.checks import check_texts
-    from mixencoder.training.examples import read_source
     from mixencoder.training.mining import check_output, mine_negatives, write_candidate_lists
-    from mixencoder.training.sources import Example, Source
 
     check_on_empty(on_empty)
     data, output = local_path(data), local_path(output)

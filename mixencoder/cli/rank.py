@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mixencoder.base.texts import unicode_fault
 from mixencoder.cli.messages import notice, on_terminal, say
 from mixencoder.cli.shared import (
     BackendOption,
@@ -21,7 +22,6 @@ from mixencoder.cli.shared import (
     print_ranking,
 )
 from mixencoder.errors import InputError
-from mixencoder.texts import unicode_fault
 
 
 def rank(
@@ -43,8 +43,8 @@ def rank(
     batch_size: Annotated[int, typer.Option(min=1, help="Texts encoded at once.")] = 32,
 ) -> None:
     """Rank the candidates of a file or an index for a query, best first."""
-    from mixencoder.candidates import read_candidates
-    from mixencoder.tokenless import check_on_empty, report_tokenless, tokenless
+    from mixencoder.base.empty_texts import check_on_empty, report_tokenless, tokenless
+    from mixencoder.data.candidates import read_candidates
 
     _check_query(query)
     check_on_empty(on_empty)

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mixencoder.base.texts import printable
 from mixencoder.cli.messages import say, take_any_character, told_warnings
 from mixencoder.errors import InputError, MixEncoderError
-from mixencoder.texts import printable
 from mixkernels.errors import MixKernelsError
 
 if TYPE_CHECKING:
-    from mixencoder.results import RankResult
+    from mixencoder.base.results import RankResult
 
 
 def at_home(value: Any) -> Any:
@@ -34,7 +34,7 @@ def at_home(value: Any) -> Any:
     if not isinstance(value, str | Path) or not str(value).startswith("~"):
         return value
     # not above: it imports torch
-    from mixencoder.inputs import local_path
+    from mixencoder.base.inputs import local_path
 
     return type(value)(local_path(value))
 

@@ -81,9 +81,9 @@ def train(
     fields |= {name: value for name, value in flags.items() if value is not None}
     if "output" not in fields:
         raise InputError("no output directory was named (--output, or output: in the YAML file)")
+    from mixencoder.training.config import TrainConfig, checked, data_specs
     from mixencoder.training.folders import RECORD, last_checkpoint, unfinished_folder
     from mixencoder.training.run import train as run_training
-    from mixencoder.training.settings import TrainConfig, checked, data_specs
 
     known = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
     if unknown := sorted(fields.keys() - known.keys()):

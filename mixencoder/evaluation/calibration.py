@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mixencoder.engine import Engine
+from mixencoder.base.engine import Engine
 from mixencoder.errors import DataError, MissingExtraError
 from mixencoder.evaluation.scoring import score_candidates
 from mixencoder.evaluation.tasks import RankingTask, Task
@@ -33,7 +33,7 @@ def fit_calibration(engine: Engine, tasks: Sequence[Task], *, batch_size: int = 
     Args:
         engine: scored with its full ranking score.
         tasks: candidate lists of data that it was not trained on; each counts alike, whatever its size.
-        batch_size: as in `mixencoder.engine.Engine.predict`.
+        batch_size: as in `mixencoder.base.engine.Engine.predict`.
 
     Raises:
         DataError: a task is no candidate list, there is none, or as `fit_scores`.

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mixencoder.engine import Engine
+from mixencoder.base.empty_texts import check_on_empty, report_tokenless
+from mixencoder.base.engine import Engine
 from mixencoder.errors import DataError, InputError
 from mixencoder.evaluation.measures import (
     Figure,
@@ -16,7 +17,6 @@ from mixencoder.evaluation.measures import (
 )
 from mixencoder.evaluation.scoring import Ranking, predict_classes, score_candidates, score_pairs, strict_ranking
 from mixencoder.evaluation.tasks import PairTask, RankingTask, Task
-from mixencoder.tokenless import check_on_empty, report_tokenless
 
 
 class Evaluation(NamedTuple):
@@ -51,7 +51,7 @@ def evaluate(
             named gets its `DEFAULT_MEASURES`.
         scores: parts of the ranking score, each measured by itself, of the engine's ``score_terms``.
         seed: of the bootstrap.
-        batch_size, show_progress_bar: as in `mixencoder.engine.Engine.predict`.
+        batch_size, show_progress_bar: as in `mixencoder.base.engine.Engine.predict`.
         on_empty: texts without a token are read as the tokenizer's special tokens alone and counted ("special"), or
             refused ("error").
 

@@ -13,13 +13,13 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from mixencoder import __version__
+from mixencoder.base.checkpoints.locations import located
+from mixencoder.base.engine import Engine
+from mixencoder.base.inputs import local_path
 from mixencoder.bundled import default_checkpoint
-from mixencoder.engine import Engine
 from mixencoder.evaluation import bootstrap
 from mixencoder.evaluation.evaluator import Evaluation
 from mixencoder.evaluation.tasks import RankingTask, Task
-from mixencoder.inputs import local_path
-from mixencoder.locations import located
 
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "ir_measures", "scikit-learn")
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixencoder.engine import EncodingEngine, Engine
+from mixencoder.base.engine import EncodingEngine, Engine
 from mixencoder.evaluation.tasks import RankingTask
 from mixencoder.modeling import QueryState
 

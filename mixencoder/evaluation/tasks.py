@@ -9,12 +9,12 @@ from typing import ClassVar, TypeAlias
 
 import numpy as np
 
-from mixencoder.beir import beir_files, read_beir
+from mixencoder.base.empty_texts import Suspect, may_be_tokenless
+from mixencoder.base.inputs import local_path
+from mixencoder.data.beir import beir_files, read_beir
+from mixencoder.data.examples import class_names, read_ranking_rows, read_source, recognise
+from mixencoder.data.tables import read_rows, source_name
 from mixencoder.errors import DataError, InputError
-from mixencoder.inputs import local_path
-from mixencoder.tables import read_rows, source_name
-from mixencoder.tokenless import Suspect, may_be_tokenless
-from mixencoder.training.examples import class_names, read_ranking_rows, read_source, recognise
 
 logger = logging.getLogger(__name__)
 

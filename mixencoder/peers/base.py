@@ -1,4 +1,4 @@
-"""The peers' front doors: what they share beyond `mixencoder.engine`.
+"""The peers' front doors: what they share beyond `mixencoder.base.engine`.
 
 `Peer` loads and starts models. `VectorPeer` scores candidates that are fixed-size tensors, `TokenPeer` those that hold
 a vector for every token.
@@ -11,19 +11,13 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
-from mixencoder.backbones import cast_parameters
-from mixencoder.checkpoint import load_backbone, load_model, load_tokenizer
-from mixencoder.configuration import check_names
-from mixencoder.engine import EncodingEngine, Engine, Request
+from mixencoder.base.engine import EncodingEngine, Engine, Request
+from mixencoder.base.inference_context import inference
+from mixencoder.base.modeling import TwoTowerModel, full_scores
+from mixencoder.base.scores import Pairs, check_finite
 from mixencoder.errors import InputError
-from mixencoder.inputs import resolve_device, resolve_dtype
-from mixencoder.locations import held, root_of
-from mixencoder.modeling import full_scores
-from mixencoder.peers.modeling import PeerModel, TokenStates, TwoTowerModel
+from mixencoder.peers.modeling import TokenStates
 from mixencoder.peers.packed import PackedTokens
-from mixencoder.scoring import Pairs, check_finite
-from mixencoder.sentence_folders import follow_pooling
-from mixencoder.surroundings import inference
 
 S = TypeVar("S", Tensor, PackedTokens)
 """What queries and documents become."""
@@ -33,11 +27,9 @@ class Peer(Engine):
     """An engine that `from_pretrained` and `from_backbone` make.
 
     Attributes:
-        model_class: the torch module.
         pools: whether a text becomes one vector, pooled by the configuration's ``pooling``.
     """
 
-    model_class: type[PeerModel]
     pools: bool = False
 
     @classmethod
@@ -53,7 +45,7 @@ class Peer(Engine):
         Args:
             name_or_path: a directory, or a hub id; the package bundles none of this architecture.
             device: None takes a GPU if there is one, else the CPU.
-            dtype: a torch dtype or its name, of `mixencoder.inputs.DTYPES`. None: float32.
+            dtype: a torch dtype or its name, of `mixencoder.base.inputs.DTYPES`. None: float32.
 
         Raises:
             CheckpointError: nothing is there, it is damaged, or it holds another kind of model.
@@ -64,11 +56,7 @@ class Peer(Engine):
                 f"the package bundles no {cls.__name__}; expected a checkpoint's directory or hub id. Start one with "
                 f"{cls.__name__}.from_backbone, which must be trained before it ranks well (mixencoder train)"
             )
-        device, dtype = resolve_device(device), resolve_dtype(dtype)
-        with held(name_or_path):
-            model = load_model(name_or_path, dtype, cls.model_class, front_door=cls.__name__)
-            tokenizer = load_tokenizer(name_or_path, model.config)
-        return cls(model.to(device), tokenizer)
+        return cls(*cls._load(name_or_path, device, dtype))
 
     @classmethod
     def from_backbone(
@@ -83,7 +71,7 @@ class Peer(Engine):
         """Make an untrained model on top of a pretrained encoder.
 
         Args:
-            name_or_path: a directory or hub id of an encoder; `mixencoder.backbones.SUPPORTED` lists the kinds. The
+            name_or_path: a directory or hub id of an encoder; `mixencoder.base.backbones.SUPPORTED` lists the kinds. The
                 pooling that a folder of sentence-transformers names is followed, or warned of (`EncoderWarning`), where
                 the model compares one vector a text and no pooling is asked for.
             num_labels: classes of a classification head, which becomes the only head. None: a ranking head. For both
@@ -94,31 +82,10 @@ class Peer(Engine):
         Raises:
             CheckpointError, UnsupportedBackboneError, InputError: the encoder or a value cannot be used.
         """
-        device, dtype = resolve_device(device), resolve_dtype(dtype)
-        backbone = load_backbone(name_or_path)
-        tokenizer = load_tokenizer(name_or_path, backbone.config)
-        if num_labels is not None:
-            config = {"heads": ("classification",), **config, "num_labels": num_labels}
-        if cls.pools:
-            has_scale = config.get("similarity", "cosine") == "cosine"
-            choices = {"mean": {}, "first": {"pooling": "first"}}
-            config = follow_pooling(root_of(name_or_path), config, choices, scales=not has_scale)
-        try:
-            check_names(cls.model_class.config_class, config)
-            configuration = cls.model_class.config_class(
-                backbone_config=backbone.config, **cls._tokenizer_fields(tokenizer), **config
-            )
-        except ValueError as error:
-            raise InputError(str(error)) from error
-        model = cls.model_class(configuration)
-        model.backbone.load_state_dict(backbone.state_dict())
-        cast_parameters(model, dtype)
-        return cls(model.to(device), tokenizer)
-
-    @classmethod
-    def _tokenizer_fields(cls, tokenizer: Any) -> dict[str, Any]:
-        """Fields of the configuration that are read off the tokenizer."""
-        return {}
+        poolings = {"mean": {}, "first": {"pooling": "first"}} if cls.pools else None
+        # where vectors are compared by cosine, their lengths do not count
+        scales = config.get("similarity", "cosine") != "cosine"
+        return cls(*cls._start(name_or_path, num_labels, device, dtype, config, poolings=poolings, scales=scales))
 
 
 class EncodingPeer(Peer, EncodingEngine[S, S]):

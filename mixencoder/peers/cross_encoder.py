@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from mixencoder.backbones import max_positions
-from mixencoder.chunking import in_chunks
-from mixencoder.configuration import EncoderConfig
-from mixencoder.engine import Request, unique
+from mixencoder.base.backbones import max_positions
+from mixencoder.base.configuration import EncoderConfig
+from mixencoder.base.engine import Request
+from mixencoder.base.gradient_cache import in_chunks
+from mixencoder.base.modeling import Batch, HeadedModel, RankingScores
+from mixencoder.base.scores import Pairs, check_finite, unique
+from mixencoder.base.tokenization import pad
 from mixencoder.errors import CheckpointError, InputError, TruncationWarning
-from mixencoder.modeling import RankingScores
 from mixencoder.peers.base import Peer
-from mixencoder.peers.modeling import Batch, FirstTokenHeads, PeerModel
+from mixencoder.peers.modeling import FirstTokenHeads, has_segments
 from mixencoder.progress import progress_bar
-from mixencoder.scoring import Pairs, check_finite
-from mixencoder.tokenization import pad
 
 
 class CrossEncoderConfig(EncoderConfig):
@@ -54,7 +54,7 @@ class CrossEncoderConfig(EncoderConfig):
         super().__init__(backbone_config, **kwargs)
 
 
-class CrossEncoderModel(PeerModel):
+class CrossEncoderModel(HeadedModel):
     """Linear heads on the first token of the joined sequence."""
 
     config_class = CrossEncoderConfig
@@ -113,7 +113,7 @@ class CrossEncoderModel(PeerModel):
         """
         head = self.check_head(head)
         ids, mask, types = self.join(query, query_mask, document, document_mask)
-        segments = {"token_type_ids": types} if self._knows_segments else {}
+        segments = {"token_type_ids": types} if has_segments(self.config) else {}
         states = self.backbone(input_ids=ids, attention_mask=mask, **segments).last_hidden_state
         return self.head(states[:, 0], head)
 

@@ -7,12 +7,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 from transformers.masking_utils import create_bidirectional_mask
 
-from mixencoder.backbones import encoder_layers
-from mixencoder.configuration import EncoderConfig, check_integer
+from mixencoder.base.backbones import encoder_layers
+from mixencoder.base.configuration import EncoderConfig, check_integer
+from mixencoder.base.modeling import RankingScores, TwoTowerModel
 from mixencoder.errors import UnsupportedBackboneError
-from mixencoder.modeling import RankingScores
 from mixencoder.peers.base import TokenPeer
-from mixencoder.peers.modeling import FirstTokenHeads, TokenStates, TwoTowerModel, token_mask
+from mixencoder.peers.modeling import FirstTokenHeads, TokenStates, has_segments, token_mask
 
 SPLITTABLE = ("bert", "roberta", "xlm-roberta", "electra")
 """Backbones whose layers are a list of modules that each map states and a mask to states."""
@@ -90,7 +90,7 @@ class DeFormerModel(TwoTowerModel):
         return RankingScores(out, None) if head == "ranking" else out
 
     def _lower(self, input_ids: Tensor, attention_mask: Tensor | None, segment: int) -> TokenStates:
-        types = torch.full_like(input_ids, segment) if self._knows_segments else None
+        types = torch.full_like(input_ids, segment) if has_segments(self.config) else None
         states = self.backbone.embeddings(input_ids=input_ids, token_type_ids=types)
         # ELECTRA's embeddings may be narrower than its layers
         project = getattr(self.backbone, "embeddings_project", None)

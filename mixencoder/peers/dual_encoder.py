@@ -8,10 +8,9 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
-from mixencoder.configuration import EncoderConfig, check_choice
-from mixencoder.modeling import RankingScores
+from mixencoder.base.configuration import EncoderConfig, check_choice
+from mixencoder.base.modeling import PairClassifier, RankingScores, TwoTowerModel, at_least_float32, pool
 from mixencoder.peers.base import VectorPeer
-from mixencoder.peers.modeling import PairClassifier, TwoTowerModel, at_least_float32, pool
 
 
 class DualEncoderConfig(EncoderConfig):
@@ -72,7 +71,7 @@ class DualEncoderModel(TwoTowerModel):
         """Score candidates (N, d), or (B, N, d), for queries (B, d); results as in `TwoTowerModel.interact`."""
         if self.check_head(head) == "classification":
             assert self.classifier is not None, "check_head has found this head"
-            return self.classifier(query_state.unsqueeze(1), candidates)
+            return self.classifier((query_state.unsqueeze(1), candidates))
         query, candidate = at_least_float32(query_state), at_least_float32(candidates)
         if self.scale is not None:
             query = self.scale.to(query.dtype) * F.normalize(query, dim=-1)

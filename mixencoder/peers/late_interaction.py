@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 
-from mixencoder.configuration import EncoderConfig, check_choice, check_integer
-from mixencoder.modeling import RankingScores
+from mixencoder.base.configuration import EncoderConfig, check_choice, check_integer
+from mixencoder.base.modeling import PairClassifier, RankingScores, TwoTowerModel, at_least_float32, pool
 from mixencoder.peers.base import TokenPeer
-from mixencoder.peers.modeling import PairClassifier, TokenStates, TwoTowerModel, at_least_float32, pool, token_mask
+from mixencoder.peers.modeling import TokenStates, token_mask
 
 
 class LateInteractionConfig(EncoderConfig):
@@ -96,7 +96,7 @@ class LateInteractionModel(TwoTowerModel):
         mask = query_state.mask.unsqueeze(1).expand_as(chosen)
         v = pool(matched.flatten(0, 1), mask.flatten(0, 1), "mean").unflatten(0, chosen.shape[:2])
         assert self.classifier is not None, "check_head has found this head"
-        return self.classifier(pool(query, query_state.mask, "mean").unsqueeze(1), v)
+        return self.classifier((pool(query, query_state.mask, "mean").unsqueeze(1), v))
 
 
 class LateInteraction(TokenPeer):

@@ -7,10 +7,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
-from mixencoder.configuration import EncoderConfig, check_choice, check_integer
-from mixencoder.modeling import RankingScores
+from mixencoder.base.configuration import EncoderConfig, check_choice, check_integer
+from mixencoder.base.modeling import PairClassifier, RankingScores, TwoTowerModel, at_least_float32, pool
 from mixencoder.peers.base import VectorPeer
-from mixencoder.peers.modeling import PairClassifier, TwoTowerModel, at_least_float32, pool
 
 
 class PolyEncoderConfig(EncoderConfig):
@@ -79,7 +78,7 @@ class PolyEncoderModel(TwoTowerModel):
             return RankingScores((weights * logits).sum(dim=-1), None)
         attended = torch.matmul(weights.to(query_state.dtype), query_state)
         assert self.classifier is not None, "check_head has found this head"
-        return self.classifier(attended, candidates)
+        return self.classifier((attended, candidates))
 
 
 class PolyEncoder(VectorPeer):

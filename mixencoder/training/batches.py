@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from mixencoder.base.tokenization import TextEncoder, pad
+from mixencoder.data.answers import right_documents
+from mixencoder.data.sources import Example, Source
 from mixencoder.errors import InputError
-from mixencoder.tokenization import TextEncoder, pad
-from mixencoder.training.answers import right_documents
-from mixencoder.training.sources import Example, Source
 
 
 class ExampleDataset(Dataset):

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from mixencoder.engine import Engine
+from mixencoder.base.empty_texts import Suspect, may_be_tokenless, report_tokenless
+from mixencoder.base.engine import Engine
+from mixencoder.data.answers import right_documents
+from mixencoder.data.sources import Source
 from mixencoder.errors import DataError, InputError
-from mixencoder.tokenless import Suspect, may_be_tokenless, report_tokenless
-from mixencoder.training.answers import right_documents
-from mixencoder.training.sources import Source
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def check_texts(sources: Sequence[Source], tokenizer: PreTrainedTokenizerBase, o
     Args:
         sources: read from the data.
         tokenizer: the model's.
-        on_empty: of `mixencoder.tokenless.ON_EMPTY`.
+        on_empty: of `mixencoder.base.empty_texts.ON_EMPTY`.
 
     Raises:
         DataError: there is one, and on_empty is "error"; the message names the row and the text.

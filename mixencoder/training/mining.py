@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
+from mixencoder.base.engine import EncodingEngine, Engine
+from mixencoder.base.inputs import positive_integer
+from mixencoder.data.answers import right_documents
+from mixencoder.data.sources import RANKINGS, Example, Source
 from mixencoder.durable import sync_files, sync_folder
-from mixencoder.engine import EncodingEngine, Engine
 from mixencoder.errors import DataError, InputError
-from mixencoder.inputs import positive_integer
 from mixencoder.progress import progress_bar
-from mixencoder.training.answers import right_documents
-from mixencoder.training.sources import RANKINGS, Example, Source
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixencoder.engine import Engine
+from mixencoder.base.engine import Engine
 from mixencoder.training.losses import (
     classification_loss,
     graded_loss,

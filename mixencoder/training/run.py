@@ -15,19 +15,19 @@ from typing import Any, NamedTuple
 import torch
 
 from mixencoder.architectures import load_engine
-from mixencoder.backbones import encoder_layers
-from mixencoder.checkpoint import save
+from mixencoder.base.backbones import encoder_layers
+from mixencoder.base.checkpoints.checkpoint import save
+from mixencoder.base.engine import Engine
+from mixencoder.data.answers import with_known_answers
+from mixencoder.data.examples import read_source
+from mixencoder.data.sources import Source, content_hash
 from mixencoder.durable import is_vacant
-from mixencoder.engine import Engine
 from mixencoder.errors import DataError, InputError, TruncationWarning
-from mixencoder.training.answers import with_known_answers
 from mixencoder.training.batches import Collator, ExampleDataset
 from mixencoder.training.checks import check_contrast, check_heads, check_texts, ranked
-from mixencoder.training.examples import read_source
+from mixencoder.training.config import DataSpec, TrainConfig, checked, data_specs
 from mixencoder.training.folders import RECORD, RunFolder, last_checkpoint
 from mixencoder.training.objective import Objective, Teacher
-from mixencoder.training.settings import DataSpec, TrainConfig, checked, data_specs
-from mixencoder.training.sources import Source, content_hash
 from mixencoder.training.start import BUNDLED, Start, checkpoint_path, identity, new_model, trained_model
 from mixencoder.training.trainer import ObjectiveTrainer, PartialState, TrainingArguments
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixencoder.architectures import front_door, load_engine
+from mixencoder.base.engine import Engine
 from mixencoder.bundled import default_checkpoint
-from mixencoder.engine import Engine
+from mixencoder.data.examples import Data, class_names, say_like_names
 from mixencoder.errors import DataError, InputError
-from mixencoder.identity import ModelIdentity
-from mixencoder.training.examples import Data, class_names, say_like_names
+from mixencoder.ranking.identity import ModelIdentity
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mixencoder.data.sources import Source
 from mixencoder.durable import sync_files, sync_folder
 from mixencoder.errors import CheckpointError, MissingExtraError, NonFiniteError
 from mixencoder.training.batches import SourceBatchSampler
 from mixencoder.training.folders import COMPLETE, checkpoints, last_checkpoint
 from mixencoder.training.objective import Objective
-from mixencoder.training.sources import Source
 
 try:
     from accelerate import PartialState

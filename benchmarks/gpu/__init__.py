@@ -1,0 +1,1 @@
+"""Operators on a GPU against their rivals: ``python -m benchmarks.gpu``."""

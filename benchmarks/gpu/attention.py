@@ -1,0 +1,485 @@
+"""The GPU benchmark's way to measure, and its groups of candidate attention: attention, grid and training.
+
+A group takes a `Bench` and writes its file anew after every shape, so that a run that is cut loses one shape at most. A
+contender that is wrong, unsupported or out of memory is recorded as skipped, with the reason. All of it runs on a CPU
+too, at tiny shapes, for tests.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.formulations import (
+    BATCH_RIVALS,
+    GRID_LIMIT,
+    Batch,
+    Call,
+    Prepare,
+    UnavailableError,
+    compiled_rivals,
+    eager_rivals,
+    einsum_batch,
+    expanded_bytes,
+    ours,
+    ours_batch,
+)
+from benchmarks.gpu.records import Machine, group_records
+from benchmarks.measuring.formulations import Inputs
+from benchmarks.measuring.gpu_timing import Timing, interleaved_timings, peak_bytes_of, reason
+from benchmarks.measuring.noise import noise, quietly
+from benchmarks.measuring.provenance import Record, write_json
+from mixkernels.profile import input_sets
+from mixkernels.roofline import (
+    Cost,
+    candidate_attention_backward_cost,
+    candidate_attention_cost,
+)
+
+HEADS = 12
+LARGEST_ERROR = {torch.bfloat16: 2e-2, torch.float16: 2e-3, torch.float32: 1e-4, torch.float64: 1e-10}
+"""Relative distance from the float64 reference beyond which a contender counts as wrong and is not timed."""
+
+_CHECKED = 64
+LONGEST_EXPANSION = {"attention": 0.6, "grid": 0.25}
+"""Seconds that a call over expanded keys may take at least in either group; beyond, it is left out."""
+LARGEST_SPREAD = 0.25
+"""Of a record; those of a quiet H200 have 0.013 at most."""
+EAGER_SECONDS, COMPILED_SECONDS = 15.0, 75.0
+"""Time that must be left to begin a shape, without and with compiled contenders."""
+
+
+class Shape(NamedTuple):
+    """Sizes of one attention call."""
+
+    n: int
+    k: int
+    m: int
+    d: int
+    h: int = HEADS
+    batch: int = 1
+
+    def names(self) -> dict[str, int]:
+        """Return the sizes as a record names them."""
+        return {"B": self.batch, "N": self.n, "k": self.k, "m": self.m, "H": self.h, "D": self.d}
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={size}" for name, size in self.names().items())
+
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+KEY_SHAPES: tuple[tuple[Shape, torch.dtype], ...] = (
+    (Shape(100_000, 1, 64, 64), BF16),
+    (Shape(100_000, 1, 128, 64), BF16),
+    (Shape(100_000, 1, 512, 64), BF16),
+    (Shape(100_000, 1, 128, 32), BF16),
+    (Shape(1_000_000, 1, 64, 64), BF16),
+    (Shape(100_000, 1, 16, 64), BF16),
+    (Shape(1000, 1, 64, 64), BF16),
+    (Shape(100_000, 3, 64, 64), BF16),
+    (Shape(100_000, 1, 64, 64), FP16),
+    (Shape(100_000, 1, 64, 64), FP32),
+    (Shape(10_000, 1, 64, 64), BF16),
+    (Shape(100_000, 10, 64, 64), BF16),
+    (Shape(1_000_000, 1, 128, 64), BF16),
+    (Shape(100_000, 1, 64, 32), BF16),
+    (Shape(1_000_000, 1, 512, 64), BF16),
+    (Shape(1000, 1, 64, 64), FP32),
+)
+"""Shapes that meet every rival, compiled ones too, the most telling first."""
+
+QUICK = 4
+"""Key shapes of a quick run."""
+
+GRID = tuple(
+    Shape(n, k, m, d) for n, d, k, m in product((10**5, 10**6, 10**3, 10**4), (64, 32), (1, 3, 10), (16, 64, 128, 512))
+)
+"""Every shape of design.md section 7; those that `KEY_SHAPES` has are left out of the grid's run."""
+
+
+@dataclass
+class Bench:
+    """What a run has: a machine, a backend, time, and a folder for its files."""
+
+    machine: Machine
+    backend: str
+    folder: Path
+    deadline: float = float("inf")
+    """In seconds of time.monotonic."""
+    seconds: float = 0.3
+    """Time to spend on each contender of a shape, about."""
+    quick: bool = False
+    largest_spread: float = LARGEST_SPREAD
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device."""
+        return self.machine.device
+
+    def left(self) -> float:
+        """Seconds until the run must end."""
+        return self.deadline - time.monotonic()
+
+    def sets(self, set_bytes: int) -> int:
+        """How many sets of inputs must take turns to meet a cold cache."""
+        if self.device.type != "cuda":
+            return 1
+        return input_sets(set_bytes, torch.cuda.get_device_properties(self.device).L2_cache_size)
+
+
+@dataclass
+class Group:
+    """Records of one file."""
+
+    name: str
+    bench: Bench
+    records: list[Record] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+
+    def skip(self, operator: str, shape: Mapping[str, int], dtype: torch.dtype, backend: str, why: str) -> None:
+        """Note a contender that has no record, and why."""
+        dtype_name = str(dtype).removeprefix("torch.")
+        entry = {"operator": operator, "shape": dict(shape), "dtype": dtype_name, "backend": backend, "reason": why}
+        self.skipped.append(entry)
+
+    def save(self, *, complete: bool) -> None:
+        """Write the file."""
+        machine = self.bench.machine
+        write_json(
+            self.bench.folder / f"gpu_{self.name}.json",
+            {
+                "group": self.name,
+                "device": machine.name,
+                "complete": complete,
+                "measured_peaks": machine.measured._asdict(),
+                "versions": machine.versions,
+                "commit": machine.commit,
+                "provenance": machine.provenance,
+                "records": self.records,
+                "skipped": self.skipped,
+            },
+        )
+
+    def has_time(self, seconds: float, operator: str, shape: Mapping[str, int], dtype: torch.dtype) -> bool:
+        """Whether so many seconds are left; if not, the shape is noted as skipped."""
+        if self.bench.left() >= seconds:
+            return True
+        self.skip(operator, shape, dtype, "all", "the run's time was over")
+        return False
+
+
+class Workload(NamedTuple):
+    """One shape of one operator: what its contenders are timed on and judged by."""
+
+    operator: str
+    shape: dict[str, int]
+    dtype: torch.dtype
+    cost: Cost
+    contenders: Mapping[str, Callable[[Any], Call]]
+    """Makes the timed call for one set of inputs."""
+    inputs: Sequence[Any]
+    """Sets of inputs."""
+    error_of: Callable[[Any, Any], float]
+    """Relative distance of a result for a set of inputs from the reference."""
+
+
+def measure(group: Group, work: Workload) -> None:
+    """Check every contender, time those that are right side by side, and write the group's file."""
+    bench = group.bench
+    checked: dict[str, _Checked] = {}
+    for name, prepare in work.contenders.items():
+        try:
+            checked[name] = _checked(work, prepare, bench.device)
+        except UnavailableError as why:
+            group.skip(work.operator, work.shape, work.dtype, name, str(why))
+        except Exception as error:
+            group.skip(work.operator, work.shape, work.dtype, name, reason(error))
+        free()
+    calls = {name: contender.calls for name, contender in checked.items()}
+    peaks, _ = bench.machine.peaks(work.dtype)
+
+    def noise_of(found: tuple[dict[str, Timing], dict[str, str]]) -> dict[str, str]:
+        judged = {
+            name: noise(timing.spread, work.cost.seconds(peaks) / timing.seconds, largest=bench.largest_spread)
+            for name, timing in found[0].items()
+        }
+        return {name: why for name, why in judged.items() if why}
+
+    (timings, failures), refused = quietly(
+        lambda: interleaved_timings(calls, bench.device, seconds=bench.seconds), noise_of
+    )
+    timings = {name: timing for name, timing in timings.items() if name not in refused}
+    for name, why in (failures | refused).items():
+        group.skip(work.operator, work.shape, work.dtype, name, why)
+    if bench.backend in timings:
+        found = group_records(
+            bench.machine,
+            timings,
+            operator=work.operator,
+            own=bench.backend,
+            shape=work.shape,
+            dtype=work.dtype,
+            cost=work.cost,
+            peaks_of={name: contender.peak_bytes for name, contender in checked.items()},
+            output_bytes=checked[bench.backend].output_bytes,
+            errors={name: contender.error for name, contender in checked.items()},
+        )
+        group.records += found
+        print(_line(found, bench.backend), flush=True)
+    else:
+        why = next((entry["reason"] for entry in reversed(group.skipped) if entry["backend"] == bench.backend), "?")
+        print(f"{work.operator} {_sizes(work.shape)}: {bench.backend} did not run: {why}", flush=True)
+    group.save(complete=False)
+
+
+class _Checked(NamedTuple):
+    """A contender that is right."""
+
+    calls: list[Call]
+    error: float
+    output_bytes: int
+    peak_bytes: int
+
+
+def _checked(work: Workload, prepare: Callable[[Any], Call], device: torch.device) -> _Checked:
+    """Prepare a contender and compare it with the reference."""
+    calls = [prepare(inputs) for inputs in work.inputs]
+    result = calls[0]()
+    error, output_bytes = work.error_of(result, work.inputs[0]), _bytes_of(result)
+    # NaN is not within any bound
+    if not error <= LARGEST_ERROR[work.dtype]:
+        raise UnavailableError(f"wrong: off by {error:.2g}, allowed are {LARGEST_ERROR[work.dtype]:.2g}")
+    del result
+    return _Checked(calls, error, output_bytes, peak_bytes_of(calls[0], device))
+
+
+def _bytes_of(result: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in (result if isinstance(result, tuple) else (result,)))
+
+
+def free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _sizes(shape: Mapping[str, int]) -> str:
+    return " ".join(f"{name}={size}" for name, size in shape.items())
+
+
+def _line(records: Sequence[Record], own: str) -> str:
+    record = next(record for record in records if record["backend"] == own)
+    best = f"{record['ratio']:.2f}x {record['rival']}" if record["rival"] else "no rival"
+    return (
+        f"{record['operator']} {_sizes(record['shape'])} {record['dtype']}: {record['seconds'] * 1e6:.1f} us, "
+        f"{record['fraction_of_limit']:.0%} of limit ({record['bound']}), {record['tflops']:.1f} TFLOP/s, {best}"
+    )
+
+
+def relative_error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """Return the largest relative Frobenius distance over pairs of tensors."""
+    distances = [
+        ((got.double() - want.double()).norm() / want.double().norm()).item()
+        for got, want in zip(found, wanted, strict=True)
+    ]
+    # max would let a NaN pass that does not come first
+    return max(distances) if all(distance == distance for distance in distances) else float("nan")
+
+
+# -- candidate attention -----------------------------------------------------------------------------------------------
+
+
+def attention_error(result: tuple[Tensor, Tensor], inputs: Inputs) -> float:
+    """Distance of a result's first and last candidates from the float64 reference."""
+    n = len(inputs.context_query)
+    parts = [(0, min(_CHECKED, n)), (max(n - _CHECKED, 0), n)]
+    errors = []
+    for start, stop in parts:
+        exact = Inputs(*(tensor.double() for tensor in vars(inputs.rows(start, stop)).values()))
+        errors.append(relative_error([part[start:stop] for part in result], ours(exact, "reference")))
+    return max(errors) if errors[0] == errors[0] and errors[1] == errors[1] else float("nan")
+
+
+def attention_workload(bench: Bench, shape: Shape, dtype: torch.dtype, rivals: Mapping[str, Prepare]) -> Workload:
+    """Candidate attention of one query against rivals."""
+    cost = candidate_attention_cost(shape.n, shape.k, shape.m, shape.h, shape.d, dtype)
+    count = bench.sets(cost.bytes)
+    inputs = [
+        Inputs.random(shape.n, shape.k, shape.m, shape.h, shape.d, dtype, str(bench.device)) for _ in range(count)
+    ]
+    own: dict[str, Prepare] = {bench.backend: lambda one_set: partial(ours, one_set, bench.backend)}
+    return Workload("candidate_attention", shape.names(), dtype, cost, own | dict(rivals), inputs, attention_error)
+
+
+def attention(bench: Bench, shapes: Sequence[tuple[Shape, torch.dtype]] = KEY_SHAPES) -> list[Record]:
+    """Time the key shapes against every rival, compiled ones too."""
+    group = Group("attention", bench)
+    for shape, dtype in shapes[:QUICK] if bench.quick else shapes:
+        if group.has_time(COMPILED_SECONDS, "candidate_attention", shape.names(), dtype):
+            # one compilation for every shape: beyond a few, dynamo would fall back to eager without a word
+            torch.compiler.reset()
+            _attention_shape(group, shape, dtype, _affordable(eager_rivals(), "attention") | compiled_rivals())
+    group.save(complete=True)
+    return group.records
+
+
+def grid(bench: Bench, shapes: Sequence[Shape] = GRID) -> list[Record]:
+    """Time all other shapes of section 7 in bfloat16 against rivals that need no compiler."""
+    group = Group("grid", bench)
+    known = {shape for shape, dtype in KEY_SHAPES if dtype == BF16}
+    rivals = _affordable(eager_rivals(), "grid")
+    del rivals["sdpa-pre-expanded"]
+    for shape in shapes:
+        if shape not in known and group.has_time(EAGER_SECONDS, "candidate_attention", shape.names(), BF16):
+            _attention_shape(group, shape, BF16, rivals)
+    group.save(complete=True)
+    return group.records
+
+
+def _attention_shape(group: Group, shape: Shape, dtype: torch.dtype, rivals: Mapping[str, Prepare]) -> None:
+    with torch.no_grad():
+        try:
+            work = attention_workload(group.bench, shape, dtype, rivals)
+        except torch.OutOfMemoryError as error:
+            group.skip("candidate_attention", shape.names(), dtype, "all", f"inputs: {reason(error)}")
+            free()
+            return
+        measure(group, work)
+
+
+def _affordable(rivals: dict[str, Prepare], group: str) -> dict[str, Prepare]:
+    """Leave out an expansion that takes too long to be repeated."""
+    prepare, most = rivals["sdpa-expanded"], LONGEST_EXPANSION[group]
+
+    def checked(inputs: Inputs) -> Call:
+        # written, then read; a copy moves some 3 TB/s at best
+        seconds = 2 * expanded_bytes(inputs) / 3e12
+        if seconds > most:
+            raise UnavailableError(f"would take {seconds:.1f} s a call at least")
+        return prepare(inputs)
+
+    return rivals | {"sdpa-expanded": checked}
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+TRAINING_SHAPES = (Shape(64, 1, 64, 64, batch=64), Shape(64, 1, 64, 32, batch=64), Shape(64, 3, 64, 64, batch=64))
+BACKWARD_SHAPES = (Shape(100_000, 1, 512, 64), Shape(100_000, 1, 64, 64))
+
+
+class Step(NamedTuple):
+    """One set of inputs of a training step."""
+
+    tensors: tuple[Tensor, ...]
+    grads: tuple[Tensor, Tensor]
+
+
+def gradients(forward: Callable[..., tuple[Tensor, Tensor]], step: Step) -> tuple[Tensor, ...]:
+    """Forward and backward pass: gradients of all six inputs."""
+    return torch.autograd.grad(forward(*step.tensors), step.tensors, step.grads)
+
+
+def backward_alone(forward: Callable[..., tuple[Tensor, Tensor]], step: Step) -> Call:
+    """Return the backward pass of a forward pass that was made ahead."""
+    outputs = forward(*step.tensors)
+    return lambda: torch.autograd.grad(outputs, step.tensors, step.grads, retain_graph=True)
+
+
+def reference_gradients(step: Step, *, chunk: int = 4096) -> tuple[Tensor, ...]:
+    """Gradients by the reference in float64, over chunks of candidates whose shared gradients add up."""
+    *candidates, key, value = step.tensors
+    by_candidate, shared = [], [torch.zeros_like(t, dtype=torch.float64) for t in (key, value)]
+    for start in range(0, len(candidates[0]), chunk):
+        parts = [t.detach()[start : start + chunk] for t in candidates] + [key.detach(), value.detach()]
+        exact = [part.double().requires_grad_() for part in parts]
+        outputs = ours_batch(*exact, backend="reference")
+        found = torch.autograd.grad(outputs, exact, [g[:, start : start + chunk].double() for g in step.grads])
+        by_candidate.append(found[:4])
+        shared = [total + part for total, part in zip(shared, found[4:], strict=True)]
+    return (*(torch.cat(parts) for parts in zip(*by_candidate, strict=True)), *shared)
+
+
+def training_workload(
+    bench: Bench, shape: Shape, dtype: torch.dtype, *, forward_too: bool, compile_too: bool
+) -> Workload:
+    """One training step, or its backward pass alone, of a pool that all queries share."""
+    arguments = (shape.n, shape.k, shape.m, shape.h, shape.d, dtype)
+    cost = candidate_attention_backward_cost(*arguments, batch=shape.batch)
+    if forward_too:
+        cost = candidate_attention_cost(*arguments, batch=shape.batch, return_lse=True).and_then(cost)
+    forwards: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+        bench.backend: partial(ours_batch, backend=bench.backend),
+        **BATCH_RIVALS,
+    }
+    if compile_too:
+        forwards["einsum-compiled"] = torch.compile(einsum_batch, dynamic=False, fullgraph=True)
+    make = _whole_step if forward_too else backward_alone
+    too_large = {"sdpa-expanded": _beyond_the_grid} if shape.batch * shape.n > GRID_LIMIT else {}
+    inputs = [random_step(shape, dtype, str(bench.device))]
+    set_bytes = sum(tensor.nbytes for tensor in (*inputs[0].tensors, *inputs[0].grads))
+    inputs += [random_step(shape, dtype, str(bench.device)) for _ in range(bench.sets(set_bytes) - 1)]
+    exact = reference_gradients(inputs[0])
+    return Workload(
+        f"candidate_attention {'training step' if forward_too else 'backward'}",
+        shape.names(),
+        dtype,
+        cost,
+        {name: partial(make, forward) for name, forward in forwards.items()} | too_large,
+        inputs,
+        lambda result, _: relative_error(result, exact),
+    )
+
+
+def _whole_step(forward: Callable[..., tuple[Tensor, Tensor]], step: Step) -> Call:
+    return partial(gradients, forward, step)
+
+
+def _beyond_the_grid(step: Step) -> Call:
+    raise UnavailableError(f"more than {GRID_LIMIT} pairs of query and candidate exceed the grid of fused attention")
+
+
+def random_step(shape: Shape, dtype: torch.dtype, device: str) -> Step:
+    tensors = Batch.random(shape.batch, shape.n, shape.k, shape.m, shape.h, shape.d, dtype, device).tensors()
+    generator = torch.Generator(device).manual_seed(1)
+    sizes = [(shape.batch, *tensors[0].shape), (shape.batch, *tensors[3].shape)]
+    grads = (torch.randn(size, generator=generator, device=device).to(dtype) for size in sizes)
+    return Step(tensors, tuple(grads))
+
+
+def training(
+    bench: Bench,
+    step_shapes: Sequence[Shape] = TRAINING_SHAPES,
+    backward_shapes: Sequence[Shape] = BACKWARD_SHAPES,
+    dtype: torch.dtype = BF16,
+    *,
+    compile_too: bool = True,
+) -> list[Record]:
+    """Time training steps, forward and backward, and the backward pass at a size that fills a GPU."""
+    group = Group("training", bench)
+    cases = [(shape, False) for shape in backward_shapes[:1]] + [(shape, True) for shape in step_shapes]
+    cases += [(shape, False) for shape in backward_shapes[1:]]
+    for shape, forward_too in cases[: 2 if bench.quick else None]:
+        operator = f"candidate_attention {'training step' if forward_too else 'backward'}"
+        if not group.has_time(COMPILED_SECONDS, operator, shape.names(), dtype):
+            continue
+        torch.compiler.reset()
+        # a compiled backward that is run again needs the buffers that it would give away
+        with torch._functorch.config.patch(donated_buffer=False):
+            try:
+                work = training_workload(bench, shape, dtype, forward_too=forward_too, compile_too=compile_too)
+            except torch.OutOfMemoryError as error:
+                group.skip(operator, shape.names(), dtype, "all", f"inputs: {reason(error)}")
+                free()
+                continue
+            measure(group, work)
+            del work
+    group.save(complete=True)
+    return group.records

@@ -1,0 +1,388 @@
+"""Ranking stored candidates on a CPU: ``python -m benchmarks.index.speed --device cpu-zen3-2-threads``.
+
+For every N the time of a query and of its parts, beside the bare matrix products of the same shapes, the cross-encoder
+of the same backbone, a dual-encoder and late interaction on as many candidates, and the published model written plainly
+in eager PyTorch. All in one process, in turns, medians; from `ONCE_FROM` candidates on one run of the few that matter
+there. Random weights of the shape of MiniLM-L6, which time the same as trained ones. A million candidates take some
+8 GB of memory, 8 GB of disk and ten minutes. Writes benchmarks/results/DEVICE/index_speed.json.
+"""
+
+import argparse
+import math
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BertConfig, BertModel
+
+from benchmarks.measuring.noise import NoisyMeasurementError, quiet_medians
+from benchmarks.measuring.provenance import ROOT, commit, versions, write_json
+from benchmarks.measuring.timing import interleaved_samples
+from mixencoder import MixEncoder
+from mixencoder.index import CandidateIndex
+from mixencoder.modeling import MixEncoderModel, QueryState
+from mixencoder.peers import CrossEncoder, DualEncoder, LateInteraction
+from mixencoder.peers.packed import PackedTokens
+from mixencoder.ranking.candidate_buffer import PIECE, Rows
+from mixencoder.ranking.query_cache import QueryStateCache
+from mixencoder.ranking.record_format import RecordFormat
+from mixencoder.ranking.streaming import RunningBest, StreamRanker
+
+QUERY_TOKENS, DOCUMENT_TOKENS, TOP_K = 16, 128, 10
+CROSS_PAIRS = 32
+"""Pairs that the cross-encoder is timed on; its time grows with their number, and is scaled to N."""
+LATE_MOST = 1000
+"""Candidates that late interaction is timed on at most: 128 vectors each."""
+ONCE_FROM = 500_000
+"""Candidates from which on every call takes most of a minute."""
+PLAIN_BATCH = 1000
+CHUNK = 4096
+"""Rows that a source hands over at once."""
+BLOCK = 50_000
+"""Embeddings added to an index at once."""
+CROSS = f"cross-encoder, {CROSS_PAIRS} pairs"
+ON_DISK = "text to ranking, index on disk, projected float16"
+DEFAULT = ", default"
+"""Ends the names of what has the settings of the bundled checkpoint."""
+FORMATS = (
+    ("projected", "float32", "native"),
+    ("projected", "float16", "native"),
+    ("projected", "int8", "native"),
+    ("projected", "float16", "int8"),
+    ("compact", "float16", "native"),
+)
+
+
+class Engines(NamedTuple):
+    """All contenders over one backbone."""
+
+    published: MixEncoder
+    """No dual term: its query pass stops at the last tap."""
+    default: MixEncoder
+    """The settings of the bundled checkpoint: dual term, full query pass."""
+    cross: CrossEncoder
+    dual: DualEncoder
+    late: LateInteraction
+
+
+def build_engines() -> Engines:
+    torch.manual_seed(0)
+    tokenizer = MixEncoder.from_pretrained().tokenizer
+    shape = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=1536,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        BertModel(shape, add_pooling_layer=False).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        engines = Engines(
+            MixEncoder.from_backbone(folder),
+            MixEncoder.from_backbone(folder, dual_term=True),
+            *(peer.from_backbone(folder) for peer in (CrossEncoder, DualEncoder, LateInteraction)),
+        )
+    # every query is encoded anew
+    for engine in (engines.published, engines.default):
+        engine._query_states = QueryStateCache(max_bytes=0)
+    return engines
+
+
+def distinct_tokens(late: LateInteraction, count: int) -> PackedTokens:
+    """Vectors of length 1 for every token of so many candidates, no two alike: equal ones would be scored once."""
+    generator = torch.Generator().manual_seed(4)
+    drawn = torch.randn(count, DOCUMENT_TOKENS, late.config.token_size, generator=generator)
+    return PackedTokens.from_texts(F.normalize(drawn, dim=-1).unbind())
+
+
+def texts_of(engine: MixEncoder, tokens: int, count: int, seed: int) -> list[str]:
+    """Texts of exactly so many tokens, special ones included: words that are one token each."""
+    words = sorted(word for word in engine.tokenizer.get_vocab() if word.isascii() and word.isalpha() and len(word) > 2)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(words), (count, tokens - 2), generator=generator).tolist()
+    texts = [" ".join(words[number] for number in row) for row in chosen]
+    lengths = {len(row) for row in engine.read_document(texts)}
+    if lengths != {tokens}:
+        raise RuntimeError(f"texts have {lengths} tokens; expected {tokens}")
+    return texts
+
+
+def source_of(rows: dict[str, Tensor], count: int) -> list[Rows]:
+    """Chunks of resident rows, as an index hands them over."""
+    ends = [min(start + CHUNK, count) for start in range(0, count, CHUNK)]
+    return [
+        (torch.arange(start, end), {name: tensor[start:end] for name, tensor in rows.items()})
+        for start, end in zip(range(0, count, CHUNK), ends, strict=True)
+    ]
+
+
+def bare_products(model: MixEncoderModel, count: int, m: int) -> Callable[[], None]:
+    """The products of N candidates whose first layer is stored, without bias and into memory that is kept.
+
+    In pieces as large as the ranker's, the last one no larger than what is left.
+    """
+    layer, d = model.interaction[0], model.config.hidden_size
+    heads, wide = layer.num_heads, layer.intermediate.out_features
+    most = 2 * min(PIECE, count)
+    memory = {
+        "rows": torch.randn(most, d),
+        "hidden": torch.empty(most, wide),
+        "out": torch.empty(most, d),
+        "gate": torch.empty(most // 2, d),
+    }
+    key, value = torch.randn(heads, d // heads, m), torch.randn(heads, m, d // heads)
+    logits, attended = torch.empty(heads * most * m), torch.empty(heads * most * (d // heads))
+
+    def piece(candidates: int) -> None:
+        total = 2 * candidates
+        rows, hidden, out = (memory[name][:total] for name in ("rows", "hidden", "out"))
+        states, gate = rows.view(candidates, 2, d)[:, 1], memory["gate"][:candidates]
+        queries = rows.view(total, heads, d // heads).transpose(0, 1)
+        scores = logits[: heads * total * m].view(heads, total, m)
+        torch.bmm(queries, key, out=scores)
+        torch.bmm(scores, value, out=attended[: heads * total * (d // heads)].view(heads, total, -1))
+        torch.mm(rows, layer.attention_output.weight.t(), out=out)
+        torch.mm(states, model.gate.weight[:, d : 2 * d].t(), out=gate)
+        torch.mm(rows, layer.intermediate.weight.t(), out=hidden)
+        torch.mm(hidden, layer.output.weight.t(), out=out)
+
+    @torch.inference_mode()
+    def run() -> None:
+        for start in range(0, count, PIECE):
+            piece(min(PIECE, count - start))
+
+    return run
+
+
+@torch.inference_mode()
+def plain_scores(model: MixEncoderModel, query: QueryState, context: Tensor) -> Tensor:
+    """Scores (N,) of the published model with k = 1 and one layer, from cached E_0 (N, d), in plain eager PyTorch."""
+    layer, heads = model.interaction[0], model.interaction[0].num_heads
+    key, value = query.keys[0][0].transpose(0, 1), query.values[0][0].transpose(0, 1)
+    scale = 1 / math.sqrt(key.shape[-1])
+    scores = []
+    for e in context.split(PLAIN_BATCH):
+
+        def split(rows: Tensor) -> Tensor:
+            return rows.unflatten(-1, (heads, -1)).transpose(0, 1)
+
+        q, own_key, own_value = split(layer.query(e)), split(layer.key(e)), split(layer.value(e))
+        # (H, n, m + 1)
+        logits = torch.cat([q @ key.mT, (q * own_key).sum(-1, keepdim=True)], dim=-1) * scale
+        probs = logits.softmax(-1)
+        attended = probs[..., :-1] @ value + probs[..., -1:] * own_value
+        state = (split(layer.state_query(e)) @ key.mT * scale).softmax(-1) @ value
+        rows = layer.attention_output(torch.stack([attended, state]).transpose(1, 2).flatten(-2))
+        u = rows[1]
+        z = torch.sigmoid(model.gate(torch.cat([e, u, torch.zeros_like(u)], dim=-1)))
+        rows = layer.attention_norm(torch.stack([rows[0] + e, z * u]))
+        rows = layer.output_norm(rows + layer.output(F.gelu(layer.intermediate(rows))))
+        scores.append((rows[0] * rows[1]).sum(-1))
+    return torch.cat(scores)
+
+
+def top_k_alone(count: int) -> Callable[[], object]:
+    """The running top-k over scores that are there already."""
+    scores, places = torch.randn(1, count), torch.arange(count)
+
+    @torch.inference_mode()
+    def run() -> object:
+        best = RunningBest(1, TOP_K, repeats=False, device=torch.device("cpu"))
+        for start in range(0, count, PIECE):
+            best.add(scores[:, start : start + PIECE], places[start : start + PIECE])
+        return best.result()
+
+    return run
+
+
+def index_of(engine: MixEncoder, context: Tensor, path: Path) -> CandidateIndex:
+    """An index of given embeddings, in files."""
+    index = engine.index(embeddings=context[:BLOCK], path=path, store_text=False)
+    for start in range(BLOCK, len(context), BLOCK):
+        index.add(embeddings=context[start : start + BLOCK])
+    return index
+
+
+def resident_rankings(engines: Engines, query: list[str], context: Tensor) -> dict[str, Callable[[], object]]:
+    """Rankings from encoded queries and rows in memory, in every format."""
+    count, calls = len(context), {}
+    plain = plain_scores(engines.published.model, engines.published.encode_query(query), context[:, 0])
+    for layout, precision, products in FORMATS:
+        ours = [(engines.published, "")]
+        if (precision, products) == ("float32", "native"):
+            ours.append((engines.default, DEFAULT))
+        for engine, suffix in ours:
+            record_format, state = RecordFormat(engine.model, layout, precision), engine.encode_query(query)
+            ranker = StreamRanker(engine.model, record_format, products=products)
+            source = source_of(record_format.encode(context), count)
+            name = f"rank {layout} {precision}{' int8 products' * (products == 'int8')}{suffix}"
+            calls[name] = partial(ranker.rank, state, source, TOP_K)
+            if precision == "float32" and not suffix:
+                best = ranker.rank(state, source).scores[0]
+                torch.testing.assert_close(best, plain.sort(descending=True).values, rtol=1e-4, atol=1e-3)
+    return calls
+
+
+def measure(engines: Engines, context: Tensor, folder: Path) -> dict[str, Any]:
+    """One record: seconds of all parts and rivals at N = len(context).
+
+    Raises:
+        NoisyMeasurementError: some stayed noisy.
+    """
+    engine, count = engines.published, len(context)
+    query, once = texts_of(engine, QUERY_TOKENS, 1, seed=3), count >= ONCE_FROM
+    ids = torch.tensor(engine.read_query(query))
+    # from the text of a query to its ranking, candidates in files
+    index = index_of(engine, context, folder / "published")
+    default_index = index_of(engines.default, context, folder / "default")
+
+    @torch.inference_mode()
+    def query_pass() -> object:
+        return engine.model.encode_query(ids)
+
+    calls: dict[str, Callable[[], object]] = {
+        "tokenise": lambda: engine.read_query(query),
+        "query pass": query_pass,
+        "tokenise and query pass": lambda: engine.encode_query(query),
+        f"tokenise and query pass{DEFAULT}": lambda: engines.default.encode_query(query),
+        "top-k": top_k_alone(count),
+        "products": bare_products(engine.model, count, QUERY_TOKENS),
+        ON_DISK: lambda: engine.rank(query, index, TOP_K),
+        f"{ON_DISK} int8 products": lambda: engine.rank(query, index, TOP_K, products="int8"),
+        f"{ON_DISK}{DEFAULT}": lambda: engines.default.rank(query, default_index, TOP_K),
+    }
+    if not once:
+        calls |= resident_rankings(engines, query, context)
+    pairs = [(query[0], text) for text in texts_of(engine, DOCUMENT_TOKENS, CROSS_PAIRS, seed=1)]
+    calls[CROSS] = lambda: engines.cross.predict(pairs)
+    calls["plain eager"] = lambda: plain_scores(engine.model, engine.encode_query(query), context[:, 0]).topk(
+        min(TOP_K, count)
+    )
+    vectors = context[:, 0].contiguous()
+    calls["dual-encoder"] = lambda: engines.dual.interact(engines.dual.encode_query(query), vectors).topk(TOP_K)
+    if count <= LATE_MOST:
+        tokens = distinct_tokens(engines.late, count)
+        calls["late interaction"] = lambda: engines.late.interact(engines.late.encode_query(query), tokens).topk(TOP_K)
+    seconds = (
+        seconds_once(calls)
+        if once
+        else quiet_medians(lambda: interleaved_samples(calls, seconds=1.0, least=3, most=15))
+    )
+    return {"N": count, "candidates": "given embeddings", "runs": "one each" if once else "medians", "seconds": seconds}
+
+
+def seconds_once(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Seconds of one run of each call; those that take less than a second, and whatever came first, run twice."""
+    seconds = {}
+    for name, call in calls.items():
+        for _ in range(2):
+            start = time.perf_counter()
+            call()
+            seconds[name] = time.perf_counter() - start
+            if seconds[name] > 1.0:
+                break
+    return seconds
+
+
+def ratios(record: dict[str, Any]) -> dict[str, float]:
+    """What the targets are about."""
+    seconds, whole = record["seconds"], {}
+    cross = seconds[CROSS] / CROSS_PAIRS
+    passes = seconds["tokenise and query pass"], seconds[f"tokenise and query pass{DEFAULT}"]
+    for name, value in seconds.items():
+        if name.startswith("rank "):
+            whole[name] = value + passes[name.endswith(DEFAULT)]
+        elif name.startswith(ON_DISK):
+            whole[name] = value
+    published = [name for name in whole if not name.endswith(DEFAULT)]
+    found = {f"cross-encoder / {name}": cross * record["N"] / value for name, value in whole.items()}
+    found |= {
+        f"{name} / products": seconds[name] / seconds["products"] for name in published if name.startswith("rank ")
+    }
+    # without the query pass, which products have no part in
+    found |= {
+        f"{name}, scoring / products": (whole[name] - passes[0]) / seconds["products"]
+        for name in published
+        if name.startswith(ON_DISK)
+    }
+    found |= {f"plain eager / {name}": seconds["plain eager"] / whole[name] for name in published}
+    found |= {
+        f"{rival} / {ON_DISK}": seconds[rival] / whole[ON_DISK]
+        for rival in ("dual-encoder", "late interaction")
+        if rival in seconds
+    }
+    return found
+
+
+def run(counts: Iterable[int]) -> dict[str, Any]:
+    engines = build_engines()
+    document = texts_of(engines.published, DOCUMENT_TOKENS, 64, seed=1)
+    embedded = engines.published.encode_document(document)
+    generator = torch.Generator().manual_seed(2)
+    records, refused = [], []
+    for count in counts:
+        numbers = torch.arange(count) % len(embedded)
+        context = embedded[numbers] + 0.05 * torch.randn(count, *embedded.shape[1:], generator=generator)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                record = measure(engines, context, Path(folder))
+            except NoisyMeasurementError as error:
+                refused.append({"N": count, "reason": str(error)})
+                print(f"N = {count} is not recorded: {error}")
+                continue
+        record["ratios"] = ratios(record)
+        records.append(record)
+        print(f"N = {count}")
+        for name, value in {**record["seconds"], **record["ratios"]}.items():
+            print(f"    {name:60} {value:.4g}")
+    return {"records": records, "refused": refused}
+
+
+def main(arguments: list[str]) -> int:
+    """Command line; returns 1 if something was refused."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", required=True, help="name of the folder of results")
+    parser.add_argument("--counts", type=int, nargs="+", default=[10, 100, 1000, 10_000, 100_000, 1_000_000])
+    options = parser.parse_args(arguments)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    found = run(options.counts)
+    if not found["records"]:
+        return 1
+    document = {
+        "provenance": {
+            "command": " ".join(["python -m benchmarks.index.speed", *arguments]),
+            "started": started,
+            "commit": commit(),
+            "versions": versions(),
+            "processor": platform.processor() or platform.machine(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+            "timing": "in one process, medians of interleaved rounds where a record does not say otherwise",
+        },
+        "shape": {"m": QUERY_TOKENS, "n": DOCUMENT_TOKENS, "k": 1, "J": 1, "d": 384, "L": 6, "top_k": TOP_K},
+        "notes": [
+            "candidates are given embeddings, not texts that were encoded for this",
+            "weights are random, candidates are embeddings of 64 texts with noise added: neither changes the work",
+            f"the cross-encoder was timed on {CROSS_PAIRS} pairs, tokenisation included, and scaled linearly to N",
+            "candidates are resident in memory unless the name says on disk (files that the system has cached)",
+            "ratios of rankings include tokenisation and query pass, those of products do not",
+            "plain eager: published model from cached E_0, query pass included, nothing of the first layer stored",
+        ],
+        **found,
+    }
+    write_json(ROOT / "benchmarks" / "results" / options.device / "index_speed.json", document)
+    return int(bool(found["refused"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,72 @@
+"""Where a record comes from, versions and commit, and how files of records are written."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+Record = dict[str, Any]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a time; what is not installed is left out."""
+    found = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda or ""}
+    for package in ("triton", "flashinfer-python"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    if torch.backends.cudnn.is_available():
+        found["cudnn"] = str(torch.backends.cudnn.version())
+    if driver := _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"):
+        found["driver"] = driver.splitlines()[0]
+    return {name: version for name, version in found.items() if version}
+
+
+def commit() -> str:
+    """Return the checkout's commit, "-dirty" where tracked files differ, or "unknown" without a repository."""
+    if not (ROOT / ".git").exists() or not (found := _output_of("git", "-C", str(ROOT), "rev-parse", "HEAD")):
+        return "unknown"
+    changed = _output_of("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
+    return found + ("-dirty" if changed else "")
+
+
+def _output_of(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        return ""
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout.strip()
+
+
+def slug(name: str) -> str:
+    """Name of a device's folder of results."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document, whole or not at all; lists of objects take a line for each."""
+    lines = []
+    for key, value in document.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value:
+            text = "[\n  " + ",\n  ".join(json.dumps(entry) for entry in value) + "\n ]"
+        lines.append(f" {json.dumps(key)}: {text}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write("{\n" + ",\n".join(lines) + "\n}\n")
+        Path(name).chmod(0o644)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)

@@ -1,0 +1,91 @@
+"""Query states that were encoded before, so that a repeated query costs no pass of the backbone."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from mixencoder.modeling import QueryState
+from mixencoder.ranking.weights_version import weights_version
+
+
+class QueryStateCache:
+    """States of single queries by their token ids, the least recently used dropped first. Safe to share by threads.
+
+    States are dropped as a whole when the model's weights change (`mixencoder.ranking.weights_version`). A copy of the cache,
+    by `copy` or `pickle`, starts empty.
+
+    Args:
+        max_bytes: of all states together; 0 keeps none.
+    """
+
+    def __init__(self, max_bytes: int = 64 * 2**20) -> None:
+        self.max_bytes = max_bytes
+        self.nbytes = 0
+        """Bytes of the states held."""
+        self._states: OrderedDict[tuple[int, ...], QueryState] = OrderedDict()
+        self._weights: int | None = None
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"max_bytes": self.max_bytes}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(**state)
+
+    def fetch(
+        self, model: nn.Module, rows: Sequence[Sequence[int]], encode: Callable[[list[tuple[int, ...]]], QueryState]
+    ) -> list[QueryState]:
+        """Return the states (B = 1 each, cut to their length) of queries by their token ids.
+
+        Args:
+            model: what encodes them.
+            rows: token ids, repeats allowed.
+            encode: makes one state of all queries that are not held, which are distinct; not called for none.
+        """
+        keys = [tuple(row) for row in rows]
+        weights = weights_version(model)
+        with self._lock:
+            if weights != self._weights:
+                self._states.clear()
+                self.nbytes, self._weights = 0, weights
+            found = {key: self._states[key] for key in keys if key in self._states}
+        missing = [key for key in dict.fromkeys(keys) if key not in found]
+        if missing:
+            encoded = encode(missing)
+            # copies: a view would keep the whole batch in memory
+            found |= {key: _copied(encoded.select(number)) for number, key in enumerate(missing)}
+        with self._lock:
+            if weights == self._weights:
+                for key in dict.fromkeys(keys):
+                    self._keep(key, found[key])
+        return [found[key] for key in keys]
+
+    def _keep(self, key: tuple[int, ...], state: QueryState) -> None:
+        if key not in self._states:
+            self._states[key] = state
+            self.nbytes += _nbytes(state)
+        self._states.move_to_end(key)
+        while self.nbytes > self.max_bytes:
+            _, dropped = self._states.popitem(last=False)
+            self.nbytes -= _nbytes(dropped)
+
+
+def _tensors(state: QueryState) -> list[Tensor]:
+    vectors = [vector for vector in (state.pooled, state.first) if vector is not None]
+    return [*state.keys, *state.values, state.lengths, *vectors]
+
+
+def _nbytes(state: QueryState) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state))
+
+
+def _copied(state: QueryState) -> QueryState:
+    return QueryState(
+        tuple(key.clone() for key in state.keys),
+        tuple(value.clone() for value in state.values),
+        state.lengths.clone(),
+        None if state.pooled is None else state.pooled.clone(),
+        None if state.first is None else state.first.clone(),
+    )

@@ -1,0 +1,197 @@
+"""What an index stores of a candidate: the layouts, their precisions, and the way back to numbers for a scorer.
+
+`compact` keeps the context embeddings E_0. `projected` keeps all that the first interaction layer can know before a
+query: queries, values and own logits of the contexts, the state's query, the hint's part of the gate, and E_0 itself,
+which the residual and the dual term need (docs/design.md, section 2). Deeper layers are computed while ranking.
+
+An index writes what `RecordFormat.encode` returns, whatever it is, and hands it to `mixencoder.ranking.streaming`.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mixencoder.errors import InputError, NonFiniteError
+from mixencoder.index.schema import Field, Schema
+from mixencoder.modeling import MixEncoderModel
+
+LAYOUTS = ("projected", "compact")
+PRECISIONS = ("float32", "float16", "bfloat16", "int8")
+
+ENCODE_CHUNK = 64
+"""Candidates projected at once. Fixed, so that a record does not depend on what is encoded beside it."""
+
+_STEPS = 127
+"""int8 numbers reach from -127 to 127."""
+
+
+class RecordFormat:
+    """How candidates of a model are stored: which arrays, in which precision.
+
+    Parts of a record, by name; d stands for H heads of D. A model without state row lacks state_query and gate, one
+    without context update stores the mean of E_0 (hint) in place of all that concerns single contexts.
+
+    ============= ========= =============================================================
+    part          shape     what
+    ============= ========= =============================================================
+    context       (k, d)    E_0; all that `compact` stores
+    context_query (k, d)    W_q E_0
+    context_value (k, d)    W_v E_0
+    own_logits    (k, k, H) row, own key, head; already scaled
+    state_query   (d,)      W_s g
+    gate          (d,)      W_g [g ; 0 ; 0] with the bias
+    hint          (d,)      g, the mean of E_0 over k
+    ============= ========= =============================================================
+
+    With int8 every part but own_logits (then float16) is numbers times a bfloat16 scale of each row and head, in a
+    field of its own that ends in ``_scale``.
+
+    Args:
+        model: whose candidates; its first interaction layer projects them.
+        layout: of `LAYOUTS`.
+        precision: of `PRECISIONS`.
+
+    Raises:
+        InputError: there is no such layout or precision.
+    """
+
+    def __init__(self, model: MixEncoderModel, layout: str = "projected", precision: str = "float16") -> None:
+        if layout not in LAYOUTS:
+            raise InputError(f"layout is {layout!r}; expected one of {', '.join(LAYOUTS)}")
+        if precision not in PRECISIONS:
+            raise InputError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+        self.layout, self.precision = layout, precision
+        self._model = model
+        k, d = model.context_shape
+        heads = self._heads = model.config.backbone_config.num_attention_heads
+        shapes: dict[str, tuple[int, ...]] = {"context": (k, d)}
+        if layout == "projected":
+            if model.config.context_update:
+                shapes |= {"context_query": (k, d), "context_value": (k, d), "own_logits": (k, k, heads)}
+            else:
+                shapes = {"hint": (d,)}
+            if model.config.state_row:
+                shapes |= {"state_query": (d,), "gate": (d,)}
+        self.parts: Mapping[str, tuple[int, ...]] = shapes
+        """Shape of every part of a record."""
+
+    @property
+    def schema(self) -> Schema:
+        """The arrays of a record, in a fixed order."""
+        fields = []
+        for name, shape in self.parts.items():
+            if self.precision != "int8":
+                fields.append(Field(name, shape, self.precision))
+            elif name == "own_logits":
+                fields.append(Field(name, shape, "float16"))
+            else:
+                fields += [Field(name, shape, "int8"), Field(f"{name}_scale", (*shape[:-1], self._heads), "bfloat16")]
+        return Schema(tuple(fields))
+
+    @property
+    def bytes_per_candidate(self) -> int:
+        """Bytes that the arrays take for each candidate."""
+        return self.schema.row_bytes
+
+    @torch.no_grad()
+    def encode(self, context: Tensor) -> dict[str, Tensor]:
+        """Turn context embeddings E_0 (N, k, d) into stored rows.
+
+        Returns:
+            For every field of the schema a tensor (N, *shape), contiguous, on the CPU. A candidate's row has the same
+            bits whatever stands beside it.
+
+        Raises:
+            InputError: context has another shape.
+            NonFiniteError: a number is not finite, or too large for the precision.
+        """
+        expected = self._model.context_shape
+        if context.dim() != 3 or context.shape[1:] != expected:
+            raise InputError(
+                f"context is {tuple(context.shape)}; expected context embeddings (N, {expected[0]}, {expected[1]})"
+            )
+        rows = {field.name: torch.empty(len(context), *field.shape, dtype=field.torch_dtype)
+                for field in self.schema.fields}  # fmt: skip
+        for start in range(0, len(context), ENCODE_CHUNK):
+            chunk = context[start : start + ENCODE_CHUNK].to(self._model.device, self._model.dtype)
+            count = len(chunk)
+            if self.layout == "projected":
+                chunk = torch.cat([chunk, chunk[-1:].expand(ENCODE_CHUNK - count, -1, -1)])
+            for name, part in self._project(chunk).items():
+                for suffix, stored in self._stored(name, part[:count]).items():
+                    rows[name + suffix][start : start + count] = stored
+        for name, stored in rows.items():
+            if not stored.dtype.is_floating_point or torch.isfinite(stored).all():
+                continue
+            raise NonFiniteError(
+                f"{name} of {int((~torch.isfinite(stored)).flatten(1).any(dim=1).sum())} of {len(context)} candidates "
+                f"is not finite in {self.precision}; float32 and bfloat16 have the widest range, and a checkpoint or "
+                "given embeddings may be damaged"
+            )
+        return rows
+
+    def read(self, rows: Mapping[str, Tensor], begin: int, end: int, into: Mapping[str, Tensor], at: int) -> None:
+        """Write stored rows begin to end into a scorer's tensors, from place `at` on, in their dtype and device.
+
+        Args:
+            rows: tensors (C, *shape) of the schema's fields.
+            into: tensors (n, *shape) of some parts, floating, with any strides between rows; parts that are not
+                wanted are not read.
+        """
+        for name, out in into.items():
+            out, stored = out[at : at + end - begin], rows[name][begin:end]
+            out.copy_(stored)
+            if stored.dtype == torch.int8:
+                scale = rows[f"{name}_scale"][begin:end].to(out.device, out.dtype)
+                out.unflatten(-1, (self._heads, -1)).mul_(scale.unsqueeze(-1))
+
+    def _project(self, context: Tensor) -> dict[str, Tensor]:
+        """Every part of E_0 (C, k, d), (C, *shape)."""
+        if self.layout == "compact":
+            return {"context": context}
+        layer, heads = self._model.interaction_layers[0], self._heads
+        hint = mean_over_contexts(context)
+        parts = {"context": context, "hint": hint}
+        if "own_logits" in self.parts:
+            query, key = layer.query(context), layer.key(context)
+            wide = torch.promote_types(query.dtype, torch.float32)
+            # (C, H, k, D) by (C, H, D, k)
+            rows, keys = (part.unflatten(-1, (heads, -1)).transpose(1, 2).to(wide) for part in (query, key))
+            own = torch.matmul(rows, keys.transpose(-1, -2)) / math.sqrt(context.shape[-1] // heads)
+            parts |= {"context_query": query, "context_value": layer.value(context)}
+            parts["own_logits"] = own.permute(0, 2, 3, 1)
+        if "gate" in self.parts:
+            gate = self._model.gate
+            assert gate is not None, "a model with a state row has a gate"
+            weight = gate.weight[:, : context.shape[-1]]
+            parts |= {
+                "state_query": layer.state_query(hint),
+                "gate": torch.nn.functional.linear(hint, weight, gate.bias),
+            }
+        return {name: parts[name] for name in self.parts}
+
+    def _stored(self, name: str, part: Tensor) -> dict[str, Tensor]:
+        """A part as its fields, by what follows the part's name."""
+        if self.precision != "int8" or name == "own_logits":
+            return {"": part}
+        blocks = part.float().unflatten(-1, (self._heads, -1))
+        # a little above the least that reaches the largest number, as bfloat16 rounds by up to 2^-8
+        scale = (blocks.abs().amax(dim=-1) * ((1 + 2.0**-8) / _STEPS)).to(torch.bfloat16)
+        step = torch.where(scale == 0, 1.0, scale.float()).unsqueeze(-1)
+        return {"": (blocks / step).round().clamp(-_STEPS, _STEPS).flatten(-2), "_scale": scale}
+
+
+def mean_over_contexts(context: Tensor) -> Tensor:
+    """Mean over k of (C, k, d), which is a view for k = 1.
+
+    One addition after the other: the order of PyTorch's sum over k would depend on the number of candidates.
+    """
+    k, mean = context.shape[1], context[:, 0]
+    if k == 1:
+        return mean
+    mean = mean + context[:, 1]
+    for row in range(2, k):
+        mean.add_(context[:, row])
+    return mean.div_(k)

@@ -1,0 +1,187 @@
+"""Gradients of candidate attention without Triton, from the log-sum-exps that the forward pass saved.
+
+With P = exp(S - lse) over shared and own keys, dP = dO V^T and delta = rowsum(dO * O) - dlse:
+dS = P * (dP - delta), dQ = scale dS K, dK = scale dS^T Q, dV = P^T dO. P is computed again for one query and a slab of
+candidates at a time, so it stays in cache and nothing is expanded: a pool's gradient is summed over the queries as it
+arises, the shared keys' over the candidates.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mixkernels.attention.checks import Call
+from mixkernels.attention.torch_slabs import Slab, add, put, slabs, take
+
+_SLAB_LOGITS = {"cpu": 2**20, "cuda": 2**25}
+"""Shared logits of a slab."""
+
+_NAMES = ("context_query", "context_key", "context_value", "state_query", "key", "value", "own_logits")
+
+
+def candidate_attention_backward(
+    grads: list[Tensor | None], results: list[Tensor], call: Call, *, scale: float, for_shared: bool
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of context_query, context_key, context_value, state_query, key, value and own_logits.
+
+    Args:
+        grads: of context, state, context_lse and state_lse; None where there is none.
+        results: context, state, context_lse and state_lse.
+        call: the call; its candidates are floating.
+        scale: of the forward pass.
+        for_shared: whether the gradients of key and value are wanted; None otherwise.
+    """
+    key = call.key
+    dtype = torch.promote_types(key.dtype, torch.float32)
+    inputs = {name: tensor for name in _NAMES if (tensor := getattr(call, name)) is not None}
+    gradients = {name: tensor.new_zeros(tensor.shape, dtype=dtype) for name, tensor in inputs.items()}
+    rows = call.context_query.shape[-3] + (call.state_query is not None)
+    limit = _SLAB_LOGITS.get(key.device.type, 2**25)
+    a_candidate = key.shape[2] * key.shape[1] * rows
+    # a pool's slab meets some queries after the others; any other slab belongs to one query
+    pool = call.context_query.dim() == 4 and call.candidate_ids is None and call.candidate_offsets is None
+    for slab in slabs(call, limit // a_candidate, queries=key.shape[0] if pool else 1):
+        part = take(call, slab, dtype)
+        candidates = _Candidates(part, scale)
+        together = max(limit // (a_candidate * candidates.n), 1)
+        for start in range(0, part.key.shape[0], together):
+            group = slice(start, start + together)
+            lengths = None if part.key_lengths is None else part.key_lengths[group]
+            outputs = _outputs(call, grads, results, slab, group, dtype)
+            queries = slice(slab.queries.start + start, slab.queries.start + start + len(part.key[group]))
+            shared = (gradients["key"][queries], gradients["value"][queries])
+            candidates.meet(outputs, part.key[group], part.value[group], lengths, shared)
+        for name, gradient in candidates.gradients().items():
+            add(call, gradients[name], gradient.unsqueeze(0), slab)
+    if not for_shared:
+        del gradients["key"], gradients["value"]
+    return tuple(gradients[name].to(inputs[name].dtype) if name in gradients else None for name in _NAMES)
+
+
+class _Outputs(NamedTuple):
+    """What n candidates and b queries gave, and its gradients: (b, n, k, H, ...) and (b, n, H, ...)."""
+
+    grad_context: Tensor
+    grad_state: Tensor | None
+    context_delta: Tensor
+    state_delta: Tensor | None
+    context_lse: Tensor
+    state_lse: Tensor | None
+
+
+def _outputs(
+    call: Call, grads: list[Tensor | None], results: list[Tensor], slab: Slab, group: slice, dtype: torch.dtype
+) -> _Outputs:
+    def own(tensor: Tensor) -> Tensor:
+        return put(call, tensor, slab)[group].to(dtype)
+
+    given = [None if grad is None else own(grad) for grad in grads]
+    grad_context, context_delta = _delta(given[0], own(results[0]), given[2])
+    context_lse = own(results[2])
+    if call.state_query is None:
+        return _Outputs(grad_context, None, context_delta, None, context_lse, None)
+    grad_state, state_delta = _delta(given[1], own(results[1]), given[3])
+    state_lse = own(results[3])
+    # a row without any key: its P meets zero keys alone, and has to be finite
+    state_lse = state_lse.masked_fill(state_lse == -torch.inf, 0.0)
+    return _Outputs(grad_context, grad_state, context_delta, state_delta, context_lse, state_lse)
+
+
+def _delta(grad: Tensor | None, result: Tensor, grad_lse: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gradient of an output, zeros where there is none, and its delta."""
+    grad = torch.zeros_like(result) if grad is None else grad
+    delta = (grad * result).sum(dim=-1)
+    return grad, delta if grad_lse is None else delta - grad_lse
+
+
+def _joined(of_contexts: Tensor, of_states: Tensor | None) -> Tensor:
+    """(b, n, k, H, ...) and (b, n, H, ...) as rows (b, n k + n, H, ...): context rows, then states."""
+    rows = of_contexts.flatten(1, 2)
+    return rows if of_states is None else torch.cat([rows, of_states], dim=1)
+
+
+class _Candidates:
+    """A slab of n candidates that meets queries, and the candidates' gradients, summed over those queries.
+
+    Own keys are worked off one after the other, elementwise over candidates: k is small, and products of single
+    candidates are slower. Their logits do not depend on the query, so dQ and dK of own keys need the sum of dS alone.
+    """
+
+    def __init__(self, part: Call, scale: float) -> None:
+        self.scale = scale
+        self.query, self.value = part.context_query[0], part.context_value[0]
+        self.key = None if part.context_key is None else part.context_key[0]
+        self.n, self.k = self.query.shape[:2]
+        self.has_state = part.state_query is not None
+        # all rows that meet the shared keys, times scale: (H, R, D)
+        self.rows = _joined(part.context_query, part.state_query)[0].transpose(0, 1).contiguous() * scale
+        # (n, k, k, H): every context row with every own key
+        if part.own_logits is not None:
+            self.own_logits = part.own_logits[0].to(self.query.dtype)
+        else:
+            assert self.key is not None, "either own keys or their logits are given"
+            own = [(self.query * self.key[:, this : this + 1]).sum(dim=-1) for this in range(self.k)]
+            self.own_logits = torch.stack(own, dim=2).mul_(scale)
+        self.grad_rows = torch.zeros_like(self.rows)
+        self.grad_value = torch.zeros_like(self.value)
+        self.grad_own_logits = torch.zeros_like(self.own_logits)
+
+    def meet(
+        self, outputs: _Outputs, key: Tensor, value: Tensor, lengths: Tensor | None, shared: tuple[Tensor, Tensor]
+    ) -> None:
+        """Add the part of b queries (b, m, H, D) to the candidates' gradients and to shared, those of key and value."""
+        self._meet_own(outputs)
+        queries, m, heads, dim = key.shape
+        absent = None
+        if lengths is not None:
+            # a zero key adds nothing to dQ; what it gets itself is zeroed below
+            absent = (torch.arange(m, device=key.device) >= lengths[:, None])[:, :, None, None]
+            key = key.masked_fill(absent, 0.0)
+        # (b, R, H, ...)
+        grad = _joined(outputs.grad_context, outputs.grad_state)
+        lse = _joined(outputs.context_lse, outputs.state_lse)
+        delta = _joined(outputs.context_delta, outputs.state_delta)
+        # (H, b m, D) and (H, R, b, m): the rows meet the keys of all queries in one product
+        keys = key.permute(2, 0, 1, 3).reshape(heads, queries * m, dim)
+        probs = torch.bmm(self.rows, keys.transpose(1, 2)).view(heads, -1, queries, m)
+        probs = probs.sub_(lse.permute(2, 1, 0).unsqueeze(-1)).exp_()
+        grad_scores = torch.empty_like(probs)
+        of_value = value.new_empty(queries, heads, m, dim)
+        # a query after the other: (H, R, D), (H, R, 1), (H, R, m), (H, D, m), (H, m, D)
+        by_query = (grad.transpose(1, 2), delta.transpose(1, 2).unsqueeze(-1), value.permute(0, 2, 3, 1), of_value)
+        by_query = (*(t.unbind(0) for t in by_query), probs.unbind(2), grad_scores.unbind(2))
+        for b_grad, b_delta, b_value, b_of_value, b_probs, b_grad_scores in zip(*by_query, strict=True):
+            torch.mul(torch.baddbmm(b_delta, b_grad, b_value, beta=-1.0), b_probs, out=b_grad_scores)
+            torch.bmm(b_probs.transpose(1, 2), b_grad, out=b_of_value)
+        grad_scores = grad_scores.view(heads, -1, queries * m)
+        self.grad_rows.baddbmm_(grad_scores, keys, alpha=self.scale)
+        of_key = torch.bmm(grad_scores.transpose(1, 2), self.rows).view(heads, queries, m, dim).permute(1, 2, 0, 3)
+        of_value = of_value.transpose(1, 2)
+        shared[0].add_(of_key if absent is None else of_key.masked_fill_(absent, 0.0))
+        shared[1].add_(of_value if absent is None else of_value.masked_fill_(absent, 0.0))
+
+    def _meet_own(self, outputs: _Outputs) -> None:
+        for this in range(self.k):
+            # (b, n, k, H): context rows with own key `this`
+            probs = (self.own_logits[:, :, this] - outputs.context_lse).exp_()
+            grad_logits = (outputs.grad_context * self.value[:, this : this + 1]).sum(dim=-1)
+            self.grad_own_logits[:, :, this] += grad_logits.sub_(outputs.context_delta).mul_(probs).sum(dim=0)
+            self.grad_value[:, this] += (probs.unsqueeze(-1) * outputs.grad_context).sum(dim=(0, 2))
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients of the candidates' tensors by name, (n, ...)."""
+        grad_rows = self.grad_rows.transpose(0, 1)
+        gradients = {"context_value": self.grad_value}
+        gradients["context_query"] = grad_rows[: self.n * self.k].reshape(self.query.shape)
+        if self.has_state:
+            gradients["state_query"] = grad_rows[self.n * self.k :]
+        if self.key is None:
+            gradients["own_logits"] = self.grad_own_logits
+            return gradients
+        gradients["context_key"] = torch.empty_like(self.key)
+        for this in range(self.k):
+            grad_logits = self.grad_own_logits[:, :, this].unsqueeze(-1) * self.scale
+            gradients["context_query"] = gradients["context_query"] + grad_logits * self.key[:, this : this + 1]
+            gradients["context_key"][:, this] = (grad_logits * self.query).sum(dim=1)
+        return gradients

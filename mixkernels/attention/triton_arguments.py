@@ -1,0 +1,107 @@
+"""What a call of candidate attention becomes at a launch: strides, constants, grid and the launch's own description."""
+
+from typing import Any
+
+from torch import Tensor
+
+from mixkernels.attention.checks import Call
+from mixkernels.roofline import Cost, candidate_attention_cost
+from mixkernels.triton_common.runtime import INTERPRET
+
+STRIDE_NAMES = (
+    *("cq_b", "cq_n", "cq_c", "cq_h", "ck_b", "ck_n", "ck_c", "ck_h", "cv_b", "cv_n", "cv_c", "cv_h"),
+    *("sq_b", "sq_n", "sq_h", "k_b", "k_m", "k_h", "v_b", "v_m", "v_h", "ol_b", "ol_n", "ol_r", "ol_c", "ol_h"),
+)
+"""Order of `strides_of`, and of the kernels' arguments: tensor, then b query, n candidate, c context embedding, m
+token, h head; ol are the own logits with r row and c own key."""
+
+
+def dense(call: Call) -> Call:
+    """The call with its index tensors and scales contiguous, as the kernels read them."""
+    names = ("key_lengths", "candidate_ids", "candidate_offsets", "query_scale", "key_scale", "value_scale")
+    return call._replace(**{name: t.contiguous() for name in names if (t := getattr(call, name)) is not None})
+
+
+def strides_of(call: Call) -> tuple[int, ...]:
+    """Strides in elements in the order of `STRIDE_NAMES`; a pool repeats for every query, which is a stride of 0."""
+    pool = call.context_query.dim() == 4
+    strides: list[int] = []
+    for tensor, count in (
+        (call.context_query, 4),
+        (call.context_key, 4),
+        (call.context_value, 4),
+        (call.state_query, 3),
+    ):
+        strides += _per_candidate(tensor, count, pool=pool)
+    strides += [*call.key.stride()[:3], *call.value.stride()[:3]]
+    # own logits keep their last dimension, the head
+    logits = call.own_logits
+    strides += [0] * 5 if logits is None else [*([0] if pool else []), *logits.stride()]
+    return tuple(strides)
+
+
+def _per_candidate(tensor: Tensor | None, count: int, *, pool: bool) -> list[int]:
+    if tensor is None:
+        return [0] * count
+    return [*([0] if pool else []), *tensor.stride()[:-1]]
+
+
+def constants_of(call: Call) -> dict[str, Any]:
+    """Constexpr arguments that the form of a call decides."""
+    return {
+        "H": call.key.shape[2],
+        "K": call.context_query.shape[-3],
+        "D": call.key.shape[3],
+        "HAS_STATE": call.state_query is not None,
+        "HAS_LENGTHS": call.key_lengths is not None,
+        "HAS_IDS": call.candidate_ids is not None,
+        "RAGGED": call.candidate_offsets is not None,
+        "HAS_OWN_LOGITS": call.own_logits is not None,
+        "INTERPRET": INTERPRET,
+    }
+
+
+def num_tiles(call: Call, candidates: int) -> int:
+    """Tiles of so many candidates for all queries; ragged rows take one more a query (see `tiles.locate_query`)."""
+    batch = call.key.shape[0]
+    if call.candidate_offsets is not None:
+        return call.lead[0] // candidates + batch
+    return -(-call.lead[1] // candidates) * batch
+
+
+def forward_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
+    """Name, FLOPs and bytes of a launch, so that Triton's profiler prints rates and fractions by itself."""
+    cost = _forward_cost(args, args["context_ptr"])
+    return _described(metadata, args, flops=cost.flops, size=cost.bytes)
+
+
+def candidates_backward_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
+    """As `forward_metadata`: three products (P and dP again, dQ); results and their gradients are read, not written."""
+    cost = _forward_cost(args, args["grad_context_ptr"])
+    return _described(metadata, args, flops=cost.flops * 3 // 2, size=cost.bytes * 2)
+
+
+def shared_backward_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
+    """As `forward_metadata`: four products (P and dP again, dK and dV); queries and gradients are read."""
+    cost = _forward_cost(args, args["grad_context_ptr"])
+    return _described(metadata, args, flops=cost.flops * 2, size=cost.bytes)
+
+
+def _forward_cost(args: dict[str, Any], contexts: Tensor) -> Cost:
+    batch = int(args["batch"])
+    rows = contexts.numel() // (args["K"] * args["H"] * args["D"])
+    return candidate_attention_cost(
+        rows // batch,
+        args["K"],
+        int(args["num_keys"]),
+        args["H"],
+        args["D"],
+        contexts.dtype,
+        batch=batch,
+        has_state=args["HAS_STATE"],
+    )
+
+
+def _described(metadata: Any, args: dict[str, Any], *, flops: int, size: int) -> dict[str, Any]:
+    name = f"{metadata.name} k={args['K']} D={args['D']} m={int(args['num_keys'])}"
+    return {"name": name, f"flops{8 * args['key_ptr'].element_size()}": flops, "bytes": size}

@@ -1,0 +1,414 @@
+"""The scoring head in Triton: mean over k, final LayerNorm, dot product, additive score, and the best of many.
+
+Forward: a program takes a run of RUN whole candidates, BLOCK_C at a time, and nothing of size d leaves it. It writes
+one float32 score a candidate, or, for a top-k, its run's best alone: each score becomes an int64 key (see
+`mixkernels.packed_keys`), and the run's keys stay in registers. As no two keys are equal, the number of larger keys is a
+key's place, so each key knows where to go: nothing is sorted, and the kernel is the same for every top_k. The second
+stage sorts what all runs left, at most top_k keys of each, with PyTorch.
+
+Backward: a program takes a run of tiles of candidates, as in `layer_norm`, and sums weight and bias gradients in two
+stages of fixed order.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mixkernels.layer.triton_rows import (
+    SHIPPED_WIDTHS,
+    TRITON_TYPES,
+    TileConfig,
+    load_tile,
+    runs,
+    standardise,
+    standardise_bwd,
+    tile_config,
+    variant,
+)
+from mixkernels.packed_keys import EMPTY_KEY, LARGEST_ID, best_of, pack_keys
+from mixkernels.triton_common.runtime import device_of, empty_output
+from mixkernels.triton_common.variant import KernelVariant
+
+_EMPTY_KEY = tl.constexpr(EMPTY_KEY)
+_LARGEST_ID = tl.constexpr(LARGEST_ID)
+_NAN_BITS = tl.constexpr(0x7FC00000)
+_LOW_31 = tl.constexpr(0x7FFFFFFF)
+
+_SIZES = ["batch", "num_candidates"]
+_SHORT_RUN, _LONG_RUN = 32, 128
+_LONG_RUNS_FROM = 32768
+
+# per element of a row: residual 1, mean 1, centring 1, variance 2, scaling 1, sum over k 1; of a candidate: weight and
+# bias of e and h 4, dot product 2
+_FLOPS_ROW = 7
+_FLOPS_CANDIDATE = 6
+_FLOPS_ROW_BWD = 20
+_FLOPS_CANDIDATE_BWD = 14
+
+
+def run_length(candidates: int) -> int:
+    """Candidates of a program: short runs fill a GPU when there are few of them, long ones leave fewer keys."""
+    return _LONG_RUN if candidates >= _LONG_RUNS_FROM else _SHORT_RUN
+
+
+def _metadata(per_row: int, per_candidate: int, row_tensors: int, state_tensors: int):
+    """Work of a launch for profilers: operations, and bytes with every tensor of rows read or written once."""
+
+    def launch_metadata(grid, kernel, args):
+        elements = args["batch"] * args["num_candidates"] * args["D"]
+        size = args["context_ptr"].element_size()
+        return {
+            "name": f"{kernel.name} [candidates={args['batch']}x{args['num_candidates']} k={args['K']} d={args['D']}]",
+            "flops32": elements * ((args["K"] + 1) * per_row + per_candidate),
+            "bytes": elements * size * (args["K"] * row_tensors + state_tensors),
+        }
+
+    return launch_metadata
+
+
+@triton.jit
+def _context_mean(p_context, p_residual, c_k, r_k, o_d, m_tile, m_d, eps, K: tl.constexpr, D: tl.constexpr):
+    # mean over k of the standardised context rows; weight and bias come after it
+    b_mean = tl.zeros(m_tile.shape, tl.float32)
+    for i_k in range(K):
+        b_x = load_tile((p_context + i_k * c_k)[:, None] + o_d[None, :], m_tile)
+        b_x += load_tile((p_residual + i_k * r_k)[:, None] + o_d[None, :], m_tile)
+        b_xhat, _ = standardise(b_x, m_d, eps, D)
+        b_mean += b_xhat
+    return b_mean / K
+
+
+@triton.jit(
+    do_not_specialize=[*_SIZES, "first_id", "num_written"],
+    launch_metadata=_metadata(_FLOPS_ROW, _FLOPS_CANDIDATE, 2, 2),
+)
+def score_candidates_fwd_kernel(
+    context_ptr,
+    context_residual_ptr,
+    state_ptr,
+    state_residual_ptr,
+    weight_ptr,
+    bias_ptr,
+    additive_ptr,
+    scores_ptr,
+    keys_ptr,
+    eps,
+    batch,
+    num_candidates,
+    first_id,
+    num_written,
+    # strides in elements: b query, n candidate, k context embedding
+    c_b,
+    c_n,
+    c_k,
+    cr_b,
+    cr_n,
+    cr_k,
+    s_b,
+    s_n,
+    sr_b,
+    sr_n,
+    a_b,
+    a_n,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    HAS_ADDITIVE: tl.constexpr,
+    TOP: tl.constexpr,
+    RUN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    TILES: tl.constexpr = RUN // BLOCK_C
+
+    # one program: a run of candidates of one query
+    i_program = tl.program_id(0).to(tl.int64)
+    num_runs = tl.cdiv(num_candidates, RUN)
+    i_run = i_program % num_runs
+    i_batch = i_program // num_runs
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    b_w, b_b = load_tile(weight_ptr + o_d, m_d), load_tile(bias_ptr + o_d, m_d)
+    if TOP:
+        b_keys = tl.full([TILES, BLOCK_C], _EMPTY_KEY, tl.int64)
+        o_tile = tl.arange(0, TILES)
+
+    for i_tile in range(TILES):
+        o_candidate = i_run * RUN + i_tile * BLOCK_C + tl.arange(0, BLOCK_C)
+        m_candidate = o_candidate < num_candidates
+        m_tile = m_candidate[:, None] & m_d[None, :]
+
+        # [BLOCK_C, BLOCK_D]: e, then h
+        b_e = _context_mean(
+            context_ptr + i_batch * c_b + o_candidate * c_n,
+            context_residual_ptr + i_batch * cr_b + o_candidate * cr_n,
+            c_k,
+            cr_k,
+            o_d,
+            m_tile,
+            m_d,
+            eps,
+            K,
+            D,
+        )
+        b_e = b_e * b_w[None, :] + b_b[None, :]
+        b_h = load_tile((state_ptr + i_batch * s_b + o_candidate * s_n)[:, None] + o_d[None, :], m_tile)
+        b_h += load_tile((state_residual_ptr + i_batch * sr_b + o_candidate * sr_n)[:, None] + o_d[None, :], m_tile)
+        b_h, _ = standardise(b_h, m_d, eps, D)
+        b_h = b_h * b_w[None, :] + b_b[None, :]
+
+        # [BLOCK_C]
+        b_score = tl.sum(b_h * b_e, axis=1)
+        if HAS_ADDITIVE:
+            p_additive = additive_ptr + i_batch * a_b + o_candidate * a_n
+            b_score += tl.load(p_additive, mask=m_candidate, other=0.0).to(tl.float32)
+        if TOP:
+            # the packing of mixkernels.packed_keys: -0.0 as 0.0, one NaN above all, order kept as an integer
+            b_bits = tl.where(b_score == 0.0, 0.0, b_score).to(tl.int32, bitcast=True)
+            b_bits = tl.where(b_score != b_score, _NAN_BITS, b_bits)
+            b_ordered = tl.where(b_bits < 0, b_bits ^ _LOW_31, b_bits).to(tl.int64)
+            b_key = (b_ordered << 32) | (_LARGEST_ID - (first_id + o_candidate))
+            # what is missing at the end stands below every candidate; it has a place of its own too
+            b_key = tl.where(m_candidate, b_key, _EMPTY_KEY + o_candidate)
+            b_keys = tl.where((o_tile == i_tile)[:, None], b_key[None, :], b_keys)
+        else:
+            tl.store(scores_ptr + i_batch * num_candidates + o_candidate, b_score, mask=m_candidate)
+
+    if TOP:
+        b_keys = tl.reshape(b_keys, [RUN])
+        # [RUN, RUN] -> [RUN]: how many keys of the run are larger
+        b_place = tl.sum((b_keys[None, :] > b_keys[:, None]).to(tl.int32), axis=1)
+        # keys: (B, runs, num_written)
+        tl.store(keys_ptr + i_program * num_written + b_place, b_keys, mask=b_place < num_written)
+
+
+@triton.jit(
+    do_not_specialize=[*_SIZES, "tiles_each"],
+    launch_metadata=_metadata(_FLOPS_ROW_BWD, _FLOPS_CANDIDATE_BWD, 3, 3),
+)
+def score_candidates_bwd_kernel(
+    grad_ptr,
+    context_ptr,
+    context_residual_ptr,
+    state_ptr,
+    state_residual_ptr,
+    weight_ptr,
+    bias_ptr,
+    dcontext_ptr,
+    dstate_ptr,
+    partial_ptr,
+    eps,
+    batch,
+    num_candidates,
+    tiles_each,
+    # strides in elements: b query, n candidate, k context embedding
+    g_b,
+    g_n,
+    c_b,
+    c_n,
+    c_k,
+    cr_b,
+    cr_n,
+    cr_k,
+    s_b,
+    s_n,
+    sr_b,
+    sr_n,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    # one program: tiles_each tiles of candidates, one partial row of dweight and of dbias
+    i_program = tl.program_id(0)
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    b_w, b_b = load_tile(weight_ptr + o_d, m_d), load_tile(bias_ptr + o_d, m_d)
+    b_dw = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+    b_db = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+
+    for i_tile in range(tiles_each):
+        o_row = (i_program * tiles_each + i_tile) * BLOCK_R + tl.arange(0, BLOCK_R)
+        m_row = o_row < batch * num_candidates
+        m_tile = m_row[:, None] & m_d[None, :]
+        i_batch = (o_row // num_candidates).to(tl.int64)
+        o_candidate = (o_row % num_candidates).to(tl.int64)
+        p_context = context_ptr + i_batch * c_b + o_candidate * c_n
+        p_residual = context_residual_ptr + i_batch * cr_b + o_candidate * cr_n
+
+        # [BLOCK_R, BLOCK_D]
+        b_ehat = _context_mean(p_context, p_residual, c_k, cr_k, o_d, m_tile, m_d, eps, K, D)
+        b_hhat = load_tile((state_ptr + i_batch * s_b + o_candidate * s_n)[:, None] + o_d[None, :], m_tile)
+        b_hhat += load_tile((state_residual_ptr + i_batch * sr_b + o_candidate * sr_n)[:, None] + o_d[None, :], m_tile)
+        b_hhat, b_rstd = standardise(b_hhat, m_d, eps, D)
+        b_g = tl.load(grad_ptr + i_batch * g_b + o_candidate * g_n, mask=m_row, other=0.0).to(tl.float32)
+        b_dh = b_g[:, None] * (b_ehat * b_w[None, :] + b_b[None, :])
+        b_de = b_g[:, None] * (b_hhat * b_w[None, :] + b_b[None, :])
+        b_dw += b_dh * b_hhat + b_de * b_ehat
+        b_db += b_dh + b_de
+
+        # outputs are contiguous: (B, N, d), (B, N, k, d)
+        o_out = o_row.to(tl.int64) * D
+        b_ds = standardise_bwd(b_dh * b_w[None, :], b_hhat, b_rstd, m_d, D)
+        tl.store(dstate_ptr + o_out[:, None] + o_d[None, :], b_ds.to(dstate_ptr.dtype.element_ty), mask=m_tile)
+        b_de = b_de * b_w[None, :] / K
+        for i_k in range(K):
+            b_x = load_tile((p_context + i_k * c_k)[:, None] + o_d[None, :], m_tile)
+            b_x += load_tile((p_residual + i_k * cr_k)[:, None] + o_d[None, :], m_tile)
+            b_xhat, b_rstd = standardise(b_x, m_d, eps, D)
+            b_dc = standardise_bwd(b_de, b_xhat, b_rstd, m_d, D).to(dcontext_ptr.dtype.element_ty)
+            tl.store(dcontext_ptr + (o_out * K + i_k * D)[:, None] + o_d[None, :], b_dc, mask=m_tile)
+
+    # partial: (2, programs, D)
+    tl.store(partial_ptr + i_program * D + o_d, tl.sum(b_dw, axis=0), mask=m_d)
+    tl.store(partial_ptr + (tl.num_programs(0) + i_program) * D + o_d, tl.sum(b_db, axis=0), mask=m_d)
+
+
+def score_candidates(*rows: Tensor, eps: float, additive: Tensor | None) -> Tensor:
+    """Same contract as `mixkernels.layer.reference.score_candidates`; one launch, no workspace."""
+    state = rows[2]
+    scores = state.new_empty(state.shape[:-1], dtype=torch.float32)
+    if scores.numel():
+        _launch_forward(rows, eps, additive, scores=scores, keys=None, run=_SHORT_RUN)
+    return scores
+
+
+def score_top_k(
+    *rows: Tensor,
+    eps: float,
+    additive: Tensor | None,
+    running_scores: Tensor | None,
+    running_ids: Tensor | None,
+    top_k: int,
+    first_id: int,
+) -> tuple[Tensor, Tensor]:
+    """Same contract as `mixkernels.layer.reference.score_top_k`; one launch, then a sort of what the runs left."""
+    state = rows[2]
+    batch, num_candidates = state.shape[:2]
+    run = run_length(batch * num_candidates)
+    keys = state.new_empty(batch, triton.cdiv(num_candidates, run), min(top_k, run), dtype=torch.int64)
+    if keys.numel():
+        _launch_forward(rows, eps, additive, scores=None, keys=keys, run=run, first_id=first_id)
+    keys, total = keys.flatten(1), num_candidates
+    if running_scores is not None and running_ids is not None:
+        total += running_scores.shape[1]
+        keys = torch.cat([pack_keys(running_scores, running_ids), keys], dim=1)
+    # no more than exist: the last run is padded with empty keys
+    return best_of(keys, min(top_k, total))
+
+
+def _launch_forward(
+    rows: tuple[Tensor, ...],
+    eps: float,
+    additive: Tensor | None,
+    *,
+    scores: Tensor | None,
+    keys: Tensor | None,
+    run: int,
+    first_id: int = 0,
+) -> None:
+    context, context_residual, state, state_residual, weight, bias = rows
+    batch, num_candidates, k, width = context.shape
+    config = forward_config(width)
+    with device_of(state):
+        score_candidates_fwd_kernel[(batch * triton.cdiv(num_candidates, run),)](
+            context,
+            context_residual,
+            state,
+            state_residual,
+            weight,
+            bias,
+            state if additive is None else additive,
+            state if scores is None else scores,
+            state if keys is None else keys,
+            eps,
+            batch,
+            num_candidates,
+            first_id,
+            0 if keys is None else keys.shape[-1],
+            *context.stride()[:3],
+            *context_residual.stride()[:3],
+            *state.stride()[:2],
+            *state_residual.stride()[:2],
+            *((0, 0) if additive is None else additive.stride()),
+            K=k,
+            D=width,
+            HAS_ADDITIVE=additive is not None,
+            TOP=keys is not None,
+            RUN=run,
+            BLOCK_C=config.block_r,
+            BLOCK_D=config.block_d,
+            num_warps=config.num_warps,
+        )
+
+
+def score_candidates_backward(
+    grad: Tensor,
+    context: Tensor,
+    context_residual: Tensor,
+    state: Tensor,
+    state_residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of context and state (those of their residuals too), weight and bias."""
+    batch, num_candidates, k, width = context.shape
+    dcontext, dstate = empty_output(context, *context.shape), empty_output(state, *state.shape)
+    config = backward_config(width)
+    programs, tiles_each = runs(batch * num_candidates, config.block_r)
+    partial = state.new_empty(2, programs, width, dtype=torch.float32)
+    if programs:
+        with device_of(state):
+            score_candidates_bwd_kernel[(programs,)](
+                grad,
+                context,
+                context_residual,
+                state,
+                state_residual,
+                weight,
+                bias,
+                dcontext,
+                dstate,
+                partial,
+                eps,
+                batch,
+                num_candidates,
+                tiles_each,
+                *grad.stride(),
+                *context.stride()[:3],
+                *context_residual.stride()[:3],
+                *state.stride()[:2],
+                *state_residual.stride()[:2],
+                K=k,
+                D=width,
+                BLOCK_R=config.block_r,
+                BLOCK_D=config.block_d,
+                num_warps=config.num_warps,
+            )
+    dweight, dbias = (part.sum(dim=0).to(weight.dtype) for part in partial)
+    return dcontext.to(context.dtype), dstate.to(state.dtype), dweight, dbias
+
+
+def forward_config(width: int) -> TileConfig:
+    """Tile of the forward kernel, in candidates."""
+    return tile_config(width, 4096)
+
+
+def backward_config(width: int) -> TileConfig:
+    """Tile of the backward kernel, which holds seven at once."""
+    return tile_config(width, 2048)
+
+
+def variants() -> list[KernelVariant]:
+    """Every shipped launch configuration for k = 1: k is but the length of a loop."""
+    found = []
+    for width in SHIPPED_WIDTHS:
+        for dtype in TRITON_TYPES:
+            found.append(variant(score_candidates_bwd_kernel, width, dtype, backward_config(width), K=1))
+            forward = forward_config(width)
+            for top, run in ((False, _SHORT_RUN), (True, _SHORT_RUN), (True, _LONG_RUN)):
+                constants = {"K": 1, "HAS_ADDITIVE": True, "TOP": top, "RUN": run, "BLOCK_C": forward.block_r}
+                found.append(variant(score_candidates_fwd_kernel, width, dtype, forward, **constants))
+    return found

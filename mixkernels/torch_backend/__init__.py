@@ -1,1 +1,0 @@
-"""The fast path without Triton: CPU first, any device."""

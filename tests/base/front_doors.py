@@ -1,0 +1,14 @@
+"""Engines of several architectures over a tiny backbone, for the tests of the front door."""
+
+from pathlib import Path
+
+import torch
+
+from mixencoder.architectures import front_door
+from mixencoder.base.engine import Engine
+
+
+def untrained(architecture: str, backbone: Path, **fields: object) -> Engine:
+    """Return an engine with the same random weights at every call."""
+    torch.manual_seed(0)
+    return front_door(architecture).from_backbone(backbone, **fields)

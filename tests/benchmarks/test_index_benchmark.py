@@ -1,0 +1,114 @@
+"""The benchmarks of ranking: what they compare with, and the ratios that they report."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.comparison import latency
+from benchmarks.gpu import ranking as gpu_ranking
+from benchmarks.index.speed import CROSS, CROSS_PAIRS, ON_DISK, bare_products, plain_scores, ratios
+from benchmarks.measuring.noise import NoisyMeasurementError
+from mixencoder.configuration import MixEncoderConfig
+from mixencoder.modeling import MixEncoderModel
+from tests.conftest import backbone_config
+
+
+def make_model() -> MixEncoderModel:
+    torch.manual_seed(0)
+    return MixEncoderModel(MixEncoderConfig(backbone_config(initializer_range=0.3))).eval()
+
+
+def test_bare_products_are_those_of_n_candidates_and_no_more():
+    model, m = make_model(), 5
+    d, wide = 32, 48
+    for count in (3, 512, 700):
+        with FlopCounterMode(display=False) as counter:
+            bare_products(model, count, m)()
+        # two rows a candidate: attention, W_o, FFN; one row: the gate
+        a_candidate = 2 * (2 * m * d + d * d + 2 * d * wide) + d * d
+        assert counter.get_total_flops() == 2 * count * a_candidate
+
+
+def test_the_plain_model_is_the_model():
+    model = make_model()
+    ids = torch.randint(5, 27, (1, 9), generator=torch.Generator().manual_seed(1))
+    context = torch.randn(40, 32, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        state = model.encode_query(ids)
+        want = model.interact(state, context.unsqueeze(1)).full[0]
+    torch.testing.assert_close(plain_scores(model, state, context), want, rtol=1e-4, atol=1e-4)
+
+
+def test_ratios_put_equal_work_side_by_side():
+    seconds = {
+        "tokenise and query pass": 1.0,
+        "tokenise and query pass, default": 2.0,
+        "products": 4.0,
+        "plain eager": 20.0,
+        "dual-encoder": 0.5,
+        CROSS: 3.0 * CROSS_PAIRS,
+        "rank projected float32": 5.0,
+        "rank projected float32, default": 6.0,
+        ON_DISK: 8.0,
+        f"{ON_DISK}, default": 10.0,
+    }
+    assert ratios({"N": 100, "seconds": seconds}) == {
+        # with the query pass that belongs to each
+        "cross-encoder / rank projected float32": 50.0,
+        "cross-encoder / rank projected float32, default": 300 / 8,
+        f"cross-encoder / {ON_DISK}": 300 / 8,
+        f"cross-encoder / {ON_DISK}, default": 30.0,
+        "rank projected float32 / products": 1.25,
+        f"{ON_DISK}, scoring / products": 7 / 4,
+        "plain eager / rank projected float32": 20 / 6,
+        f"plain eager / {ON_DISK}": 2.5,
+        f"dual-encoder / {ON_DISK}": 0.5 / 8,
+    }
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_end_to_end_benchmark_of_a_gpu_runs(device, monkeypatch):
+    monkeypatch.setattr(gpu_ranking, "RUNS", 1)
+    shape, device = gpu_ranking.Shape(2, 32, 2), torch.device(device)
+    large = gpu_ranking.many(5000, device, shape)
+    assert {name.split(",")[0] for name in large["seconds"]} == {"resident", "streamed"}
+    small = gpu_ranking.beside_cross_encoder(12, device, shape)
+    assert small["ratio"] == small["seconds"]["cross-encoder"] / small["seconds"]["mixencoder"]
+
+
+def test_a_gpu_s_noisy_ranking_is_not_recorded(monkeypatch, capsys, tmp_path):
+    def noisy(*arguments):
+        raise NoisyMeasurementError("a ranking: a spread of 4.00")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
+    monkeypatch.setattr(gpu_ranking, "beside_cross_encoder", noisy)
+    assert gpu_ranking.main(["--output", str(tmp_path)]) == 1
+    assert "nothing is recorded: a ranking: a spread of 4.00" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_gpu_s_ranking_is_timed_again_while_its_times_are_far_apart(monkeypatch):
+    moments = iter([0.0, 1.0] * 4 + [0.0, 9.0] * 1 + [0.0, 1.0] * 5)
+    monkeypatch.setattr(gpu_ranking, "RUNS", 3)
+    monkeypatch.setattr(gpu_ranking.time, "perf_counter", lambda: next(moments))
+    # two that are not counted, then 1, 1, 9; then 1 five times
+    assert gpu_ranking.seconds_of(lambda: None, torch.device("cpu")) == 1.0
+    assert not list(moments)
+
+
+def test_a_noisy_comparison_of_latencies_is_not_recorded(monkeypatch):
+    def noisy(backbone):
+        raise NoisyMeasurementError("mixencoder: a spread of 4.00")
+
+    monkeypatch.setattr(latency, "measure", noisy)
+    monkeypatch.setattr(latency, "write_json", lambda *arguments: pytest.fail("nothing may be written"))
+    monkeypatch.setattr("sys.argv", ["latency", "--backbone", "minilm", "--device", "here"])
+    with pytest.raises(SystemExit, match=r"nothing is recorded: mixencoder: a spread of 4\.00"):
+        latency.main()
+
+
+def test_the_end_to_end_benchmark_of_a_gpu_needs_one(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_ranking.main([]) == 2
+    assert "needs a GPU" in capsys.readouterr().err

@@ -1,0 +1,62 @@
+"""Which machines are of one kind, so that their figures compare, and what a kind's folder of results is called."""
+
+import pytest
+
+from benchmarks.measuring.machine import kind_name, machine_facts, nearest
+from benchmarks.suite.results import GATE, GROUPS, machines, of_another_kind
+
+
+def test_ratios_are_compared_with_a_machine_of_the_same_kind():
+    here = machine_facts()
+    other = here | {"capability": "something else"}
+    assert nearest(here, {}) == (None, "no machine has a committed record")
+    name, why = nearest(here, {"far": other})
+    assert name is None
+    assert "capability is" in why
+    sibling = here | {"name": "the same, as another host calls it"}
+    assert nearest(here, {"far": other, "sibling": sibling, "same": here})[0] == "same"
+    name, why = nearest(here, {"far": other, "sibling": sibling})
+    assert name == "sibling"
+    assert "name is" in why
+
+
+@pytest.mark.parametrize(
+    "fact", ["vendor", "family", "model", "capability", "native_bfloat16", "native_int8", "tiles", "threads"]
+)
+def test_a_machine_of_another_kind_is_no_match_and_the_reason_names_the_difference(fact):
+    name, why = nearest(machine_facts(), {"other": machine_facts() | {fact: "something else"}})
+    assert name is None
+    assert f"{fact} is" in why
+
+
+def test_a_record_that_lacks_a_later_fact_is_matched_by_its_processor():
+    here = machine_facts()
+    before = {fact: value for fact, value in here.items() if fact not in ("native_int8", "tiles")}
+    assert nearest(here, {"before": before})[0] == "before"
+    # one that says nothing at all is no match
+    assert nearest(here, {"empty": {}})[0] is None
+
+
+def test_a_folder_is_named_after_the_kind_of_its_machine():
+    (zen3,) = (facts for name, facts in machines().items() if name == "cpu-zen3-2-threads")
+    assert kind_name(zen3) == "cpu-zen3-2-threads"
+    unnamed = zen3 | {"vendor": "GenuineIntel", "family": "6", "model": "999", "threads": 8}
+    assert kind_name(unnamed) == "cpu-intel-6-999-8-threads"
+    assert kind_name(unnamed | {"vendor": "0x41", "family": "8", "model": "0xd0c"}) == "cpu-0x41-8-0xd0c-8-threads"
+
+
+def test_a_folder_takes_no_records_of_another_kind():
+    there, gate = machines()["cpu-zen3-2-threads"], machines((GATE,))["cpu-zen3-2-threads"]
+    assert of_another_kind("cpu-zen3-2-threads", there) is None
+    # the gate's are of one thread
+    assert of_another_kind("cpu-zen3-2-threads", gate, (GATE,)) is None
+    reason = of_another_kind("cpu-zen3-2-threads", there | {"capability": "AVX512"}, GROUPS)
+    assert "another kind of machine: capability is 'AVX512' here, 'AVX2' there" in reason
+    assert of_another_kind("new", there) is None
+
+
+def test_processors_of_arm_are_told_by_their_own_fields(monkeypatch):
+    fields = {"CPU implementer": "0x41", "CPU architecture": "8", "CPU part": "0xd0c"}
+    monkeypatch.setattr("benchmarks.measuring.machine._cpuinfo", lambda: fields)
+    facts = machine_facts()
+    assert [facts[name] for name in ("vendor", "family", "model")] == ["0x41", "8", "0xd0c"]

@@ -1,0 +1,232 @@
+"""What kernels take of GPUs that are not here: they compile for all of them, fit, and spill nothing.
+
+A sample of the shipped variants is compiled, in one process of its own, since this one may run the interpreter;
+MIXKERNELS_TEST_ALL_VARIANTS=1 compiles every variant for every architecture (half an hour on one core).
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+import mixkernels
+from mixkernels import resources
+from mixkernels.errors import BackendError
+
+ALL = os.environ.get("MIXKERNELS_TEST_ALL_VARIANTS", "0") == "1"
+
+# (kernel, constants and type that the variant has, architectures)
+SAMPLE = [
+    ("candidate_attention_fwd_kernel", {"K": 1, "D": 64, "type": "*bf16"}, list(resources.ARCHS)),
+    ("candidate_attention_fwd_kernel", {"K": 1, "D": 64, "type": "*bf16", "RESIDENT": True}, ["sm_90"]),
+    ("candidate_attention_fwd_kernel", {"K": 16, "D": 128, "type": "*bf16"}, ["sm_80"]),
+    ("candidate_attention_fwd_kernel", {"K": 3, "D": 32, "type": "*fp16"}, ["sm_80"]),
+    ("candidate_attention_fwd_kernel", {"K": 1, "D": 64, "type": "*fp32"}, ["sm_80"]),
+    ("candidate_attention_fwd_kernel", {"K": 1, "D": 64, "type": "*i8"}, ["sm_90"]),
+    ("candidate_attention_bwd_candidates_kernel", {"K": 1, "D": 64, "type": "*bf16"}, ["sm_90", "gfx942"]),
+    ("candidate_attention_bwd_shared_kernel", {"K": 1, "D": 64, "type": "*bf16"}, ["sm_90", "sm_100"]),
+    ("residual_layer_norm_fwd_kernel", {"D": 768, "type": "*bf16"}, ["sm_80"]),
+    ("residual_layer_norm_bwd_kernel", {"D": 768, "type": "*bf16"}, ["sm_90"]),
+    ("gate_layer_norm_fwd_kernel", {"D": 768, "type": "*bf16", "HAS_STATE": True}, ["sm_100"]),
+    ("gate_layer_norm_bwd_kernel", {"D": 768, "type": "*bf16", "HAS_STATE": True}, ["gfx942"]),
+    ("score_candidates_fwd_kernel", {"D": 768, "type": "*bf16"}, ["sm_90"]),
+    ("score_candidates_bwd_kernel", {"D": 768, "type": "*bf16"}, ["sm_80"]),
+]
+
+MEASURE = """
+import json, sys
+from dataclasses import asdict
+from mixkernels.resources import ARCHS, measure
+from mixkernels.triton_common.catalogue import all_variants
+
+def fits(variant, name, wanted):
+    known = {**variant.constants, "type": next(iter(variant.signature.values()))}
+    return variant.kernel.__name__ == name and all(known[key] == value for key, value in wanted.items())
+
+variants, sample = all_variants(), json.loads(sys.argv[1])
+jobs, missing = [], []
+if sample is None:
+    jobs = [(variant, arch) for variant in variants for arch in ARCHS if variant.arch in (None, arch)]
+else:
+    for name, wanted, archs in sample:
+        found = next((variant for variant in variants if fits(variant, name, wanted)), None)
+        missing += [f"{name} {wanted}"] if found is None else []
+        jobs += [(found, arch) for arch in archs if found is not None]
+rows = [{**asdict(measure(*job)), "type": next(iter(job[0].signature.values()))} for job in jobs]
+print(json.dumps({"rows": rows, "missing": missing, "kernels": sorted({v.kernel.__name__ for v in variants})}))
+"""
+
+
+def without_interpreter() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, json.dumps(None if ALL else SAMPLE)],
+        capture_output=True,
+        text=True,
+        env=without_interpreter(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def names(rows):
+    return [f"{row['kernel']} ({row['config']}) on {row['arch']}" for row in rows]
+
+
+def test_every_kernel_of_the_package_is_in_the_catalogue(measured):
+    folder = Path(mixkernels.__file__).parent
+    defined = {
+        name for path in folder.rglob("*.py") for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.M)
+    }
+    assert defined == set(measured["kernels"])
+
+
+def test_every_sampled_kernel_compiles_for_every_architecture_asked_of_it(measured):
+    assert measured["missing"] == []
+    assert {row["arch"] for row in measured["rows"]} == set(resources.ARCHS)
+
+
+def test_no_kernel_has_a_stack_frame(measured):
+    assert names(row for row in measured["rows"] if row["stack_bytes"]) == []
+
+
+def test_every_block_fits_on_its_device(measured):
+    too_large = [
+        row
+        for row in measured["rows"]
+        if row["shared_bytes"] > row["shared_bytes_limit"] or row["blocks_per_multiprocessor"] < 1
+    ]
+    assert names(too_large) == []
+
+
+def test_low_precision_attention_uses_the_matrix_units_of_its_architecture(measured):
+    units = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
+    attention = [row for row in measured["rows"] if "attention" in row["kernel"] and row["type"] != "*fp32"]
+    assert attention
+    idle = [
+        row for row in attention if not any(name.startswith(units[row["arch"]]) for name in row["tensor_instructions"])
+    ]
+    assert names(idle) == []
+
+
+def test_low_precision_rows_are_loaded_16_bytes_at_a_time(measured):
+    # int8 rows of 64 and layer tiles spread over more threads may be narrower
+    narrow = [
+        row
+        for row in measured["rows"]
+        if row["kernel"] == "candidate_attention_fwd_kernel"
+        and row["type"] == "*bf16"
+        and row["global_load_bits"] < 128
+    ]
+    assert names(narrow) == []
+
+
+def command(*arguments, environment=None):
+    return subprocess.run(
+        [sys.executable, "-m", "mixkernels.resources", *arguments],
+        capture_output=True,
+        text=True,
+        env=without_interpreter() if environment is None else environment,
+        check=False,
+    )
+
+
+ONE = ["--kernel", "residual_layer_norm_fwd", "--config", "D=384 bfloat16"]
+
+
+def test_the_command_prints_json_with_the_documented_keys():
+    done = command("--arch", "sm_80", "--arch", "gfx942", "--json", *ONE)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [row["arch"] for row in rows] == ["sm_80", "gfx942"]
+    keys = {"kernel", "config", "arch", "registers", "stack_bytes", "shared_bytes", "occupancy", "tensor_instructions"}
+    for row in rows:
+        assert row.keys() >= keys | {"global_load_bits"}
+        assert 0 < row["registers"] <= 512
+        assert 0 < row["occupancy"] <= 1
+        assert row["tensor_instructions"] == {}
+    assert "compiled 2 of 2" in done.stderr
+
+
+def test_the_command_prints_a_table():
+    done = command(*ONE)
+    assert done.returncode == 0, done.stderr
+    head, row = done.stdout.splitlines()
+    assert head.split()[:4] == ["kernel", "configuration", "arch", "regs"]
+    assert row.startswith("residual_layer_norm_fwd_kernel")
+    assert "sm_90" in row
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["--arch", "sm_20"], None, "invalid choice: 'sm_20'"),
+        (["--kernel", "convolution"], None, "no variant has --kernel convolution"),
+        ([], {**os.environ, "TRITON_INTERPRET": "1"}, "TRITON_INTERPRET is set"),
+    ],
+)
+def test_what_cannot_be_compiled_as_asked_ends_with_2_and_the_reason(arguments, environment, message):
+    done = command(*arguments, environment=environment)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_without_triton_it_says_so(monkeypatch):
+    monkeypatch.setattr(resources.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendError, match="pip install triton"):
+        resources.require_compiler()
+
+
+@pytest.mark.parametrize(
+    ("arch", "registers", "shared", "warps", "blocks", "limited_by"),
+    [
+        # as NVIDIA's occupancy calculator: 64 registers x 256 threads are a quarter of 65536
+        ("sm_90", 64, 0, 8, 4, "registers"),
+        ("sm_90", 255, 0, 8, 1, "registers"),
+        # 33 registers are given as 40
+        ("sm_80", 33, 0, 4, 12, "registers"),
+        ("sm_80", 16, 80 * 1024, 4, 2, "shared memory"),
+        ("sm_90", 16, 80 * 1024, 4, 2, "shared memory"),
+        ("sm_90", 16, 0, 1, 32, "warps and blocks"),
+        ("sm_90", 16, 228 * 1024, 4, 0, "shared memory"),
+        # 201 registers of 512 leave room for two wavefronts a SIMD
+        ("gfx942", 201, 0, 4, 2, "registers"),
+        ("gfx942", 32, 40 * 1024, 4, 1, "shared memory"),
+    ],
+)
+def test_occupancy_is_that_of_the_vendors_rules(arch, registers, shared, warps, blocks, limited_by):
+    assert resources.blocks_per_multiprocessor(resources.ARCHS[arch], registers, shared, warps) == (blocks, limited_by)
+
+
+def test_tensor_memory_limits_blackwell():
+    found = resources.blocks_per_multiprocessor(resources.ARCHS["sm_100"], 32, 1024, 4, tensor_memory=256)
+    assert found == (2, "tensor memory")
+
+
+def test_machine_code_is_read():
+    usage = " Function f:\n  REG:42 STACK:16 SHARED:0 LOCAL:0 CONSTANT[0]:560"
+    sass = """
+        /*0100*/ HMMA.16816.F32.BF16 R4, R8, R12, RZ ;
+        /*0110*/ HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0120*/ @P0 LDG.E.U16 R2, desc[UR4][R2.64] ;
+        /*0130*/ LDGSTS.E.BYPASS.128 [R3], desc[UR4][R2.64] ;
+        /*0140*/ UTCHMMA gdesc[UR4], gdesc[UR6], tmem[UR8], tmem[UR10], idesc[UR11], !UPT ;
+    """
+    found = resources.read_sass(usage, sass)
+    assert (found.registers, found.stack_bytes, found.global_load_bits) == (42, 16, 128)
+    assert found.tensor_instructions == {"HMMA.16816.F32.BF16": 2, "UTCHMMA": 1}
+    plain = resources.read_sass(usage, "LDG.E R2, desc[UR4][R2.64] ;")
+    assert (plain.tensor_instructions, plain.global_load_bits) == ({}, 32)
+    narrow = resources.read_sass(usage, "LDG.E.U16.CONSTANT R2, desc[UR4][R2.64] ;")
+    assert narrow.global_load_bits == 16
