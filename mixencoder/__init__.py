@@ -53,7 +53,7 @@ _HOMES = {
     "MixEncoderModel": "modeling",
     "NonFiniteError": "errors",
     "QueryState": "modeling",
-    "RankResult": "results",
+    "RankResult": "base.results",
     "Snapshot": "index",
     "TruncationWarning": "errors",
     "UnknownIdError": "errors",

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from benchmarks.measuring.provenance import commit
 from mixencoder import MixEncoder
+from mixencoder.base.modeling import PairClassifier
 from mixencoder.base.tokenization import pad
 from mixencoder.data.examples import Example, read_source
 from mixencoder.evaluation.files import write_text
-from mixencoder.modeling import ClassificationHead
 
 DATA = {"nli/mnli_mismatched.train.jsonl.gz": 2.0, "nli/snli.train.jsonl.gz": 1.0, "nli/joci.train.jsonl.gz": 0.5}
 """File of labelled pairs -> weight of its pairs in the loss. The first one's held out pairs choose the epoch."""
@@ -51,7 +51,7 @@ def head_inputs(engine: MixEncoder, examples: Sequence[Example], batch_size: int
 
 
 def train_head(
-    head: ClassificationHead, inputs: Tensor, targets: Tensor, weights: Tensor, held_out: tuple[Tensor, Tensor]
+    head: PairClassifier, inputs: Tensor, targets: Tensor, weights: Tensor, held_out: tuple[Tensor, Tensor]
 ) -> list[float]:
     """Train a head from where it starts, leave it as after its best epoch, and return every epoch's accuracy.
 
@@ -113,7 +113,7 @@ def main() -> None:
     kept = torch.ones(len(examples), dtype=torch.bool)
     kept[order[:HELD_OUT]] = False
     torch.manual_seed(SEED)
-    head = ClassificationHead(engine.config)
+    head = PairClassifier(engine.config.hidden_size, engine.config, pairs=2 if engine.config.dual_term else 1)
     accuracies = train_head(head, inputs[kept], targets[kept], weights[kept], (inputs[~kept], targets[~kept]))
     engine.model.classifier.load_state_dict(head.state_dict())
     engine.model.half()

@@ -6,6 +6,24 @@ format and its promises. No model is known here. Bottom up: `schema` (what a row
 (reading), `transaction` and `writer` (writing), `verification`, `compaction`, `candidate_index` (the class).
 """
 
-from mixencoder.index.candidate_index import CandidateIndex, Chunk, Encoded, Snapshot
+from mixencoder.index.candidate_index import BuildEstimate, CandidateIndex, Estimate
+from mixencoder.index.schema import Field, Schema
+from mixencoder.index.verification import Damage, Verification
+from mixencoder.index.view import Chunk, Entry, Snapshot
+from mixencoder.index.writer import AddResult, Encoded, Repair
 
-__all__ = ["CandidateIndex", "Chunk", "Encoded", "Snapshot"]
+__all__ = [
+    "AddResult",
+    "BuildEstimate",
+    "CandidateIndex",
+    "Chunk",
+    "Damage",
+    "Encoded",
+    "Entry",
+    "Estimate",
+    "Field",
+    "Repair",
+    "Schema",
+    "Snapshot",
+    "Verification",
+]

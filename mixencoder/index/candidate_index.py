@@ -23,28 +23,12 @@ from mixencoder.index.documents import Document, batches, check_distinct, id_lis
 from mixencoder.index.folder import FolderStore, Generation
 from mixencoder.index.manifest import Manifest
 from mixencoder.index.memory import MemoryStore
-from mixencoder.index.schema import Field, Schema
+from mixencoder.index.schema import Schema
 from mixencoder.index.shards import rows_per_shard
-from mixencoder.index.verification import Damage, Verification, verify
-from mixencoder.index.view import Chunk, Entry, Snapshot
-from mixencoder.index.writer import COMMIT_TEXTS, AddResult, Encode, Encoded, Project, Repair, Writer
+from mixencoder.index.verification import Verification, verify
+from mixencoder.index.view import Entry, Snapshot
+from mixencoder.index.writer import COMMIT_TEXTS, AddResult, Encode, Project, Repair, Writer
 from mixencoder.progress import ProgressBar, progress_bar
-
-__all__ = [
-    "AddResult",
-    "CandidateIndex",
-    "Chunk",
-    "Damage",
-    "Encoded",
-    "Entry",
-    "Estimate",
-    "Field",
-    "Repair",
-    "Schema",
-    "Snapshot",
-    "Verification",
-]
-
 
 _ENTRY_BYTES = 96
 """Bytes of SQLite a document beside its text, measured with 32-character ids."""
