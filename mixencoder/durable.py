@@ -83,7 +83,7 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let write fill a folder so that readers (`standing`) find all of its files as they were or all as they become.
+    """Fill a folder so that readers (`readable_folder`) find all of its files as they were, or all of them new.
 
     A folder that is not there appears whole. In one that is there, files are replaced or added and others stay; the
     folder itself stays too, as it may be a mount point or somebody's working directory. Of several who write at once
@@ -140,7 +140,7 @@ def finish(folder: Path) -> None:
         staged.rename(Path(temporary, "done"))
 
 
-def standing(folder: Path) -> Path:
+def readable_folder(folder: Path) -> Path:
     """Return where a folder's files are to be read: there, or where an interrupted `write_folder` left them."""
     staged = folder / STAGED
     return staged if staged.is_dir() else folder

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixencoder.base.engine import EncodingEngine, Request
+from mixencoder.base.encoding import EncodingEngine
+from mixencoder.base.engine import Request
 from mixencoder.base.inference_context import inference
 from mixencoder.base.inputs import as_list, check_documents, positive_integer
 from mixencoder.base.modeling import HeadedModel
@@ -106,9 +107,9 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
         """Make an untrained MixEncoder on top of a pretrained encoder.
 
         Args:
-            name_or_path: a directory or hub id of an encoder; `mixencoder.base.backbones.SUPPORTED` lists the kinds. The
-                pooling that a folder of sentence-transformers names is followed, or warned of (`EncoderWarning`), where
-                the model compares one vector a text and no pooling is asked for.
+            name_or_path: a directory or hub id of an encoder; `mixencoder.base.backbones.SUPPORTED` lists the kinds.
+                The pooling that a folder of sentence-transformers names is followed, or warned of (`EncoderWarning`),
+                where the model compares one vector a text and no pooling is asked for.
             num_context_embeddings: k, 1 to 16.
             interaction_layers: the backbone layers that interaction layers read and start from.
             num_labels: classes of a classification head, which becomes the only head. None: a ranking head. For both

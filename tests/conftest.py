@@ -6,11 +6,16 @@ Several processes of pytest-xdist share the threads, which must be said before t
 
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
+# what a shell starts in the background ignores Ctrl-C, and so would every process that a test starts
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import torch
 

@@ -20,7 +20,7 @@ from benchmarks.measuring.provenance import commit
 from mixencoder import MixEncoder
 from mixencoder.evaluation.files import write_text
 from mixencoder.evaluation.measures import RankingMeasures
-from mixencoder.evaluation.scoring import score_candidates, strict_ranking
+from mixencoder.evaluation.model_scores import score_candidates, strict_ranking
 from mixencoder.evaluation.tasks import RankingTask, read_tasks
 from mixencoder.modeling import MixEncoderModel
 

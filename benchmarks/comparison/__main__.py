@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.comparison.cells import Cell, Places, make_record, wanted_cells
-from benchmarks.comparison.tasks import ABLATIONS, CONTENDERS, SETTINGS, TASKS
+from benchmarks.comparison.settings import ABLATIONS, CONTENDERS, SETTINGS, TASKS
 from benchmarks.measuring.provenance import ROOT
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.comparison.lists import write_long_lists
-from benchmarks.comparison.tasks import (
+from benchmarks.comparison.settings import (
     ABLATED,
     ABLATIONS,
     CONTENDERS,

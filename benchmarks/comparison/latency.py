@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.comparison.tasks import CONTENDERS
+from benchmarks.comparison.settings import CONTENDERS
 from benchmarks.index.speed import texts_of
 from benchmarks.measuring.noise import NoisyMeasurementError, quiet_medians
 from benchmarks.measuring.provenance import ROOT, commit, versions, write_json
 from benchmarks.measuring.timing import interleaved_samples
 from mixencoder import MixEncoder
 from mixencoder.architectures import front_door
-from mixencoder.base.engine import EncodingEngine, Engine
+from mixencoder.base.encoding import EncodingEngine
+from mixencoder.base.engine import Engine
 from mixencoder.ranking.query_cache import QueryStateCache
 
 CANDIDATES, QUERY_TOKENS, DOCUMENT_TOKENS, TOP_K = 1000, 16, 128, 10

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-from benchmarks.comparison.tasks import ABLATED, ABLATIONS, CONTENDERS, LONG, TASKS
+from benchmarks.comparison.settings import ABLATED, ABLATIONS, CONTENDERS, LONG, TASKS
 
 Record = dict[str, Any]
 

@@ -1,8 +1,9 @@
 """Candidate attention on a GPU as the best of PyTorch and FlashInfer compute it: what `benchmarks.gpu` compares with.
 
-Builds on `benchmarks.measuring.formulations`, whose functions serve where they fit a GPU. Here stand the forms that a GPU wants:
-chunks below its grid limits, one two-pass merge over any fused attention, FlexAttention over keys that were laid out
-ahead, FlashInfer's cascade, and the batch forms of a training step. Functions are parametrised by their inputs' device.
+Builds on `benchmarks.measuring.formulations`, whose functions serve where they fit a GPU. Here stand the forms that a
+GPU wants: chunks below its grid limits, one two-pass merge over any fused attention, FlexAttention over keys that were
+laid out ahead, FlashInfer's cascade, and the batch forms of a training step. Functions are parametrised by their
+inputs' device.
 """
 
 import importlib.util

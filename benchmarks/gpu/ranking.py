@@ -27,7 +27,8 @@ from mixencoder import MixEncoder
 from mixencoder.base.engine import Request
 from mixencoder.base.scores import Pairs
 from mixencoder.peers import CrossEncoder
-from mixencoder.ranking.candidate_buffer import ON_GPU, Rows, plan_for
+from mixencoder.ranking.candidate_buffer import Rows
+from mixencoder.ranking.plan import ON_GPU, plan_for
 from mixencoder.ranking.record_format import RecordFormat
 from mixencoder.ranking.streaming import StreamRanker
 

@@ -32,7 +32,8 @@ from mixencoder.index import CandidateIndex
 from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.peers import CrossEncoder, DualEncoder, LateInteraction
 from mixencoder.peers.packed import PackedTokens
-from mixencoder.ranking.candidate_buffer import PIECE, Rows
+from mixencoder.ranking.candidate_buffer import Rows
+from mixencoder.ranking.plan import PIECE
 from mixencoder.ranking.query_cache import QueryStateCache
 from mixencoder.ranking.record_format import RecordFormat
 from mixencoder.ranking.streaming import RunningBest, StreamRanker

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.measuring.timing import interleaved_samples
-from mixencoder.ranking.linear import QuantisedLinear
-from mixencoder.ranking.workspace import Linear
+from mixencoder.ranking.linear import Linear, QuantisedLinear
 from mixkernels.devices import measured_cpu_peaks, multiplies_natively
 from mixkernels.roofline import Cost, Peaks
 

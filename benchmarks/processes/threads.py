@@ -1,4 +1,6 @@
-"""Threads and busy neighbours: ``python -m benchmarks.processes.threads --device cpu-zen3-2-threads``, on a quiet machine.
+"""Threads beside other busy processes, on a machine that is quiet otherwise.
+
+``python -m benchmarks.processes.threads --device cpu-zen3-2-threads``
 
 The bundled default encodes texts of mixed lengths with one thread and with two, alone and beside as many busy processes
 as there are cores. It also ranks raw texts beside sentence-transformers' bi-encoder (extra ``rivals``), which encodes

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.comparison.settings import CONTENDERS
 from benchmarks.comparison.tables import cells, read_records, task_mean
-from benchmarks.comparison.tasks import CONTENDERS
 from benchmarks.measuring.provenance import ROOT
 from benchmarks.report.tables import ATTENTION, COMPARISONS, FOLDER, share_of_limit, suite_records
 from benchmarks.suite.case import Record

@@ -24,7 +24,7 @@ from benchmarks.measuring.costs import (
 from benchmarks.measuring.models import engine, rival_unavailable, sentence_transformers_cross_encoder
 from benchmarks.suite.case import Case, Contender, Prepared
 from mixencoder import MixEncoder
-from mixencoder.base.engine import EncodingEngine
+from mixencoder.base.encoding import EncodingEngine
 from mixencoder.index import CandidateIndex
 from mixencoder.peers import CrossEncoder, DeFormer, DualEncoder, LateInteraction, PolyEncoder
 from mixencoder.peers.packed import PackedTokens

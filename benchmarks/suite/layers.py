@@ -23,7 +23,7 @@ from benchmarks.suite.operators import checked, mode_call
 from mixencoder.configuration import MixEncoderConfig
 from mixencoder.modeling import Attend, MixEncoderModel, QueryState
 from mixencoder.ranking.interaction import prepared as prepared_layers
-from mixencoder.ranking.streaming import PIECE
+from mixencoder.ranking.plan import PIECE
 from mixencoder.ranking.workspace import Workspace
 from mixkernels.roofline import Cost
 

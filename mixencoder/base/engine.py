@@ -1,18 +1,16 @@
-"""What every front door shares: texts in, scores and rankings out, and what bad input gets.
+"""What users call of every architecture: `Engine` predicts and ranks with a model and a tokenizer.
 
-`Engine` predicts and ranks with a model and a tokenizer (`mixencoder.base.model_holder`); `EncodingEngine` adds encoding ahead of
-time. How pairs are scored is the business of those that derive from them: `mixencoder.fast.MixEncoder` and
-`mixencoder.peers`.
+How pairs are scored is up to those that derive from it (`mixencoder.fast.MixEncoder`, `mixencoder.peers`); engines that
+encode documents ahead of time derive from `mixencoder.base.encoding.EncodingEngine`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mixencoder.base.encoder_passes import EncoderPasses
 from mixencoder.base.inference_context import inference
 from mixencoder.base.inputs import as_list, check_documents, positive_integer, positive_integer_or_none, read_pairs
 from mixencoder.base.model_holder import ModelHolder
@@ -22,18 +20,11 @@ from mixencoder.base.results import (
     activated,
     as_numbers,
     best_first,
-    check_encoded,
     document_names,
     entries,
 )
 from mixencoder.base.scores import Pairs, unique
 from mixencoder.errors import InputError, NonFiniteError
-from mixencoder.progress import progress_bar
-
-Q = TypeVar("Q")
-"""Encoded queries."""
-D = TypeVar("D")
-"""Encoded documents."""
 
 
 class Request(NamedTuple):
@@ -314,107 +305,3 @@ class Engine(ModelHolder):
     def _check_score(self, score: str) -> None:
         if score not in self.score_terms:
             raise InputError(f"score is {score!r}; expected one of {', '.join(self.score_terms)}")
-
-
-class EncodingEngine(Engine, Generic[Q, D]):
-    """An engine whose queries and documents are encoded apart, documents ahead of time if wanted."""
-
-    _derived = ("_passes",)
-
-    def _derive(self) -> None:
-        super()._derive()
-        self._passes = EncoderPasses(self.model.backbone, self.tokenizer.pad_token_id or 0)
-
-    @inference
-    def encode_query(
-        self, texts: str | Iterable[str], *, batch_size: int = 32, show_progress_bar: bool | None = None
-    ) -> Q:
-        """Encode queries once, for any number of candidates.
-
-        Raises:
-            InputError: there is none, or a text is not a string.
-            NonFiniteError: what the model makes of them is NaN or infinite.
-        """
-        texts = as_list(texts, "query")
-        if not texts:
-            raise InputError("query is empty; expected at least one text")
-        batch_size = positive_integer(batch_size, "batch_size")
-        return self._finite_queries(self.read_query(texts), batch_size, show_progress_bar)
-
-    @inference
-    def encode_document(
-        self, texts: str | Iterable[str], *, batch_size: int = 32, show_progress_bar: bool | None = None
-    ) -> D:
-        """Encode candidates ahead of time, on the model's device, in its dtype; equal texts are encoded once.
-
-        Raises:
-            InputError: a text is not a string.
-            NonFiniteError: what the model makes of them is NaN or infinite.
-        """
-        batch_size = positive_integer(batch_size, "batch_size")
-        return self._finite_documents(self.read_document(as_list(texts, "document")), batch_size, show_progress_bar)
-
-    def interact(self, query_state: Q, candidates: D, *, score: str = "full") -> Tensor:
-        """Ranking scores (B, N) float32 of B encoded queries for N encoded candidates: the hot path.
-
-        Args:
-            query_state: of `encode_query`.
-            candidates: of `encode_document`.
-            score: "full", or one term of it, of `score_terms`.
-
-        Raises:
-            InputError: the model has no ranking head or no such score, or candidates have another shape.
-            NonFiniteError: a score is NaN or infinite.
-        """
-        raise NotImplementedError
-
-    def _score_all(self, queries: Sequence[str], documents: Sequence[str] | Any, request: Request) -> Tensor:
-        options = request.batch_size, request.show_progress_bar
-        # all texts are read before the first pass, so that one that cannot be is told at once
-        query_rows = self.read_query(queries)
-        document_rows = None if isinstance(documents, self.encoded_types) else self.read_document(documents)
-        query_state = self._finite_queries(query_rows, *options)
-        candidates: Any = documents
-        if document_rows is not None:
-            candidates = self._finite_documents(document_rows, *options)
-        return self.interact(query_state, candidates, score=request.score)
-
-    def _finite_queries(self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None) -> Q:
-        """As `encode_query`, from token rows."""
-        return check_encoded(self._encode_queries(rows, batch_size, show_progress_bar), "queries", self.dtype)
-
-    def _finite_documents(self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None) -> D:
-        """As `encode_document`, from token rows."""
-        distinct, place = unique(rows)
-        # of every architecture's documents some can be taken by a tensor of their numbers
-        encoded: Any = self._encode_documents(distinct, batch_size, show_progress_bar)
-        return check_encoded(encoded, "documents", self.dtype)[place.to(self.device)]
-
-    def _encode_queries(self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None) -> Q:
-        """Encode token rows of queries, at least one."""
-        raise NotImplementedError
-
-    def _encode_documents(self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None) -> D:
-        """Encode token rows of documents; what is returned can be indexed by a tensor of row numbers."""
-        raise NotImplementedError
-
-    def _encode(
-        self,
-        rows: Sequence[Sequence[int]],
-        encode: Callable[[Tensor, Tensor], Any],
-        batch_size: int,
-        show_progress_bar: bool | None,
-        name: str,
-        *,
-        alone: bool = False,
-    ) -> Iterator[tuple[list[int], Any]]:
-        """Encode texts in passes (`mixencoder.base.encoder_passes`); yields the numbers of a pass's texts and what was made of them.
-
-        Results may hold padding behind a text's tokens, and, if they are no tensors, rows beyond the pass's texts.
-        """
-        batch_size = positive_integer(batch_size, "batch_size")
-        options = {"batch_size": batch_size, "device": self.device, "alone": alone}
-        with progress_bar(len(rows), name, "text", show_progress_bar) as bar:
-            for numbers, encoded in self._passes.run(rows, encode, **options):
-                yield numbers, encoded[: len(numbers)] if isinstance(encoded, Tensor) else encoded
-                bar.update(len(numbers))

@@ -7,7 +7,7 @@ import numpy as np
 
 from mixencoder.base.engine import Engine
 from mixencoder.errors import DataError, MissingExtraError
-from mixencoder.evaluation.scoring import score_candidates
+from mixencoder.evaluation.model_scores import score_candidates
 from mixencoder.evaluation.tasks import RankingTask, Task
 
 BINS = 10

@@ -15,7 +15,7 @@ from mixencoder.evaluation.measures import (
     measure_similarity,
     with_intervals,
 )
-from mixencoder.evaluation.scoring import Ranking, predict_classes, score_candidates, score_pairs, strict_ranking
+from mixencoder.evaluation.model_scores import Ranking, predict_classes, score_candidates, score_pairs, strict_ranking
 from mixencoder.evaluation.tasks import PairTask, RankingTask, Task
 
 
@@ -42,7 +42,7 @@ def evaluate(
     """Score every task's texts and measure; everything is checked before the first text is scored.
 
     An engine that encodes documents ahead does so once for every distinct document of a task. Ties count against the
-    model (`mixencoder.evaluation.scoring`).
+    model (`mixencoder.evaluation.model_scores`).
 
     Args:
         engine: a front door of any architecture.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mixencoder.errors import InputError
-from mixencoder.evaluation.scoring import Ranking
+from mixencoder.evaluation.model_scores import Ranking
 from mixencoder.evaluation.tasks import RankingTask
 
 

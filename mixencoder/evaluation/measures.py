@@ -13,7 +13,7 @@ import numpy as np
 
 from mixencoder.errors import DataError, MissingExtraError
 from mixencoder.evaluation import bootstrap
-from mixencoder.evaluation.scoring import Ranking
+from mixencoder.evaluation.model_scores import Ranking
 
 DEFAULT_MEASURES = {
     "ranking": ("nDCG@10", "RR@10", "R@1", "R@10", "Success@1"),

@@ -2,8 +2,8 @@
 
 Named arrays in append-only files, everything else in one SQLite file beside them; docs/candidate-index.md holds the
 format and its promises. No model is known here. Bottom up: `schema` (what a row is), `rows` (which rows count),
-`shards` and `memory` (arrays on disk and in memory), `catalogue` (SQLite), `folder` (generations, pointer, lock), `view`
-(reading), `transaction` and `writer` (writing), `verification`, `compaction`, `candidate_index` (the class).
+`shards` and `memory` (arrays on disk and in memory), `catalogue` (SQLite), `folder` (generations, pointer, lock),
+`view` (reading), `transaction` and `writer` (writing), `verification`, `compaction`, `candidate_index` (the class).
 """
 
 from mixencoder.index.candidate_index import BuildEstimate, CandidateIndex, Estimate

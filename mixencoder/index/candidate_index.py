@@ -18,7 +18,7 @@ from torch import Tensor
 from mixencoder.base.inputs import positive_integer
 from mixencoder.errors import IndexDamagedError, IndexStateError
 from mixencoder.index.compaction import compact
-from mixencoder.index.current import Current
+from mixencoder.index.current_state import Current
 from mixencoder.index.documents import Document, batches, check_distinct, id_list, json_object, read_documents
 from mixencoder.index.folder import FolderStore, Generation
 from mixencoder.index.manifest import Manifest

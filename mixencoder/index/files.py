@@ -143,7 +143,7 @@ def read_small(path: Path, most: int) -> bytes:
         os.close(descriptor)
 
 
-def refusal(error: OSError, path: Path) -> IndexStorageError:
+def storage_error(error: OSError, path: Path) -> IndexStorageError:
     """Return the error to raise when the system refused to write a file."""
     return IndexStorageError(
         f"{path} cannot be written: {error.strerror or error}; what was committed before is intact. Make room or allow "

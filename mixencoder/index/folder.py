@@ -21,7 +21,7 @@ from mixencoder.base.inputs import local_path
 from mixencoder.base.texts import printable
 from mixencoder.errors import IndexDamagedError, IndexStateError, IndexStorageError, InputError
 from mixencoder.index.catalogue import Catalogue
-from mixencoder.index.files import Folder, read_small, refusal, status_of
+from mixencoder.index.files import Folder, read_small, status_of, storage_error
 from mixencoder.index.lock import LOCK, locked
 from mixencoder.index.manifest import Manifest
 from mixencoder.index.shards import SHARD_NAME, Arrays, ShardFiles
@@ -113,7 +113,7 @@ class FolderStore:
         except (FileExistsError, NotADirectoryError):
             raise IndexStateError(f"{self.path} is a file; expected a folder to make the index in") from None
         except OSError as error:
-            raise refusal(error, self.path) from error
+            raise storage_error(error, self.path) from error
         if foreign:
             raise IndexStateError(
                 f"{self.path} is not empty and not an index (it holds {printable(foreign[0])}); expected a new or "
@@ -134,14 +134,14 @@ class FolderStore:
                 f"{path} is in the way and holds what an index does not make; move it away, then do the same again"
             ) from None
         except OSError as error:
-            raise refusal(error, path) from error
+            raise storage_error(error, path) from error
         self._check_in_place()
         catalogue = Catalogue.on_disk(path / _CATALOGUE, "rwc")
         catalogue.create(manifest)
         try:
             arrays = ShardFiles(Folder(path, inside=here), manifest.schema, manifest.shard_rows)
         except OSError as error:
-            raise refusal(error, path) from error
+            raise storage_error(error, path) from error
         return Generation(current + 1, path, manifest, catalogue, arrays, catalogue)
 
     def publish(self, generation: Generation) -> None:
@@ -155,7 +155,7 @@ class FolderStore:
             finally:
                 folder.close()
         except OSError as error:
-            raise refusal(error, generation.folder) from error
+            raise storage_error(error, generation.folder) from error
         self._write_pointer(generation.number)
         self._sweep(generation.number)
 
@@ -258,7 +258,7 @@ class FolderStore:
             os.replace(_DRAFT, _POINTER, src_dir_fd=here.descriptor, dst_dir_fd=here.descriptor)
             os.fsync(here.descriptor)
         except OSError as error:
-            raise refusal(error, self.path / _POINTER) from error
+            raise storage_error(error, self.path / _POINTER) from error
 
     def _folder(self) -> Folder:
         assert self._held is not None, "only under the lock"

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mixencoder.errors import IndexLockedError, IndexStorageError
-from mixencoder.index.files import Folder, refusal
+from mixencoder.index.files import Folder, storage_error
 
 LOCK = "lock"
 _TRIES = 100
@@ -32,7 +32,7 @@ def locked(path: Path) -> Generator[Folder]:
         try:
             folder = Folder(path, follow=True)
         except OSError as error:
-            raise refusal(error, path) from error
+            raise storage_error(error, path) from error
         try:
             descriptor = _open(folder)
             try:
@@ -62,7 +62,7 @@ def _open(folder: Folder) -> int:
     try:
         return folder.open(LOCK, os.O_RDWR | os.O_CREAT)
     except OSError as error:
-        raise refusal(error, folder.path) from error
+        raise storage_error(error, folder.path) from error
 
 
 def _take(descriptor: int, note: int, path: Path) -> None:
@@ -70,7 +70,7 @@ def _take(descriptor: int, note: int, path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise refusal(error, path / LOCK) from error
+            raise storage_error(error, path / LOCK) from error
         holder = os.pread(note, 32, 0).decode("ascii", "replace").strip()
         raise IndexLockedError(
             f"{path} is being written by process {holder if holder.isdecimal() else 'unknown'}; one writer at a time: "

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mixencoder.errors import IndexDamagedError
-from mixencoder.index.files import Folder, refusal, status_of
+from mixencoder.index.files import Folder, status_of, storage_error
 from mixencoder.index.rows import BLOCK_ROWS
 from mixencoder.index.schema import Field, Schema, raw_bytes
 
@@ -142,7 +142,7 @@ class ShardFiles:
                 for name in beyond:
                     os.unlink(name, dir_fd=self._folder.descriptor)
         except OSError as error:
-            raise refusal(error, self._folder.path) from error
+            raise storage_error(error, self._folder.path) from error
 
     def pad(self, rows: int) -> None:
         """Lengthen files that are too short for this number of rows, with zeros: only where damage was noted."""
@@ -154,7 +154,7 @@ class ShardFiles:
                     try:
                         self._resize(name, size)
                     except OSError as error:
-                        raise refusal(error, self._folder.path / name) from error
+                        raise storage_error(error, self._folder.path / name) from error
 
     def map(self, rows: int) -> tuple[Shard, ...]:
         """Return this number of rows as private maps of the files: writing to one does not reach the file."""
@@ -211,7 +211,7 @@ class ShardFiles:
                 count = os.pwrite(descriptor, data, offset)
                 data, offset = data[count:], offset + count
         except OSError as error:
-            raise refusal(error, self._folder.path / name) from error
+            raise storage_error(error, self._folder.path / name) from error
 
     def _resize(self, name: str, size: int) -> None:
         descriptor = self._folder.open(name, os.O_WRONLY | os.O_CREAT)
@@ -224,7 +224,7 @@ class ShardFiles:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            raise refusal(error, path) from error
+            raise storage_error(error, path) from error
 
     def _close(self) -> None:
         while self._written:

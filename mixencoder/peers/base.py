@@ -11,7 +11,8 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
-from mixencoder.base.engine import EncodingEngine, Engine, Request
+from mixencoder.base.encoding import EncodingEngine
+from mixencoder.base.engine import Engine, Request
 from mixencoder.base.inference_context import inference
 from mixencoder.base.modeling import TwoTowerModel, full_scores
 from mixencoder.base.scores import Pairs, check_finite
@@ -71,9 +72,9 @@ class Peer(Engine):
         """Make an untrained model on top of a pretrained encoder.
 
         Args:
-            name_or_path: a directory or hub id of an encoder; `mixencoder.base.backbones.SUPPORTED` lists the kinds. The
-                pooling that a folder of sentence-transformers names is followed, or warned of (`EncoderWarning`), where
-                the model compares one vector a text and no pooling is asked for.
+            name_or_path: a directory or hub id of an encoder; `mixencoder.base.backbones.SUPPORTED` lists the kinds.
+                The pooling that a folder of sentence-transformers names is followed, or warned of (`EncoderWarning`),
+                where the model compares one vector a text and no pooling is asked for.
             num_labels: classes of a classification head, which becomes the only head. None: a ranking head. For both
                 pass ``heads=("ranking", "classification")`` beside it.
             device, dtype: as in `from_pretrained`.

@@ -1,17 +1,19 @@
-"""Where a thread scores candidates: a piece of them as the layers read it, and memory for the interaction.
+"""Buffers for one piece of candidates, and memory to score it; a thread at a time uses one.
 
-`mixencoder.ranking.streaming` fills desks and has them score.
+`mixencoder.ranking.streaming` reads candidates through a buffer, which cuts them into pieces of the right shapes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from mixencoder.errors import InputError
-from mixencoder.ranking.cuda_graphs import Replays, Staging, replays_wanted
+from mixencoder.ranking.cuda_graphs import Replays
 from mixencoder.ranking.interaction import Inputs, Layers, Query
+from mixencoder.ranking.piece_sizes import PieceSizes
+from mixencoder.ranking.pinned_memory import Staging
+from mixencoder.ranking.plan import Plan, padded_length
 from mixencoder.ranking.record_format import RecordFormat, mean_over_contexts
 from mixencoder.ranking.workspace import Workspace
 from mixkernels.packed_keys import LARGEST_ID
@@ -19,57 +21,29 @@ from mixkernels.packed_keys import LARGEST_ID
 Rows = tuple[Tensor, Mapping[str, Tensor]]
 """Positions (C,) int64, and the fields (C, ...) of `RecordFormat.schema`. C is any number, also 0."""
 
-PIECE = 512
-"""Candidates of a full piece on a CPU: enough for products to run at full speed, few enough for a shared cache."""
 _POSITIONS = "positions"
-_SHORTEST = 16
 
 
-class Plan(NamedTuple):
-    """How candidates are cut and scored on a kind of device."""
+class CandidateBuffer:
+    """A piece of candidates as the layers read it, and memory to score it.
 
-    piece: int
-    """Candidates of a full piece."""
-    granule: int
-    """Candidates of the smallest."""
-    replayed: bool
-    """Pieces are scored by replays (`mixencoder.ranking.cuda_graphs`), with queries padded to a few lengths."""
-    staged: bool
-    """Rows that lie in the memory of the CPU travel by way of pinned memory."""
-
-
-ON_CPU = Plan(PIECE, 32, replayed=False, staged=False)
-ON_GPU = Plan(4096, 512, replayed=True, staged=True)
-"""The FFN's intermediates of a piece fit into the cache of a large GPU; no size has been timed on one yet."""
-
-
-def plan_for(device: torch.device) -> Plan:
-    """Return the plan for a device."""
-    if device.type == "cpu":
-        return ON_CPU
-    return ON_GPU._replace(replayed=device.type == "cuda" and replays_wanted(), staged=device.type == "cuda")
-
-
-def padded_length(length: int) -> int:
-    """Return the length that a query of so many tokens is padded to for replays: a power of two, at least 16."""
-    return max(_SHORTEST, 1 << (length - 1).bit_length())
-
-
-class Desk:
-    """A piece of candidates and memory to score it; one thread at a time uses one.
-
-    Attributes:
-        positions: (piece,) int64, of the candidates on the desk.
+    Args:
+        layers: what scores candidates.
+        record_format: how they are stored.
+        plan: how large a piece is, and how it is scored.
+        sizes: the shapes that pieces may have; None for a buffer that only tries shapes.
     """
 
-    def __init__(self, layers: Layers, record_format: RecordFormat, plan: Plan) -> None:
-        self._layers, self._format, self._plan = layers, record_format, plan
+    def __init__(
+        self, layers: Layers, record_format: RecordFormat, plan: Plan, sizes: PieceSizes | None = None
+    ) -> None:
+        self._layers, self._format, self._plan, self._sizes = layers, record_format, plan, sizes
         self._has_dual = layers.model.config.dual_term
         # by size where work is recorded, so that none grows under a recording
         self._workspaces: dict[int, Workspace] = {}
-        self._seats: dict[int, tuple[Query, Query | None]] = {}
+        self._query_slots: dict[int, tuple[Query, Query | None]] = {}
         self._replays = Replays(layers.device) if plan.replayed else None
-        self.positions = torch.zeros(plan.piece, dtype=torch.int64, device=layers.device)
+        self._positions = torch.zeros(plan.piece, dtype=torch.int64, device=layers.device)
         options = {"dtype": layers.dtype, "device": layers.device}
         self._projected = record_format.layout == "projected"
         if self._projected:
@@ -84,11 +58,32 @@ class Desk:
         }
         self._staging: Staging | None = None
 
-    def fill(self, candidates: Iterable[Rows], score: str, piece: int) -> Iterator[int]:
-        """Read candidates onto the desk; yields the number of rows whenever it holds a piece, and at the end.
+    def scored(
+        self, candidates: Iterable[Rows], queries: Sequence[Query], score: str
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Read candidates piece by piece and score every piece for all queries.
 
-        A chunk is read before the next one is asked for.
+        A chunk of candidates is read before the next one is asked for.
+
+        Yields:
+            Positions (C,) int64 and scores (B, C) float32 of a piece; positions are valid until the next one.
+
+        Raises:
+            InputError: a chunk lacks a field, or a position is out of range.
         """
+        assert self._sizes is not None, "a buffer for trials scores no candidates"
+        sizes = self._sizes.for_queries(queries)
+        for count in self._fill(candidates, score, sizes[0]):
+            start, parts = 0, []
+            shapes = self._sizes.cut(count, sizes)
+            self._pad(count, sum(shapes))
+            for size in shapes:
+                parts.append(self._piece_scores(queries, slice(start, start + size), score))
+                start += size
+            yield self._positions[:count], (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))[:, :count]
+
+    def _fill(self, candidates: Iterable[Rows], score: str, piece: int) -> Iterator[int]:
+        """Read candidates into the buffer; yields the number of rows whenever it holds a piece, and at the end."""
         # the dual term reads the hint alone, which keeps the rest of a file unread
         wanted = {name: part for name, part in self._parts.items() if score != "dual" or name in ("context", "hint")}
         filled = 0
@@ -105,7 +100,7 @@ class Desk:
         if filled:
             yield filled
 
-    def pad(self, count: int, total: int) -> None:
+    def _pad(self, count: int, total: int) -> None:
         """Repeat the first row in the places from count to total."""
         for part in self._parts.values():
             part[count:total] = part[:1]
@@ -122,7 +117,7 @@ class Desk:
         hint, _, inputs = self._prepared(slice(0, count), "interaction")
         return torch.stack(self._layers.vectors(self._workspace(slice(0, count)), inputs, hint, query), dim=1)
 
-    def scores(self, queries: list[Query], rows: slice, score: str) -> Tensor:
+    def _piece_scores(self, queries: Sequence[Query], rows: slice, score: str) -> Tensor:
         """Scores (B, C) of the candidates in some rows, float32."""
         out = torch.empty(len(queries), rows.stop - rows.start, dtype=torch.float32, device=self._layers.device)
         if self._replays is None:
@@ -131,10 +126,10 @@ class Desk:
                 out[number] = self._scores(rows, hint, lengths, inputs, query)
             return out
         for number, query in enumerate(queries):
-            seat = self._seat(query)
-            key = rows.start, rows.stop, score, seat.length
+            slot = self._query_slot(query)
+            key = rows.start, rows.stop, score, slot.length
             out[number] = self._replays.call(
-                key, lambda seat=seat: self._scores(rows, *self._prepared(rows, score), seat)
+                key, lambda slot=slot: self._scores(rows, *self._prepared(rows, score), slot)
             )
         return out
 
@@ -147,7 +142,7 @@ class Desk:
         # what is on a GPU already needs no staging
         if not self._plan.staged or rows[next(iter(rows))].device.type != "cpu":
             self._format.read(rows, begin, end, wanted, at)
-            self.positions[place] = positions[part]
+            self._positions[place] = positions[part]
             return
         if self._staging is None:
             arrays = {field.name: (field.shape, field.torch_dtype) for field in self._format.schema.fields}
@@ -156,7 +151,7 @@ class Desk:
         sent = {name: array for name, array in rows.items() if name.removesuffix("_scale") in wanted}
         near = self._staging.send({**sent, _POSITIONS: positions}, begin, end)
         self._format.read(near, 0, end - begin, wanted, at)
-        self.positions[place] = near[_POSITIONS]
+        self._positions[place] = near[_POSITIONS]
         self._staging.release()
 
     def _prepared(self, rows: slice, score: str) -> tuple[Tensor, Tensor | None, Inputs | None]:
@@ -191,16 +186,16 @@ class Desk:
             self._workspaces[size] = Workspace(self._layers.dtype, self._layers.device)
         return self._workspaces[size]
 
-    def _seat(self, query: Query) -> Query:
-        """The place where replays look for a query of its padded length, with the query in it."""
+    def _query_slot(self, query: Query) -> Query:
+        """The memory in which replays read a query of its padded length, with the query copied into it."""
         length = padded_length(query.length)
-        seat, seated = self._seats.get(length, (None, None))
-        if seat is None:
-            seat = query.empty(length)
-        if seated is not query:
-            seat.take(query)
-            self._seats[length] = seat, query
-        return seat
+        slot, held = self._query_slots.get(length, (None, None))
+        if slot is None:
+            slot = query.empty(length)
+        if held is not query:
+            slot.take(query)
+            self._query_slots[length] = slot, query
+        return slot
 
     def _check_chunk(self, positions: Tensor, rows: Mapping[str, Tensor]) -> None:
         fields = [field.name for field in self._format.schema.fields]

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
 from mixencoder.errors import InputError
-from mixencoder.ranking.linear import HALF, QuantisedLinear, cut
-from mixencoder.ranking.workspace import Linear, Workspace, elementwise
+from mixencoder.ranking.linear import HALF, Linear, QuantisedLinear, cut, elementwise
+from mixencoder.ranking.workspace import Workspace
 
 
 class FloatFeedForward:

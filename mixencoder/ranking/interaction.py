@@ -5,8 +5,9 @@ again, contexts and state of a candidate lie side by side so that W_o and the FF
 between the products happens in place in memory that is kept. `mixencoder.ranking.streaming` is the only caller.
 
 On a CPU, `FusedLayers`: attention is two batched products and a softmax over the m + k keys of a row. Elsewhere, and
-where the processor multiplies bfloat16 itself, `OperatorLayers`: the operators of `mixkernels`. `mixencoder.ranking.streaming`
-tries in which sizes of piece a candidate's bits do not depend on its place (docs/determinism.md).
+where the processor multiplies bfloat16 itself, `OperatorLayers`: the operators of `mixkernels`.
+`mixencoder.ranking.streaming` tries in which sizes of piece a candidate's bits do not depend on its place
+(docs/determinism.md).
 """
 
 import math
@@ -20,9 +21,9 @@ from torch.nn import functional as F
 from mixencoder.errors import InputError
 from mixencoder.modeling import InteractionLayer, MixEncoderModel, QueryState
 from mixencoder.ranking.feed_forward import FloatFeedForward, QuantisedFeedForward
-from mixencoder.ranking.linear import QuantisedLinear
+from mixencoder.ranking.linear import Linear, QuantisedLinear, elementwise
 from mixencoder.ranking.record_format import mean_over_contexts
-from mixencoder.ranking.workspace import Linear, Workspace, elementwise
+from mixencoder.ranking.workspace import Workspace
 from mixkernels import candidate_attention, gate_layer_norm, residual_layer_norm, score_candidates
 from mixkernels.devices import multiplies_natively
 
@@ -93,8 +94,8 @@ class Layers:
 
     Args:
         model: the model, in inference mode.
-        products: "native"; "bfloat16"; or "int8" for int8 products (`mixencoder.ranking.linear`) of all that depends on the
-            query but the attention itself.
+        products: "native"; "bfloat16"; or "int8" for int8 products (`mixencoder.ranking.linear`) of all that depends on
+            the query but the attention itself.
 
     Raises:
         InputError: the device has no such products.

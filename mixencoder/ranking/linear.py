@@ -1,23 +1,67 @@
-"""Linear layers of int8 products (oneDNN's), for a CPU and float32: faster than float products, and a little off.
+"""Linear layers as the interaction computes them: in floating point, and of int8 products.
 
-Activations are quantised by row, so that a row depends on itself alone, weights by output. Activations have 7 bits:
-processors without VNNI add pairs of products in 16 bits, which must not overflow. `mixencoder.ranking.interaction` and
-`mixencoder.ranking.feed_forward` are the callers.
+int8 products (oneDNN's) are for a CPU and float32: faster, and a little off. Activations are quantised by row, so that
+a row depends on itself alone, weights by output. Activations have 7 bits: processors without VNNI add pairs of products
+in 16 bits, which must not overflow. `mixencoder.ranking.interaction` and `mixencoder.ranking.feed_forward` are the
+callers.
 """
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mixencoder.errors import InputError
-from mixencoder.ranking.workspace import Linear, Workspace
+from mixencoder.ranking.workspace import Workspace
+
+_GRAIN = 32768
+"""PyTorch gives no thread fewer elements of an elementwise operation."""
+_VECTORS = 64
+"""Elements of a multiple of every processor's step in elementwise loops."""
+
 
 HALF = 63
 """Activations are numbers from 0 to 2 * 63 + 1, weights from -127 to 127; 2 * 127 * 127 fits into 16 bits."""
 _TINY = 1e-30
 
 
+class Linear(NamedTuple):
+    """A linear layer as a product reads it."""
+
+    weight: Tensor
+    """(in, out)."""
+    bias: Tensor | None
+    """(out,); None where callers say what is added."""
+
+    def into(self, workspace: Workspace, out: Tensor, rows: Tensor, added: Tensor | None = None) -> Tensor:
+        """Write the product with rows (R, in), plus the bias or what is added in its place (R, out), into out (R, out).
+
+        Rows and out may have any strides between rows; added may be out itself. The workspace is for layers that need
+        one (`QuantisedLinear`).
+        """
+        return torch.addmm(self.bias if added is None else added, rows, self.weight, out=out)
+
+
+def elementwise(function: Callable[[Tensor], object], rows: Tensor) -> Tensor:
+    """Apply an in-place elementwise function to contiguous rows, and return them.
+
+    Vector code and the code for what is left over at a thread's end may round differently, so every thread must get
+    whole vectors; where PyTorch would split otherwise, the rows go through in slices that it does not split.
+    """
+    flat, size = rows.view(-1), rows.numel()
+    threads = min(torch.get_num_threads(), math.ceil(size / _GRAIN))
+    if rows.device.type != "cpu" or size % (threads * _VECTORS) == 0:
+        function(flat)
+        return rows
+    for part in flat.split(_GRAIN - _VECTORS):
+        function(part)
+    return rows
+
+
 class QuantisedLinear:
-    """A linear layer as int8 products read it; the same methods as `mixencoder.ranking.workspace.Linear`.
+    """A linear layer as int8 products read it; the same methods as `Linear`.
 
     Raises:
         InputError: this machine or dtype has no int8 products.

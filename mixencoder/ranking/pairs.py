@@ -1,9 +1,9 @@
 """Scoring packed rows of (query, candidate): every chunk has one shape, whatever it holds.
 
 That is half of the promise that a candidate's score does not depend on its neighbours (docs/determinism.md); the other
-half, encoding, is in `mixencoder.base.encoder_passes`. On a CPU a chunk is scored on one thread, and chunks side by side. Whether
-a chunk's products give a row the same bits wherever it stands is found by trying, and where attention does not, every
-candidate attends on its own. `mixencoder.fast` calls this.
+half, encoding, is in `mixencoder.base.encoder_passes`. On a CPU a chunk is scored on one thread, and chunks side by
+side. Whether a chunk's products give a row the same bits wherever it stands is found by trying, and where attention
+does not, every candidate attends on its own. `mixencoder.fast` calls this.
 """
 
 from collections.abc import Sequence

@@ -13,8 +13,8 @@ from mixencoder.ranking.weights_version import weights_version
 class QueryStateCache:
     """States of single queries by their token ids, the least recently used dropped first. Safe to share by threads.
 
-    States are dropped as a whole when the model's weights change (`mixencoder.ranking.weights_version`). A copy of the cache,
-    by `copy` or `pickle`, starts empty.
+    States are dropped as a whole when the model's weights change (`mixencoder.ranking.weights_version`). A copy of the
+    cache, by `copy` or `pickle`, starts empty.
 
     Args:
         max_bytes: of all states together; 0 keeps none.

@@ -5,7 +5,6 @@ is done for a single candidate in Python. `mixencoder.fast` makes a `StreamRanke
 it; where candidates come from is the business of whoever hands them over.
 """
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -15,8 +14,10 @@ from torch import Tensor
 from mixencoder.base.scores import check_finite
 from mixencoder.errors import InputError
 from mixencoder.modeling import MixEncoderModel, QueryState
-from mixencoder.ranking.candidate_buffer import PIECE, Desk, Plan, Rows, padded_length, plan_for
+from mixencoder.ranking.candidate_buffer import CandidateBuffer, Rows
 from mixencoder.ranking.interaction import Query, prepared
+from mixencoder.ranking.piece_sizes import PieceSizes
+from mixencoder.ranking.plan import PIECE, Plan, plan_for
 from mixencoder.ranking.record_format import RecordFormat
 from mixkernels import TopK
 from mixkernels.packed_keys import EMPTY_KEY, LARGEST_ID, pack_keys, unpack_keys
@@ -24,9 +25,6 @@ from mixkernels.packed_keys import EMPTY_KEY, LARGEST_ID, pack_keys, unpack_keys
 PRODUCTS = ("native", "bfloat16", "int8")
 """Products: in the model's precision; in bfloat16, where the device multiplies that itself; or of int8 numbers, on a
 CPU. The latter two are faster and move scores a little."""
-
-_MOVED = 17
-"""Places that candidates move on in a trial: to another row of every product's tiles, whatever their size."""
 
 _WAITING = 8192
 """Scores that wait to be merged into the running top-k."""
@@ -71,8 +69,10 @@ class StreamRanker:
         self._layers = prepared(model, products)
         self._has_dual = model.config.dual_term
         self._plan = plan_for(self._layers.device) if plan is None else plan
-        self._free: list[Desk] = []
-        self._sizes: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._free: list[CandidateBuffer] = []
+        self._sizes = PieceSizes(
+            self._layers, self._plan, lambda: CandidateBuffer(self._layers, record_format, self._plan)
+        )
 
     @torch.inference_mode()
     def rank(
@@ -136,82 +136,16 @@ class StreamRanker:
         self, queries: list[Query], candidates: Iterable[Rows], top_k: int | None, score: str, repeats: bool
     ) -> TopK:
         try:
-            desk = self._free.pop()
+            buffer = self._free.pop()
         except IndexError:
-            desk = self._desk()
+            buffer = CandidateBuffer(self._layers, self.record_format, self._plan, self._sizes)
         best = RunningBest(len(queries), top_k, repeats, self._layers.device, self._plan.piece)
-        sizes = self._sizes_for(queries)
         try:
-            for count in desk.fill(candidates, score, sizes[0]):
-                self._score_piece(desk, queries, count, score, sizes, best)
+            for positions, scores in buffer.scored(candidates, queries, score):
+                best.add(scores, positions)
         finally:
-            self._free.append(desk)
+            self._free.append(buffer)
         return best.result()
-
-    def _desk(self) -> Desk:
-        return Desk(self._layers, self.record_format, self._plan)
-
-    def _score_piece(
-        self, desk: Desk, queries: list[Query], count: int, score: str, sizes: tuple[int, ...], best: "RunningBest"
-    ) -> None:
-        """Score the desk's first `count` candidates, in shapes that keep their bits."""
-        shapes = self._shapes(count, sizes)
-        desk.pad(count, sum(shapes))
-        start = 0
-        for size in shapes:
-            scores = desk.scores(queries, slice(start, start + size), score)
-            used = min(size, count - start)
-            best.add(scores[:, :used], desk.positions[start : start + used])
-            start += size
-
-    def _sizes_for(self, queries: list[Query]) -> tuple[int, ...]:
-        """Sizes of pieces, falling, in which a candidate has the same bits for all queries."""
-        width = padded_length if self._plan.replayed else self._layers.width
-        agreeing = [self._sizes_that_agree(each) for each in {width(query.length) for query in queries}]
-        return tuple(size for size in agreeing[0] if all(size in others for others in agreeing)) or (self._plan.piece,)
-
-    def _shapes(self, count: int, sizes: tuple[int, ...]) -> list[int]:
-        """Sizes of the pieces that `count` candidates are scored in; padded up to their sum."""
-        if self._plan.replayed:
-            # one piece, so that few shapes are recorded
-            return [min(size for size in sizes if size >= count)]
-        shapes = []
-        for size in sizes[:-1]:
-            shapes += [size] * (count // size)
-            count %= size
-        return shapes + [sizes[-1]] * math.ceil(count / sizes[-1])
-
-    def _sizes_that_agree(self, width: int) -> tuple[int, ...]:
-        """Sizes of pieces, falling, in which a candidate has the same bits, wherever it stands: found by trying.
-
-        Libraries choose their products by shape, and may sum in another order in a smaller one or at its end. Tried
-        once for a number of threads and a width of the attention's products.
-        """
-        key = torch.get_num_threads(), width
-        if key not in self._sizes:
-            desk, piece = self._desk(), self._plan.piece
-            query = self._layers.query(_random_query(self._layers.model, width), 0)
-            halved = [piece >> shift for shift in range((piece // self._plan.granule).bit_length())]
-            if _no_place_differs(desk, query, piece):
-                best, others = piece, halved[1:]
-            else:
-                # MKL's products for AVX2 work in tiles of 6 or 12 rows, and may sum otherwise in what is left over
-                in_twelves = [size * 3 // 4 for size in halved]
-                others = sorted([*halved[1:], *in_twelves], reverse=True)
-                best = next((size for size in others if _no_place_differs(desk, query, size)), piece)
-            desk.fill_randomly(piece)
-            whole = desk.vectors(query, best)
-            smaller = [size for size in others if size < best and torch.equal(desk.vectors(query, size), whole[:size])]
-            self._sizes[key] = (best, *smaller)
-        return self._sizes[key]
-
-
-def _no_place_differs(desk: Desk, query: Query, size: int) -> bool:
-    """Whether candidates that move on by some places take their bits along."""
-    desk.fill_randomly(size)
-    here = desk.vectors(query, size)
-    desk.fill_randomly(size, moved=_MOVED)
-    return torch.equal(here.roll(_MOVED, dims=0), desk.vectors(query, size))
 
 
 class RunningBest:
@@ -273,18 +207,3 @@ def _only(candidates: Iterable[Rows], positions: Tensor) -> Iterator[Rows]:
         kept = (positions[place] == chunk_positions).nonzero().flatten() if len(positions) else place[:0]
         if len(kept):
             yield chunk_positions[kept], {name: tensor[kept] for name, tensor in rows.items()}
-
-
-def _random_query(model: MixEncoderModel, length: int) -> QueryState:
-    """One query of some tokens."""
-    heads, d = model.config.backbone_config.num_attention_heads, model.config.hidden_size
-    generator = torch.Generator().manual_seed(1)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float32).to(model.device, model.dtype)
-
-    layers = range(len(model.interaction))
-    keys, values = (tuple(random(1, length, heads, d // heads) for _ in layers) for _ in range(2))
-    pooled = random(1, d) if model.config.dual_term else None
-    first = None if model.config.state_row else random(1, d)
-    return QueryState(keys, values, torch.tensor([length]), pooled, first)

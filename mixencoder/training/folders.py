@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mixencoder.durable import is_vacant, standing, sync_folder
+from mixencoder.durable import is_vacant, readable_folder, sync_folder
 from mixencoder.errors import CheckpointError, InputError
 
 MARKER = "mixencoder-run.json"
@@ -175,7 +175,7 @@ class RunFolder:
                 f"{self.path} holds files that no run of this version left there, such as {min(held)}; name another "
                 "output, or move them away"
             )
-        self.is_done = self._was_there and (standing(self.output) / RECORD).is_file()
+        self.is_done = self._was_there and (readable_folder(self.output) / RECORD).is_file()
         if not is_vacant(self.output) and not (self._resume and self.is_done):
             raise InputError(f"{self.output} exists and is not empty; name another output, or move it away")
         if MARKER in held:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from mixencoder.base.engine import EncodingEngine, Engine
+from mixencoder.base.encoding import EncodingEngine
+from mixencoder.base.engine import Engine
 from mixencoder.base.inputs import positive_integer
 from mixencoder.data.answers import right_documents
 from mixencoder.data.sources import RANKINGS, Example, Source

@@ -1,9 +1,9 @@
 """The door to candidate attention: validation, the choice of a backend, the PyTorch operators and their autograd.
 
-Everything a caller can get wrong is found here (`mixkernels.attention.checks`), before any work; backends trust what they are
-given. The operators ``torch.ops.mixkernels.candidate_attention`` and ``..._backward`` carry fake implementations and
-FLOP formulas, so that torch.compile, CUDA graphs and FlopCounterMode see through them; autograd stands outside, in one
-`torch.autograd.Function`. The reference is plain PyTorch and goes round both.
+Everything a caller can get wrong is found here (`mixkernels.attention.checks`), before any work; backends trust what
+they are given. The operators ``torch.ops.mixkernels.candidate_attention`` and ``..._backward`` carry fake
+implementations and FLOP formulas, so that torch.compile, CUDA graphs and FlopCounterMode see through them; autograd
+stands outside, in one `torch.autograd.Function`. The reference is plain PyTorch and goes round both.
 """
 
 import math

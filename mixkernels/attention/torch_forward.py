@@ -1,4 +1,4 @@
-"""Candidate attention without Triton: CPU first, any device. `mixkernels.attention.operator` calls it and has checked the inputs.
+"""Candidate attention without Triton: CPU first, any device. `operator` calls it and has checked the inputs.
 
 Shared keys are read once for all candidates of a query (one product of their rows, never expanded), own keys are
 handled apart, and the two softmaxes are merged by their log-sum-exps. On a CPU the shared part is PyTorch's own flash

@@ -1,7 +1,8 @@
 """The formulas of the rest of the interaction layer in plain PyTorch, the oracle of every other backend.
 
 Runs on any device, differentiates, and computes in float64 when given float64 (in float32 otherwise). Read it next to
-docs/design.md, "Interaction layer" and "Heads". Called by `mixkernels.layer.operators` only, which has checked the inputs.
+docs/design.md, "Interaction layer" and "Heads". Called by `mixkernels.layer.operators` only, which has checked the
+inputs.
 """
 
 import torch

@@ -2,8 +2,8 @@
 
 Forward: a program takes a run of RUN whole candidates, BLOCK_C at a time, and nothing of size d leaves it. It writes
 one float32 score a candidate, or, for a top-k, its run's best alone: each score becomes an int64 key (see
-`mixkernels.packed_keys`), and the run's keys stay in registers. As no two keys are equal, the number of larger keys is a
-key's place, so each key knows where to go: nothing is sorted, and the kernel is the same for every top_k. The second
+`mixkernels.packed_keys`), and the run's keys stay in registers. As no two keys are equal, the number of larger keys is
+a key's place, so each key knows where to go: nothing is sorted, and the kernel is the same for every top_k. The second
 stage sorts what all runs left, at most top_k keys of each, with PyTorch.
 
 Backward: a program takes a run of tiles of candidates, as in `layer_norm`, and sums weight and bias gradients in two

@@ -139,7 +139,7 @@ def test_one_text_is_encoded_as_a_list_of_one(model):
 
 @pytest.mark.parametrize("number", [np.int64(2), np.uint8(2), torch.tensor(2)])
 def test_integers_of_any_kind_are_taken(engine, number):
-    expected = engine.rank(QUERY, DOCUMENTS, 2)
+    expected = engine.rank(QUERY, DOCUMENTS, 2, batch_size=2)
     assert engine.rank(QUERY, DOCUMENTS, number, batch_size=number) == expected
     assert len(engine.predict([(QUERY, text) for text in DOCUMENTS], batch_size=number)) == 4
 

@@ -9,8 +9,8 @@ import pytest
 from benchmarks.comparison import cells as comparison
 from benchmarks.comparison.cells import Cell, make_record, wanted_cells
 from benchmarks.comparison.lists import write_long_lists
+from benchmarks.comparison.settings import ABLATIONS, CONTENDERS, TASKS, ComparedTask, Contender, Report, Setting
 from benchmarks.comparison.tables import ablation_rows, cells, comparison_rows, growth_rows, part_rows, task_mean
-from benchmarks.comparison.tasks import ABLATIONS, CONTENDERS, TASKS, ComparedTask, Contender, Report, Setting
 from mixencoder.errors import InputError
 from tests.training.synthetic import write
 

@@ -17,7 +17,7 @@ from mixencoder.errors import DataError, InputError
 from mixencoder.evaluation import bootstrap, evaluate, read_task, read_tasks, tasks
 from mixencoder.evaluation.files import check_output, check_run_ids, check_writable, write_run, write_text
 from mixencoder.evaluation.measures import Measured, with_intervals
-from mixencoder.evaluation.scoring import strict_ranking
+from mixencoder.evaluation.model_scores import strict_ranking
 from tests.evaluation.evaluation_data import LABELLED, LABELS, SCORED, write, write_beir
 
 ALL = ("nDCG@10", "RR@10", "R@1", "R@2", "Success@1")

@@ -17,7 +17,7 @@ from mixencoder.architectures import ARCHITECTURES, front_door
 from mixencoder.cli import app
 from mixencoder.errors import DataError
 from mixencoder.evaluation import bootstrap, evaluate, read_task
-from mixencoder.evaluation.scoring import score_candidates
+from mixencoder.evaluation.model_scores import score_candidates
 from tests.evaluation.evaluation_data import LABELLED, LABELS, LISTS, SCORED, write
 
 

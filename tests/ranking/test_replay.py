@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mixencoder.ranking.cuda_graphs import Replays, Staging
+from mixencoder.ranking.cuda_graphs import Replays
+from mixencoder.ranking.pinned_memory import Staging
 
 ARRAYS = {"a": ((3,), torch.float16), "b": ((), torch.int64)}
 

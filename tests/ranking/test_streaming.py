@@ -8,7 +8,8 @@ import torch
 
 from benchmarks.measuring.timing import peak_bytes
 from mixencoder.errors import InputError, NonFiniteError
-from mixencoder.ranking import interaction, streaming
+from mixencoder.ranking import interaction, piece_sizes
+from mixencoder.ranking.candidate_buffer import CandidateBuffer
 from mixencoder.ranking.record_format import LAYOUTS, RecordFormat
 from mixencoder.ranking.streaming import RowSource, StreamRanker
 from tests.ranking.streaming_cases import (
@@ -122,14 +123,14 @@ def test_where_a_full_piece_gives_a_candidate_other_bits_elsewhere_pieces_come_i
     rows, sizes = record_format.encode(context), []
     want = dense(StreamRanker(model, record_format).rank(query_state, chunks(rows)))
     holds = {384: True, 512: False, 256: False}
-    monkeypatch.setattr(streaming, "_no_place_differs", lambda desk, query, size: holds[size])
-    score = streaming.Desk.scores
+    monkeypatch.setattr(piece_sizes, "keeps_bits", lambda buffer, query, size: holds[size])
+    piece_scores = CandidateBuffer._piece_scores
 
-    def scores(desk, queries, part, kind):
-        sizes.append(part.stop - part.start)
-        return score(desk, queries, part, kind)
+    def spied(buffer, queries, rows, score):
+        sizes.append(rows.stop - rows.start)
+        return piece_scores(buffer, queries, rows, score)
 
-    monkeypatch.setattr(streaming.Desk, "scores", scores)
+    monkeypatch.setattr(CandidateBuffer, "_piece_scores", spied)
     got = dense(StreamRanker(model, record_format).rank(query_state, chunks(rows)))
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     assert sizes[:2] == [384, 384]

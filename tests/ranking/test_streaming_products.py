@@ -6,8 +6,8 @@ import torch
 from mixencoder.errors import InputError
 from mixencoder.modeling import QueryState
 from mixencoder.ranking import interaction
-from mixencoder.ranking.candidate_buffer import Plan
 from mixencoder.ranking.interaction import prepared
+from mixencoder.ranking.plan import Plan
 from mixencoder.ranking.record_format import LAYOUTS, RecordFormat
 from mixencoder.ranking.streaming import StreamRanker
 from tests.ranking.streaming_cases import FORMS, chunks, contexts, dense, make_model, queries
@@ -117,7 +117,7 @@ def test_replays_use_few_lengths_and_shapes(monkeypatch):
     rows = record_format.encode(contexts(model, 700))
     ranker = StreamRanker(model, record_format, plan=Plan(256, 64, replayed=True, staged=False))
     # whatever this processor's trials would find
-    monkeypatch.setattr(ranker, "_sizes_that_agree", lambda width: (256, 128, 64))
+    monkeypatch.setattr(ranker._sizes, "for_width", lambda width: (256, 128, 64))
     ranker.rank(queries(model, range(1, 34)), chunks(rows))
     first = {key for key in recorded if key[0] == 0}
     assert first == {(0, size, "full", length) for size in (256, 192 + 64) for length in (16, 32, 64)}

@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTra
 from mixencoder.base.backbones import build_backbone, layout_of
 from mixencoder.base.checkpoints.config_files import read_config
 from mixencoder.base.checkpoints.loading import check_sizes, failures_named, load_weights, quiet_bars
-from mixencoder.base.checkpoints.locations import located, standing_name
+from mixencoder.base.checkpoints.locations import located, shown_name
 from mixencoder.base.checkpoints.model_types import CLASS_NAMES, architecture_of
 from mixencoder.base.checkpoints.tokenizer_checks import check_tokenizer
 from mixencoder.base.checkpoints.weight_files import WeightFiles
@@ -59,7 +59,7 @@ def load_model(
         except UnsupportedBackboneError as error:
             raise CheckpointError(f"{name_or_path} cannot be loaded: {error}") from error
     assert isinstance(model, model_class), "it was built by that class"
-    model.name_or_path = model.config.name_or_path = standing_name(name_or_path)
+    model.name_or_path = model.config.name_or_path = shown_name(name_or_path)
     return model
 
 

@@ -11,7 +11,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from mixencoder.base.checkpoints.loading import quiet_bars
 from mixencoder.base.checkpoints.sentence_transformers import encoder_folder
 from mixencoder.base.inputs import local_path
-from mixencoder.durable import shared, standing
+from mixencoder.durable import readable_folder, shared
 from mixencoder.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -29,7 +29,7 @@ def root_of(name_or_path: str | Path) -> Path:
     try:
         path = local_path(name_or_path)
         if path.is_dir():
-            return standing(path)
+            return readable_folder(path)
         is_id = isinstance(name_or_path, str) and not path.exists() and _HUB_ID.fullmatch(name_or_path)
     except (OSError, RuntimeError, ValueError) as error:
         # nobody's home folder, a name too long, a NUL in it
@@ -60,7 +60,7 @@ def held(name_or_path: str | Path) -> Generator[None]:
         yield
 
 
-def standing_name(name_or_path: str | Path) -> str:
+def shown_name(name_or_path: str | Path) -> str:
     """Return a name that stands for the same wherever it is kept: a folder's path without ``~``, or a hub id."""
     path = local_path(name_or_path)
     return str(path if path.is_dir() else name_or_path)

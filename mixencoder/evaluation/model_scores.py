@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixencoder.base.engine import EncodingEngine, Engine
+from mixencoder.base.encoding import EncodingEngine
+from mixencoder.base.engine import Engine
 from mixencoder.evaluation.tasks import RankingTask
 from mixencoder.modeling import QueryState
 
