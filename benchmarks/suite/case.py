@@ -57,8 +57,8 @@ class Contender(NamedTuple):
     factor: float = 1.0
     """Seconds of the case over seconds of the call: more than 1 where the call does a part of the work."""
     facts: Mapping[str, Any] = {}
-    """Recorded as they are; "products" names the products of `benchmarks.measuring.peaks` whose speed is the limit, where
-    they are not the case's."""
+    """Recorded as they are; "products" names the products of `benchmarks.measuring.peaks` that set the limit, if they
+    are not those of the case."""
 
 
 class Prepared(NamedTuple):
