@@ -8,6 +8,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
+from benchmarks.report import layers
 from benchmarks.report.documents import documents, rendered
 from benchmarks.report.pictures import PICTURES, is_current, picture_path
 
@@ -25,12 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not options.check:
                 path.write_text(new, encoding="utf-8")
     outdated = [name for name in PICTURES if not is_current(name)]
-    for path in [*stale, *map(picture_path, outdated)]:
+    pictures = [*map(picture_path, outdated), *([] if layers.is_current() else [layers.PICTURE])]
+    for path in [*stale, *pictures]:
         print(f"{'differs' if options.check else 'written'}: {path.name}")
     if options.check:
-        return int(bool(stale or outdated))
-    if outdated and importlib.util.find_spec("matplotlib") is None:
-        print(f"not drawn: {', '.join(outdated)}; pictures need matplotlib: pip install 'mixencoder[plots]'")
+        return int(bool(stale or pictures))
+    if pictures and importlib.util.find_spec("matplotlib") is None:
+        names = ", ".join(path.name for path in pictures)
+        print(f"not drawn: {names}; pictures need matplotlib: pip install 'mixencoder[plots]'")
         return 1
     for name in outdated:
         from benchmarks.report.drawing import draw
@@ -40,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             picture_path(name).unlink()
         else:
             draw(picture, picture_path(name))
+    if layers.PICTURE in pictures:
+        from benchmarks.report.layers_drawing import draw as draw_layers
+
+        draw_layers()
     return 0
 
 
