@@ -124,7 +124,7 @@ def run_cell(cell: Cell, setting: str, places: Places) -> dict[str, Any]:
     for entry in compared.reports:
         if entry.path == LONG and not long_lists:
             continue
-        found |= _measure(engine, output, entry, how, places)
+        found |= measure(engine, output, entry, how, places)
     return {
         "task": task,
         "contender": name,
@@ -159,7 +159,7 @@ def _training(compared: ComparedTask, contender: Contender, setting: str) -> dic
     return {**fields, **contender.training}
 
 
-def _measure(engine: Engine, model: Path, entry: Report, how: Setting, places: Places) -> dict[str, Any]:
+def measure(engine: Engine, model: Path, entry: Report, how: Setting, places: Places) -> dict[str, Any]:
     """Return {task name: figures with provenance} of one report."""
     path = places.data / entry.path
     limit = how.queries

@@ -45,6 +45,18 @@ class Contender:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """One task of the learning curves."""
+
+    train: tuple[str, ...]
+    """PATH=WEIGHT inside the data folder."""
+    reports: tuple[Report, ...]
+    contenders: dict[str, Contender]
+    batch_size: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class Setting:
     """How much is trained and measured."""
 
@@ -184,3 +196,33 @@ TRAINING: dict[str, Any] = {
     "max_document_tokens": 96,
 }
 """The same for all, tuned for none."""
+
+CURVE_CONTENDERS = {
+    "cross-encoder": CONTENDERS["cross-encoder"],
+    "dual-encoder": CONTENDERS["dual-encoder"],
+    "late-interaction": CONTENDERS["late-interaction"],
+    "mixencoder": CONTENDERS["mixencoder"],
+    "mixencoder-published": Contender("mixencoder", MIXENCODER | {"dual_term": False}, varied="no dual term"),
+}
+
+CURVES = {
+    "nli": Curve(
+        train=(
+            "nli/snli.train.jsonl.gz=1",
+            "nli/mnli_mismatched.train.jsonl.gz=2",
+            "nli/sick.train.jsonl.gz=0.5",
+        ),
+        reports=TASKS["nli"].reports,
+        contenders=CURVE_CONTENDERS,
+        batch_size=32,
+        learning_rate=1e-4,
+    ),
+    "replies": Curve(
+        train=TASKS["replies"].train,
+        reports=TASKS["replies"].reports[:2],
+        contenders=CURVE_CONTENDERS,
+        batch_size=32,
+        learning_rate=5e-5,
+    ),
+}
+"""Data that may be reported but not ship weights (SICK) are in: nothing trained here is published."""

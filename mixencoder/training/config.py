@@ -25,6 +25,8 @@ from mixencoder.errors import DataError, InputError
 from mixencoder.training.objective import DISTILLATIONS
 from mixencoder.training.start import CLASS_FIELDS
 
+SCHEDULES = ("linear", "stable")
+
 
 @dataclass(frozen=True)
 class DataSpec:
@@ -80,9 +82,13 @@ class TrainConfig:
     graded_list: int = 8
     """Documents of a graded list, at most."""
     learning_rate: float = 2e-5
-    """Peak rate of the backbone; warms up over the first tenth, then falls linearly to zero."""
+    """Peak rate of the backbone."""
     head_learning_rate: float = 2e-4
     """Peak rate of everything on top of the backbone."""
+    schedule: str = "linear"
+    """How learning rates fall, of `SCHEDULES`. "linear": warm up over the first tenth, then fall to zero at the last
+    step. "stable": warm up over the first tenth, at most 100 steps, stay at the peak, and fall to zero over the last
+    tenth, so that `snapshots` are points of one learning curve."""
     interaction_loss_weight: float = 0.5
     """MixEncoder with the dual term: weight of the same ranking loss on ``h . e`` alone. The dual term starts so good
     that without it the interaction learns next to nothing (docs/training.md)."""
@@ -113,6 +119,8 @@ class TrainConfig:
     log_every: int = 50
     save_every: int = 500
     """Steps between checkpoints, from which an interrupted run can go on."""
+    snapshots: list[int] = field(default_factory=list)
+    """Steps after which the model is saved, too, beside the output: as ``OUTPUT.step-N``."""
     resume: bool = False
     """Go on from the last checkpoint of ``OUTPUT.unfinished``, with the weights of a run that was never interrupted."""
 
@@ -171,10 +179,11 @@ def data_specs(config: TrainConfig) -> list[DataSpec]:
 
 
 _LEAST = {"steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "graded_list": 2, "log_every": 1}
-_LEAST |= {"save_every": 1, "mini_batch_size": 1, "max_query_tokens": 3, "max_document_tokens": 3}
+_LEAST |= {"save_every": 1, "snapshots": 1, "mini_batch_size": 1, "max_query_tokens": 3, "max_document_tokens": 3}
 _MOST_SEED = 2**32 - 1
 """NumPy takes no larger one."""
 _CHOICES = {"architecture": tuple(ARCHITECTURES), "distillation": DISTILLATIONS, "on_empty": ON_EMPTY}
+_CHOICES |= {"schedule": SCHEDULES}
 
 
 def _kinds() -> dict[str, tuple[Any, ...]]:
@@ -200,6 +209,10 @@ def _plain(name: str, value: Any, kinds: tuple[Any, ...]) -> Any:
         if value is not None and not isinstance(value, Mapping):
             raise InputError(f"{name} is {value!r}; expected fields with values")
         return dict(value or {})
+    if kind is list:
+        if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+            raise InputError(f"{name} is {value!r}; expected a list of steps")
+        return sorted({_plain_integer(name, step, "") for step in value})
     if kind is str:
         return _plain_text(name, value, beside, may_be_path=Path in kinds)
     if kind is int:

@@ -28,12 +28,16 @@ from mixencoder.training.checks import check_contrast, check_heads, check_texts,
 from mixencoder.training.config import DataSpec, TrainConfig, checked, data_specs
 from mixencoder.training.folders import RECORD, RunFolder, last_checkpoint
 from mixencoder.training.objective import Objective, Teacher
+from mixencoder.training.snapshots import Snapshots, check_snapshots
 from mixencoder.training.start import BUNDLED, Start, checkpoint_path, identity, new_model, trained_model
 from mixencoder.training.trainer import ObjectiveTrainer, PartialState, TrainingArguments
 
 __all__ = ["RECORD", "DataSpec", "TrainConfig", "train"]
 
 logger = logging.getLogger(__name__)
+
+_MOST_WARMUP = 100
+"""Steps of the warm-up of a stable schedule."""
 
 
 def train(config: TrainConfig) -> Engine:
@@ -48,6 +52,7 @@ def train(config: TrainConfig) -> Engine:
     """
     config = checked(config)
     specs = data_specs(config)
+    check_snapshots(Path(config.output), config.snapshots, config.steps, resume=config.resume)
     # without a GPU accelerate takes the processes that torchrun started for one another only when told of the CPU
     state = PartialState(cpu=not torch.cuda.is_available())
     # not asdict, which would copy rows that were given as data
@@ -180,8 +185,7 @@ def _trainer(config: TrainConfig, prepared: _Prepared, folder: Path) -> Objectiv
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        warmup_steps=config.steps // 10,
-        lr_scheduler_type="linear",
+        **_schedule(config),
         bf16=config.bf16,
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
@@ -202,7 +206,20 @@ def _trainer(config: TrainConfig, prepared: _Prepared, folder: Path) -> Objectiv
         sources=prepared.sources,
         objective=prepared.objective,
         head_learning_rate=config.head_learning_rate,
+        callbacks=[Snapshots(prepared.engine, Path(config.output), config.snapshots)],
     )
+
+
+def _schedule(config: TrainConfig) -> dict[str, Any]:
+    """Return the fields of TrainingArguments that say how rates rise and fall."""
+    tenth = config.steps // 10
+    if config.schedule == "linear":
+        return {"warmup_steps": tenth, "lr_scheduler_type": "linear"}
+    return {
+        "warmup_steps": min(tenth, _MOST_WARMUP),
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {"num_decay_steps": tenth, "decay_type": "linear"},
+    }
 
 
 def _start(config: TrainConfig, specs: list[DataSpec]) -> Start:
