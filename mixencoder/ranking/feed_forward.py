@@ -1,4 +1,5 @@
 """The FFN of an interaction layer, in floating point or int8; five sixths of a layer's work in matrix products.
+
 `mixencoder.ranking.interaction` is the caller.
 """
 

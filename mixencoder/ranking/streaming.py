@@ -98,9 +98,9 @@ class StreamRanker:
                 used again as soon as the next chunk is requested. With prefilter, candidates are read twice: the second
                 time by position from a `RowSource`; from another iterable all of them, once for every query. An
                 iterator, which can only be read once, is rejected.
-            top_k: how many to return. None returns all.
+            top_k: how many candidates to return. None returns all.
             score: "full", "interaction" or "dual", as in `MixEncoder.rank`.
-            prefilter: fully score only the candidates with the N best dual scores of each query; None scores all.
+            prefilter: for each query, fully score only this many candidates, the best by dual score. None scores all.
             repeats: whether a position may occur in several rows; its score is then that of its best row.
 
         Returns:
@@ -155,9 +155,9 @@ class StreamRanker:
 
 
 class RunningBest:
-    """The best candidates so far of every query, as sorted keys of score and position (`mixkernels.packed_keys`).
+    """The best candidates so far of every query, as keys that pack score and position (`mixkernels.packed_keys`).
 
-    Scores are collected and merged many at a time, as merging each piece would take longer.
+    Scores are collected and merged many at a time, as merging after every piece would take longer.
     """
 
     def __init__(self, batch: int, top_k: int | None, repeats: bool, device: torch.device, piece: int = PIECE) -> None:

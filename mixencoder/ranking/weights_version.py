@@ -52,7 +52,7 @@ class KeptForWeights(Generic[T]):
         return value
 
 
-class _Snapshot(NamedTuple):
+class _WeightsState(NamedTuple):
     """A model's weights when they were last compared."""
 
     tensor_states: list[tuple[int, torch.dtype, int]]
@@ -65,7 +65,7 @@ class _Snapshot(NamedTuple):
     version: int
 
 
-_snapshots: "WeakKeyDictionary[nn.Module, _Snapshot]" = WeakKeyDictionary()
+_last_states: "WeakKeyDictionary[nn.Module, _WeightsState]" = WeakKeyDictionary()
 _lock = threading.Lock()
 _numbers = itertools.count(1)
 
@@ -86,13 +86,13 @@ def weights_version(model: nn.Module) -> int:
     tensors = _tensors(model)
     tensor_states = [(t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors]
     with _lock:
-        last = _snapshots.get(model)
+        last = _last_states.get(model)
         samples = last.samples if last is not None and last.tensor_states == tensor_states else _samples(tensors)
         bits = [_bits(views) for views in samples]
         if last is not None and samples is last.samples and bits == last.bits:
             return last.version
         version = next(_numbers)
-        _snapshots[model] = _Snapshot(tensor_states, samples, bits, version)
+        _last_states[model] = _WeightsState(tensor_states, samples, bits, version)
         return version
 
 
