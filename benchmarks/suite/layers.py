@@ -22,7 +22,7 @@ from benchmarks.suite.case import Case, Contender, Prepared
 from benchmarks.suite.operators import checked, mode_call
 from mixencoder.configuration import MixEncoderConfig
 from mixencoder.modeling import Attend, MixEncoderModel, QueryState
-from mixencoder.ranking.interaction import prepared as prepared_layers
+from mixencoder.ranking.interaction import prepare_layers
 from mixencoder.ranking.plan import PIECE
 from mixencoder.ranking.workspace import Workspace
 from mixkernels.roofline import Cost
@@ -102,7 +102,7 @@ def layer_cost(candidates: int, tokens: int, *, queries: int = 1) -> Cost:
 
 def _fused(model: MixEncoderModel, key: Tensor, value: Tensor, context: Tensor) -> Contender:
     """The layers as `mixencoder.ranking.streaming` runs them, piece by piece, on inputs that were projected ahead."""
-    layers, workspace = prepared_layers(model), Workspace(torch.float32, torch.device("cpu"))
+    layers, workspace = prepare_layers(model), Workspace(torch.float32, torch.device("cpu"))
     lengths = torch.tensor([len(key)])
     query = layers.query(QueryState((key.unsqueeze(0),), (value.unsqueeze(0),), lengths, None), 0)
     pieces = []
