@@ -79,7 +79,7 @@ def _names_by_task() -> dict[str, list[str]]:
 
 def comparison_rows(records: list[Record], latency: dict[str, Any], *, intervals: bool) -> list[list[str]]:
     """Every contender's figures, their mean, and what a query and a candidate cost."""
-    head = ["", *COLUMNS.values(), "mean of tasks", "of cross-encoder", "N = 1,000", "bytes a candidate"]
+    head = ["", *COLUMNS.values(), "mean of tasks", "of cross-encoder", "N = 1,000", "bytes per candidate"]
     rows = [head, ["---"] * len(head)]
     found = cells(records)
     best = task_mean(found["cross-encoder"])

@@ -124,7 +124,7 @@ def training_table() -> str:
     cases = by_case(suite_records("operators", STEP))
     if not cases:
         return missing("operators")
-    rows = [["step by", "queries x candidates", "time", "beside ours", "tensors of its own"], ["---"] * 5]
+    rows = [["step by", "queries x candidates", "time", "relative to ours", "peak memory of the call"], ["---"] * 5]
     for records in cases.values():
         own = _own(records)
         for record in (one for one in records if not one["variant"]):
@@ -218,7 +218,7 @@ def index_table() -> str:
         "late interaction": ("beside", "late interaction"),
         "dual-encoder": ("beside", "dual-encoder"),
         "int8 products": ("seconds", f"{disk} int8 products"),
-        "cross-encoder, to int8": ("ratios", f"cross-encoder / {disk} int8 products"),
+        "cross-encoder / int8 products": ("ratios", f"cross-encoder / {disk} int8 products"),
     }
     rows = [["N", *columns], ["---"] * (1 + len(columns))]
     for record in json.loads(path.read_text(encoding="utf-8"))["records"]:
@@ -245,7 +245,7 @@ def _precision_records() -> list[dict]:
 def precision_table() -> str:
     """Every stored format: size and quality."""
     rows = [
-        ["layout", "precision", "bytes a candidate", "nDCG@10", "best ten found again", "time a query"],
+        ["layout", "precision", "bytes per candidate", "nDCG@10", "best ten found again", "time per query"],
         ["---"] * 6,
     ]
     for record in _precision_records():
@@ -258,7 +258,7 @@ def precision_table() -> str:
 
 def prefilter_table() -> str:
     """Every prefilter: what is lost and saved."""
-    rows = [["prefilter", "nDCG@10", "best ten found again", "time a query"], ["---"] * 4]
+    rows = [["prefilter", "nDCG@10", "best ten found again", "time per query"], ["---"] * 4]
     for record in _precision_records():
         if (record["layout"], record["precision"]) == ("projected", "float16") and "products" not in record:
             kept = "dual score alone" if "score" in record else str(record.get("prefilter", "none"))
@@ -278,7 +278,7 @@ def million_table() -> str:
         ["to fill", f"{seconds['fill']:.0f} s"],
         ["to open", f"{seconds['open'] * 1000:.0f} ms"],
         ["to rank all for a query", f"{seconds['rank']:.0f} s"],
-        ["array files, beside the arrays' own bytes", f"{found['array_file_bytes'] / found['array_bytes']:.4f}"],
+        ["size of the array files / bytes of the arrays", f"{found['array_file_bytes'] / found['array_bytes']:.4f}"],
         ["ids and checksums", f"{found['catalogue_bytes'] / 1e6:.0f} MB"],
         ["anonymous memory gained while ranking", f"{gained / 1e6:.1f} MB"],
     ]
