@@ -11,7 +11,7 @@ from mixencoder.base.inputs import as_list, positive_integer_or_none
 from mixencoder.base.results import Activation, RankResult, activated, document_names, entries
 from mixencoder.errors import DuplicateIdError, InputError
 from mixencoder.index import CandidateIndex, Chunk, Snapshot
-from mixencoder.index.naming import naming
+from mixencoder.index.messages import quoted_ids
 from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.progress import NoProgress, ProgressBar, progress_bar
 from mixencoder.ranking.identity import ModelIdentity
@@ -131,7 +131,8 @@ def _entries(view: Snapshot, scores: Tensor, places: Tensor, return_documents: b
     if texts is not None and kept is not None and len(kept) < len(texts):
         lacking = [name for name, text in zip(names, texts, strict=True) if text is None]
         raise InputError(
-            f"return_documents needs texts, but the index keeps none of {naming(lacking)}, added as embeddings alone"
+            f"return_documents needs texts, but the index keeps none of {quoted_ids(lacking)}, "
+            "added as embeddings alone"
         )
     return entries(scores, places.numpy(), names, kept)
 
@@ -170,5 +171,5 @@ def _places(view: Snapshot, ids: Sequence[str]) -> np.ndarray:
     if len(set(ids)) < len(ids):
         seen: set[str] = set()
         twice = [name for name in ids if name in seen or seen.add(name)]
-        raise DuplicateIdError(f"ids names {naming(twice)} more than once; expected each document once")
+        raise DuplicateIdError(f"ids names {quoted_ids(twice)} more than once; expected each document once")
     return view.positions(ids)

@@ -354,7 +354,7 @@ def upgrade_until_killed(path: Path, _: int) -> None:
 
             for name in ("pwrite", "fsync", "ftruncate", "replace", "unlink"):
                 setattr(os, name, counted(getattr(os, name)))
-            for name in ("write", "_put"):
+            for name in ("write", "_put_blocks"):
                 setattr(catalogue.Catalogue, name, counted(getattr(catalogue.Catalogue, name)))
             reopen(target).remove("o5")
 
@@ -379,7 +379,7 @@ def leave_a_hot_journal(path: Path, _: int) -> None:
 
     def work(file: int) -> None:
         index = reopen(path / "index")
-        store = index._current.store()
+        store = index._newest.store()
         with store.lock():
             connection = store.current().writer()._connection
             connection.execute("PRAGMA cache_size=1")

@@ -188,7 +188,7 @@ def test_a_flipped_bit_in_an_array_is_found_and_never_given_a_new_checksum(path)
     assert "rows 0 to 1,023 of field context" in str(report)
     assert {"id 0", "id 500"} <= set(damage.ids)
     assert "id 600" not in damage.ids
-    with pytest.raises(IndexDamagedError, match="left as it is"):
+    with pytest.raises(IndexDamagedError, match="nothing was changed"):
         index.compact()
     index.update(["again"], ["id 600"])
     assert index.verify().ids == report.ids
@@ -311,7 +311,7 @@ def test_a_full_disk_is_named_and_changes_nothing(path, monkeypatch):
 
 def test_a_full_disk_within_the_commit_changes_nothing(path):
     index = reopen(path)
-    connection = index._current.store().current().writer()._connection
+    connection = index._newest.store().current().writer()._connection
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count={pages}")
     with pytest.raises(IndexStorageError, match=r"catalogue.sqlite.*full"):
