@@ -71,7 +71,7 @@ def read_documents(
     for name, column in columns.items():
         _check_column(column, name)
     columns["embeddings"] = None if embeddings is None else read_embeddings(embeddings)
-    rows = _rows({name: column for name, column in columns.items() if column is not None})
+    rows = _zipped({name: column for name, column in columns.items() if column is not None})
     read = (_document(number, row) for number, row in enumerate(rows))
     if streamed:
         return read
@@ -99,7 +99,7 @@ def batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]
         yield batch
 
 
-def _rows(columns: Mapping[str, Iterable[Any]]) -> Iterator[dict[str, Any]]:
+def _zipped(columns: Mapping[str, Iterable[Any]]) -> Iterator[dict[str, Any]]:
     counts = {name: len(column) for name, column in columns.items() if isinstance(column, Sized)}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{count} {name}" for name, count in counts.items())
@@ -116,12 +116,12 @@ def _rows(columns: Mapping[str, Iterable[Any]]) -> Iterator[dict[str, Any]]:
 def _document(number: int, row: Mapping[str, Any]) -> Document:
     text, embedding = row.get("documents"), row.get("embeddings")
     if "documents" in row:
-        content = _encoded(text, f"document {number}")
+        content = _utf8(text, f"document {number}")
     else:
         content = raw_bytes(row["embeddings"].detach().cpu().contiguous())
     digest = hashlib.blake2b(content, digest_size=_DIGEST_BYTES)
     id = row.get("ids", digest.hexdigest())
-    if not _encoded(id, f"id {number}"):
+    if not _utf8(id, f"id {number}"):
         raise InputError(f"id {number} is empty; expected a non-empty string")
     # plain strings, as SQLite takes no subclasses, such as numpy's
     id, text = str.__str__(id), None if text is None else str.__str__(text)
@@ -138,7 +138,7 @@ def _document(number: int, row: Mapping[str, Any]) -> Document:
     )
 
 
-def _encoded(text: Any, name: str) -> bytes:
+def _utf8(text: Any, name: str) -> bytes:
     if not isinstance(text, str):
         raise InputError(f"{name} is {text!r:.60} ({type(text).__name__}); expected a string")
     if (fault := unicode_fault(text)) is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mixencoder.errors import IndexDamagedError, IndexStorageError
 
-_GUARDED = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_SAFE_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """Follow no link, do not wait for a pipe, and do not pass the descriptor on to child programs."""
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -78,7 +78,7 @@ class Folder:
             OSError: it cannot be opened.
         """
         self.status(name)
-        descriptor = os.open(name, flags | _GUARDED, 0o666, dir_fd=self.descriptor)
+        descriptor = os.open(name, flags | _SAFE_FLAGS, 0o666, dir_fd=self.descriptor)
         try:
             check_regular(os.fstat(descriptor), self.path / name)
         except BaseException:
@@ -132,7 +132,7 @@ def read_small(path: Path, max_bytes: int) -> bytes:
         IndexDamagedError: it is not regular, or longer than max_bytes.
         OSError: it cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | _GUARDED)
+    descriptor = os.open(path, os.O_RDONLY | _SAFE_FLAGS)
     try:
         found = os.fstat(descriptor)
         check_regular(found, path)

@@ -88,10 +88,10 @@ class FolderStore:
             FileNotFoundError: a compaction deleted the generation meanwhile; call again.
         """
         pointer = self._identity_of_pointer()
-        if self._current is None or (pointer, _identity(self._catalogue(self._current.number))) != self._seen:
+        if self._current is None or (pointer, _identity(self._catalogue_path(self._current.number))) != self._seen:
             number, version = self._read_pointer()
             generation = self._open(number, version)
-            self._current, self._seen = generation, (pointer, _identity(self._catalogue(number)))
+            self._current, self._seen = generation, (pointer, _identity(self._catalogue_path(number)))
             if self._identity_of_pointer() != pointer:
                 raise FileNotFoundError(self.path / _POINTER)
         return self._current
@@ -189,7 +189,7 @@ class FolderStore:
         self._delete_stale(self._read_pointer()[0])
 
     def _open(self, number: int, version: int) -> Generation:
-        path = self._catalogue(number)
+        path = self._catalogue_path(number)
         try:
             if status_of(path) is None:
                 raise IndexDamagedError(
@@ -272,7 +272,7 @@ class FolderStore:
     def _generation_path(self, number: int) -> Path:
         return self.path / _generation_name(number)
 
-    def _catalogue(self, number: int) -> Path:
+    def _catalogue_path(self, number: int) -> Path:
         return self._generation_path(number) / _CATALOGUE
 
     def _delete_stale(self, current: int) -> None:
