@@ -1,4 +1,4 @@
-"""What a crash, a full disk and other processes can do to an index: nothing that was committed is lost or changed.
+"""Killed writers and concurrent processes: nothing that was committed is lost or changed.
 
 The processes are in index_processes.py. MIXENCODER_TEST_SECONDS lengthens the run of readers beside a writer.
 """
@@ -18,12 +18,14 @@ SECONDS = os.environ.get("MIXENCODER_TEST_SECONDS", "3")
     ("scenario", "number"),
     [
         pytest.param("kill_at_random_instants", "120", id="120 writers killed at random instants lose nothing"),
-        pytest.param("kill_builders", "25", id="a building that is killed 25 times ends as if never killed"),
-        pytest.param("kill_at_every_step", "0", id="a writer may be killed before every single write"),
-        pytest.param("upgrade_until_killed", "0", id="a first write to an older format may be killed at every step"),
-        pytest.param("write_while_the_lock_is_removed", SECONDS, id="a lock file that is deleted lets nobody in"),
-        pytest.param("leave_a_hot_journal", "0", id="a commit that SQLite did not finish is undone by the next reader"),
-        pytest.param("read_without_permission", "0", id="a folder that may not be written is read and left alone"),
+        pytest.param("kill_builders", "25", id="a build that is killed 25 times ends as if never killed"),
+        pytest.param("kill_at_every_step", "0", id="a writer killed before any single write loses nothing"),
+        pytest.param("upgrade_until_killed", "0", id="an upgrade killed at any step loses nothing"),
+        pytest.param(
+            "write_while_the_lock_is_removed", SECONDS, id="a lock file that is deleted admits no second writer"
+        ),
+        pytest.param("leave_a_hot_journal", "0", id="the next reader undoes a commit that SQLite did not finish"),
+        pytest.param("read_without_permission", "0", id="an index in a read-only folder is read and not changed"),
         pytest.param("write_beside_readers", SECONDS, id="readers beside a writer see whole transactions"),
     ],
 )
