@@ -123,7 +123,7 @@ def _document(number: int, row: Mapping[str, Any]) -> Document:
     id = row.get("ids", digest.hexdigest())
     if not _utf8(id, f"id {number}"):
         raise InputError(f"id {number} is empty; expected a non-empty string")
-    # plain strings, as SQLite takes no subclasses, such as numpy's
+    # subclasses, such as numpy's, become plain strings, as SQLite returns them
     id, text = str.__str__(id), None if text is None else str.__str__(text)
     id_is_digest = id == digest.hexdigest()
     metadata = row.get("metadata")

@@ -55,7 +55,7 @@ def locked(path: Path) -> Generator[Folder]:
                 os.close(descriptor)
         finally:
             folder.close()
-    raise IndexLockedError(f"{path / LOCK} is deleted again and again; expected the file to be left alone")
+    raise IndexLockedError(f"{path / LOCK} was deleted repeatedly while it was locked; do not delete it")
 
 
 def _open(folder: Folder) -> int:

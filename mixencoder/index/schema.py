@@ -48,7 +48,7 @@ class Field:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch's."""
+        """The torch dtype."""
         return DTYPES[self.dtype]
 
     @property
