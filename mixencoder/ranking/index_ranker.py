@@ -11,7 +11,7 @@ from mixencoder.base.inputs import as_list, positive_integer_or_none
 from mixencoder.base.results import Activation, RankResult, activated, document_names, entries
 from mixencoder.errors import DuplicateIdError, InputError
 from mixencoder.index import CandidateIndex, Chunk, Snapshot
-from mixencoder.index.naming import naming
+from mixencoder.index.messages import quoted_ids
 from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.progress import NoProgress, ProgressBar, progress_bar
 from mixencoder.ranking.identity import ModelIdentity
@@ -132,7 +132,8 @@ def _entries(view: Snapshot, scores: Tensor, positions: Tensor, return_documents
     if texts is not None and stored is not None and len(stored) < len(texts):
         lacking = [name for name, text in zip(names, texts, strict=True) if text is None]
         raise InputError(
-            f"return_documents needs texts, but the index stores none of {naming(lacking)}: only embeddings were added"
+            f"return_documents needs texts, but the index stores none of {quoted_ids(lacking)}: only embeddings were "
+            "added"
         )
     return entries(scores, positions.numpy(), names, stored)
 
@@ -172,5 +173,5 @@ def _positions(view: Snapshot, ids: Sequence[str]) -> np.ndarray:
     if len(set(ids)) < len(ids):
         seen: set[str] = set()
         twice = [name for name in ids if name in seen or seen.add(name)]
-        raise DuplicateIdError(f"ids names {naming(twice)} more than once; expected each document once")
+        raise DuplicateIdError(f"ids names {quoted_ids(twice)} more than once; expected each document once")
     return view.positions(ids)
