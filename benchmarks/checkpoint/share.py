@@ -1,8 +1,8 @@
-"""How much the interaction should count: ``python -m benchmarks.checkpoint.share --model TRAINED --output CHOSEN``.
+"""Choose the weight of the interaction: ``python -m benchmarks.checkpoint.share --model TRAINED --output CHOSEN``.
 
-The score is ``b h . e + a cos(q, c)``; training says b = 1 on the domains that it saw. Here b is chosen on development
-sets of other domains, none of them trained on or reported, and folded into the weights, so that the model's form stays
-as it was. Writes the checkpoint CHOSEN, and the figures to CHOSEN/share.json.
+The score is ``b h . e + a cos(q, c)``; training uses b = 1. Here b is chosen on development sets of other domains, none
+of them trained on or reported, and folded into the weights, so that the form of the model does not change. Writes the
+checkpoint CHOSEN, and the figures to CHOSEN/share.json.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from mixencoder.modeling import MixEncoderModel
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 POOLS = ("free/foldoc.jsonl.gz", "pairs/quora.dev.jsonl.gz")
-"""Pairs: every query ranks the right documents of all."""
+"""Files of pairs: every query ranks the positives of all pairs."""
 LISTS = ("answers/wikiqa.dev.jsonl.gz", "dialogue/mutual.dev.jsonl.gz", "dialogue/dailydialogpp.dev.jsonl.gz")
 QUERIES, POOL, SEED = 200, 600, 0
 MAX_DOCUMENT_TOKENS = 128

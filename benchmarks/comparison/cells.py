@@ -37,34 +37,34 @@ from mixencoder.training.run import RECORD, TrainConfig, train
 
 
 class Places(NamedTuple):
-    """Where things are."""
+    """Paths of data, backbone and work folder."""
 
     data: Path
     """The public data."""
     backbone: Path
-    """Encoder that all contenders start from."""
+    """The encoder that all contenders start from."""
     work: Path
-    """Trained models and made lists."""
+    """Trained models and generated lists."""
 
     def model(self, setting: str, task: str, name: str, seed: int) -> Path:
-        """Return where a trained contender lies."""
+        """Return the folder of a trained contender."""
         return self.work / setting / task / f"{name}.{seed}"
 
 
 class Cell(NamedTuple):
-    """What one record is about."""
+    """A contender, a task and a seed: one record."""
 
     task: str
     name: str
-    """Of the contender or ablation."""
+    """Name of the contender or ablation."""
     contender: Contender
     seed: int
     long_lists: bool = True
-    """Measure quality as lists grow, too."""
+    """Whether to measure on the long lists too."""
 
     @property
     def file_name(self) -> str:
-        """Of the record."""
+        """File name of the record."""
         return f"{self.task}.{self.name}.{self.seed}.json"
 
     def learns_from(self, other: "Cell") -> bool:
@@ -87,7 +87,7 @@ def wanted_cells(what: str, setting: str, contenders: list[str] | None = None) -
 
 
 def run_cell(cell: Cell, setting: str, places: Places) -> dict[str, Any]:
-    """Train, measure and return the record. A model that an earlier run trained is measured only.
+    """Train, measure and return the record. A model that an earlier run trained is only measured.
 
     Raises:
         InputError: the contender's teacher is not trained yet.
@@ -146,7 +146,7 @@ def make_record(cell: Cell, setting: str, places: Places, folder: Path) -> dict[
 
 
 def _training(compared: ComparedTask, contender: Contender, setting: str) -> dict[str, Any]:
-    """Return the fields of TrainConfig that say how it is trained."""
+    """Return the fields of `TrainConfig` for a contender on a task."""
     fields = {
         **TRAINING,
         "steps": compared.steps[setting],
