@@ -19,7 +19,7 @@ from benchmarks.measuring.machine import kind_name, machine_facts
 from benchmarks.measuring.provenance import ROOT
 from benchmarks.suite.results import GROUPS, kind_mismatch, refused, split, write_results
 
-ALONE = ("gate", "index_speed", "index_million", "index_precision", "comparison_latency")
+MEASUREMENTS = ("gate", "index_speed", "index_million", "index_precision", "comparison_latency")
 """Measurements outside the suite, by the name of their file."""
 NEEDED = {"index_precision": "--beir-folder", "comparison_latency": "--backbone"}
 
@@ -30,7 +30,7 @@ def suite_command(group: str, *, long: bool) -> list[str]:
     return ["pytest", f"benchmarks/bench_suite.py::bench_{group}", "--benchmark-only", "-q", *selection]
 
 
-def alone_command(name: str, options: argparse.Namespace) -> list[str] | None:
+def measurement_command(name: str, options: argparse.Namespace) -> list[str] | None:
     """Arguments of python for a measurement outside the suite; None if its data are not given."""
     device = ["--device", options.device]
     if name == "gate":
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.record", description=__doc__)
     parser.add_argument("--device", help="name of the folder of results (default: named after this kind of machine)")
     parser.add_argument(
-        "--only", action="append", choices=[*GROUPS, *ALONE], help="a group or measurement; may be repeated"
+        "--only", action="append", choices=[*GROUPS, *MEASUREMENTS], help="a group or measurement; may be repeated"
     )
     parser.add_argument("--no-long", action="store_true", help="leave out cases that take minutes or a compiler")
     parser.add_argument("--beir-folder", type=Path, help="SciFact, for index_precision")
@@ -80,12 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.device = options.device or kind_name(machine)
     if reason := kind_mismatch(options.device, machine):
         parser.error(reason)
-    wanted, notes, failed = options.only or [*GROUPS, *ALONE], [], False
+    wanted, notes, failed = options.only or [*GROUPS, *MEASUREMENTS], [], False
     for name in wanted:
         start = time.monotonic()
         if name in GROUPS:
             problem = record_group(name, options.device, long=not options.no_long)
-        elif command := alone_command(name, options):
+        elif command := measurement_command(name, options):
             status = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
             problem = None if status == 0 else f"{' '.join(command)} ended with {status}"
         else:

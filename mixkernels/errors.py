@@ -6,7 +6,7 @@ class MixKernelsError(Exception):
 
 
 class ShapeError(MixKernelsError, ValueError):
-    """Sizes that must agree do not, or a size or a length lies outside its range."""
+    """Sizes that must agree do not, or a size or a length is out of range."""
 
 
 class DtypeError(MixKernelsError, TypeError):

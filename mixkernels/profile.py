@@ -184,7 +184,7 @@ def median_seconds(workload: Workload, device: torch.device, repeats: int) -> fl
 
 
 def profiled(workload: Workload, device: torch.device, repeats: int) -> torch.profiler.profile:
-    """Profile `repeats` calls, each under a mark of its own."""
+    """Profile `repeats` calls, each under its own mark."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with torch.profiler.profile(activities=activities) as profiler:
         for turn in range(repeats):

@@ -317,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--arch", action="append", choices=[*ARCHS, "all"], help="may be repeated (default: sm_90)")
     parser.add_argument("--kernel", metavar="NAME", help="only kernels whose name contains NAME")
     parser.add_argument("--config", metavar="TEXT", help="only configurations whose description contains TEXT")
-    parser.add_argument("--json", action="store_true", help="print a JSON list in place of the table")
+    parser.add_argument("--json", action="store_true", help="print a JSON list instead of the table")
     return parser
 
 

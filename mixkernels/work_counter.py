@@ -41,7 +41,7 @@ class WorkCounter(TorchDispatchMode):
         done = self.work.get(name, Work(0, None))
         flops = done.flops
         if name == "aten::_scaled_dot_product_flash_attention_for_cpu":
-            # the one attention of PyTorch without a formula of its own (2.13)
+            # the only attention of PyTorch without a FLOP formula (2.13)
             flops = (flops or 0) + sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
         elif func.overloadpacket in flop_registry:
             flops = (flops or 0) + flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)

@@ -34,22 +34,22 @@ MEASURE = "nDCG@10"
 
 
 def pool_task(path: Path) -> RankingTask:
-    """Queries of a file of pairs, each to find its document among the documents of many."""
+    """Make a ranking task from a file of pairs: every query ranks the documents of all drawn pairs."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = random.Random(SEED).sample([json.loads(line) for line in file], POOL)
     documents = list(dict.fromkeys(row["positive"] for row in rows))
-    number = {text: place for place, text in enumerate(documents)}
-    asked = rows[:QUERIES]
+    position = {text: number for number, text in enumerate(documents)}
+    queries = rows[:QUERIES]
     return RankingTask(
         name=path.name.partition(".")[0],
         source=path,
         files=(path,),
-        queries=[row["query"] for row in asked],
-        query_ids=[str(place) for place in range(len(asked))],
+        queries=[row["query"] for row in queries],
+        query_ids=[str(number) for number in range(len(queries))],
         documents=documents,
-        candidates=[list(range(len(documents)))] * len(asked),
-        document_ids=[[str(place) for place in range(len(documents))]] * len(asked),
-        qrels=[{str(number[row["positive"]]): 1} for row in asked],
+        candidates=[list(range(len(documents)))] * len(queries),
+        document_ids=[[str(number) for number in range(len(documents))]] * len(queries),
+        qrels=[{str(position[row["positive"]]): 1} for row in queries],
     )
 
 
@@ -69,9 +69,9 @@ def figures_by_share(task: RankingTask, parts: Mapping[str, list[Tensor]]) -> di
 
 
 def scale_interaction(model: MixEncoderModel, share: float) -> None:
-    """Multiply ``h . e`` by share > 0, and leave everything else that the model computes as it is.
+    """Multiply ``h . e`` by share > 0 in the weights, without changing anything else that the model computes.
 
-    h and e leave the last LayerNorm, each gets the square root; a classification head reads them divided by it.
+    h and e come from the last LayerNorm; each gets the square root as a factor, which a classification head divides by.
     """
     root, d = share**0.5, model.config.hidden_size
     with torch.no_grad():

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.comparison.cells import Cell, Places, make_record, wanted_cells
+from benchmarks.comparison.cells import Cell, Paths, make_record, wanted_cells
 from benchmarks.comparison.settings import ABLATIONS, CONTENDERS, SETTINGS, TASKS
 from benchmarks.measuring.provenance import ROOT
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=ROOT / "runs" / "comparison", help="for trained models")
     parser.add_argument("--processes", type=int, default=1, help="cells at a time; they share the threads")
     options = parser.parse_args()
-    places = Places(options.data_dir, options.backbone, options.work_dir)
+    paths = Paths(options.data_dir, options.backbone, options.work_dir)
     known = ABLATIONS if options.task == "ablations" else CONTENDERS
     if unknown := sorted(set(options.contender or []) - set(known)):
         parser.error(f"{options.task} has no {', '.join(unknown)}; it has {', '.join(known)}")
@@ -57,7 +57,7 @@ def main() -> None:
     folder = ROOT / "benchmarks" / "results" / options.device / f"{kind}_{options.setting}"
     cells = wanted_cells(options.task, options.setting, options.contender)
     missing = [cell for cell in cells if not (folder / cell.file_name).is_file()]
-    make = partial(make_record, setting=options.setting, places=places, folder=folder)
+    make = partial(make_record, setting=options.setting, paths=paths, folder=folder)
     start = time.perf_counter()
     threads = max(1, torch.get_num_threads() // options.processes)
     # read when a process loads its libraries; processes are spawned, since forked ones would share this one's threads

@@ -106,11 +106,11 @@ def rank_many(count: int, device: torch.device, shape: Shape = MINILM) -> dict[s
     engine, _ = engines(shape, device)
     state = engine.encode_query(texts_of(engine, QUERY_TOKENS, 1, seed=3))
     plan, seconds = plan_for(device), {}
-    for place in ("resident", "streamed"):
-        record_format, rows = random_rows(engine, count, device if place == "resident" else torch.device("cpu"))
+    for residence in ("resident", "streamed"):
+        record_format, rows = random_rows(engine, count, device if residence == "resident" else torch.device("cpu"))
         for replayed in (True, False) if plan.replayed else (False,):
             ranker = StreamRanker(engine.model, record_format, plan=plan._replace(replayed=replayed))
-            name = f"{place}{', replayed' * replayed}"
+            name = f"{residence}{', replayed' * replayed}"
             seconds[name] = seconds_of(lambda ranker=ranker, rows=rows: ranker.rank(state, rows, TOP_K), device)
         del rows
     return {"what": "scores and top-k", "N": count, "shape": shape._asdict(), "seconds": seconds}

@@ -186,9 +186,9 @@ def _roofline(operator: str, peaks: Mapping[str, float]) -> Panel | None:
                 for record in points:
                     # raises if one lies above the roof
                     share_of_limit(record)
-                places = [(r["flops"] / r["bytes"], r["flops"] / r["seconds"] / 1e9) for r in points]
+                coordinates = [(r["flops"] / r["bytes"], r["flops"] / r["seconds"] / 1e9) for r in points]
                 notes = tuple(map(_sizes, points)) if role == OURS and len(points) > 1 else ()
-                series.append(_series(label, places, role, mark=mark, joined=False, notes=notes))
+                series.append(_series(label, coordinates, role, mark=mark, joined=False, notes=notes))
     if not series:
         return None
     left, right = (pick([x for one in series for x in one.x]) for pick in (min, max))

@@ -87,7 +87,7 @@ _HOPPER = {
 }
 TABLE: dict[str, dict[Kind, LaunchConfig]] = {
     "NVIDIA H200": _HOPPER,
-    # the same multiprocessor; measured on an H200 alone
+    # the same multiprocessor as an H200, where it was measured
     "NVIDIA H100 80GB HBM3": _HOPPER,
 }
 """Measured exceptions to `rule`, by name of the GPU: benchmarks/results/nvidia-h200/gpu_tuning.json."""

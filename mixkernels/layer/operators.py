@@ -188,7 +188,7 @@ def score_candidates(
         state_residual: h', of state's shape or a shape that expands to it.
         weight, bias: (d,), of LN2, in the inputs' dtype or in float32.
         eps: added to the variance.
-        additive: (B, N) or a shape that expands to it, (N,) for one query: a floating number added to each score.
+        additive: (B, N) or a shape that expands to it, (N,) for one query: floating numbers added to the scores.
         top_k: how many candidates to keep. None returns all scores.
         running: the result for the chunks before, merged with this one's. Needs top_k. Ids must not repeat.
         first_id: id of this call's first candidate; the others follow. Ids run from 0 to 2^32 - 1.

@@ -52,7 +52,7 @@ def _run_gate_layer_norm_backward(
     dgate, dupdate, dstate, dweight, dbias = implementation("layer", "triton", "gate_layer_norm_backward")(
         dense_rows(grad), dense_rows(gate), dense_rows(update), state, weight.contiguous(), eps=eps
     )
-    # an operator must return tensors: an empty one stands for None
+    # an operator must return tensors: an empty one replaces None
     return dgate, dupdate, update.new_empty(0) if dstate is None else dstate, dweight, dbias
 
 
@@ -192,7 +192,7 @@ SCORE_TOP_K = _define(
 
 @register_flop_formula([torch.ops.mixkernels.score_candidates, torch.ops.mixkernels.score_top_k])
 def _score_flops(context_shape: tuple[int, ...], *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Dot products alone: PyTorch's counter counts products, of which the LayerNorms have none."""
+    """Only the dot products: PyTorch's counter counts products, and LayerNorm has none."""
     batch, num_candidates, _k, width = context_shape
     return 2 * batch * num_candidates * width
 
