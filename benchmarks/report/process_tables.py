@@ -1,4 +1,4 @@
-"""Tables of whole processes and their threads: start-up, and encoding beside busy neighbours."""
+"""Tables of whole processes and their threads: start-up, and encoding next to busy processes."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ _MOVED = {
 
 
 def threads_table() -> str:
-    """Encoding with one and two threads, alone and beside busy processes, and ranking raw texts beside a rival."""
+    """Encoding with one and two threads, alone and next to busy processes, and ranking raw texts against a rival."""
     document = _record("threads")
     texts = document["texts"]
     rows = [["what", "threads", "busy processes", "seconds", "rival", "rival's time"], ["---"] * 6]

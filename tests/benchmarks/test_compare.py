@@ -90,7 +90,7 @@ def test_what_is_missing_is_named_and_fails_unless_there_is_a_reason():
         "attention N=99 float32: torch, ratio to sdpa",
         "attention N=99 float32: torch, fraction of the limit",
     ]
-    assert "record anew" in "\n".join(verdict.lines())
+    assert "record again" in "\n".join(verdict.lines())
     committed = record(ratios={"sdpa": 4.0, "flex": 2.0})
     skipped = [record(backend="flex") | {"reason": "needs a compiler"}]
     verdict = judged([committed], [record()], skipped=skipped)
@@ -289,7 +289,7 @@ def test_the_quick_cases_are_recorded_on_one_thread(monkeypatch, tmp_path, capsy
 
     monkeypatch.setattr(gate, "quick_cases", lambda: [quick_case()])
     monkeypatch.setattr(gate, "run_case", lambda case, budget: Found)
-    monkeypatch.setattr(gate, "run_quietly", lambda case, budget: Found)
+    monkeypatch.setattr(gate, "run_until_quiet", lambda case, budget: Found)
     monkeypatch.setattr(gate, "best_peaks", lambda products: Peaks(**PEAKS[products]))
     monkeypatch.setattr(results_files, "RESULTS", tmp_path)
     # what stayed noisy is told, and what did not is kept

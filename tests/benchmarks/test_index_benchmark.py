@@ -70,7 +70,7 @@ def test_ratios_put_equal_work_side_by_side():
 def test_the_end_to_end_benchmark_of_a_gpu_runs(device, monkeypatch):
     monkeypatch.setattr(gpu_ranking, "RUNS", 1)
     shape, device = gpu_ranking.Shape(2, 32, 2), torch.device(device)
-    large = gpu_ranking.many(5000, device, shape)
+    large = gpu_ranking.rank_many(5000, device, shape)
     assert {name.split(",")[0] for name in large["seconds"]} == {"resident", "streamed"}
     small = gpu_ranking.beside_cross_encoder(12, device, shape)
     assert small["ratio"] == small["seconds"]["cross-encoder"] / small["seconds"]["mixencoder"]

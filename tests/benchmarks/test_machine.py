@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.measuring.machine import kind_name, machine_facts, nearest
-from benchmarks.suite.results import GATE, GROUPS, machines, of_another_kind
+from benchmarks.suite.results import GATE, GROUPS, kind_mismatch, machines
 
 
 def test_ratios_are_compared_with_a_machine_of_the_same_kind():
@@ -47,12 +47,12 @@ def test_a_folder_is_named_after_the_kind_of_its_machine():
 
 def test_a_folder_takes_no_records_of_another_kind():
     there, gate = machines()["cpu-zen3-2-threads"], machines((GATE,))["cpu-zen3-2-threads"]
-    assert of_another_kind("cpu-zen3-2-threads", there) is None
+    assert kind_mismatch("cpu-zen3-2-threads", there) is None
     # the gate's are of one thread
-    assert of_another_kind("cpu-zen3-2-threads", gate, (GATE,)) is None
-    reason = of_another_kind("cpu-zen3-2-threads", there | {"capability": "AVX512"}, GROUPS)
+    assert kind_mismatch("cpu-zen3-2-threads", gate, (GATE,)) is None
+    reason = kind_mismatch("cpu-zen3-2-threads", there | {"capability": "AVX512"}, GROUPS)
     assert "another kind of machine: capability is 'AVX512' here, 'AVX2' there" in reason
-    assert of_another_kind("new", there) is None
+    assert kind_mismatch("new", there) is None
 
 
 def test_processors_of_arm_are_told_by_their_own_fields(monkeypatch):

@@ -11,12 +11,12 @@ from benchmarks.measuring.noise import (
     LARGEST_SPREAD,
     TRIES,
     NoisyMeasurementError,
+    measure_until_quiet,
     noise,
     quiet_medians,
-    quietly,
     spread,
 )
-from benchmarks.suite.case import Case, Contender, Prepared, run_case, run_quietly
+from benchmarks.suite.case import Case, Contender, Prepared, run_case, run_until_quiet
 from benchmarks.suite.results import case_name, refused, split
 from mixkernels.roofline import Cost, Peaks
 
@@ -64,7 +64,7 @@ def test_what_stays_noisy_is_refused_after_three_tries_by_name_and_with_the_reas
 
 def test_the_quietest_try_is_kept():
     tries = iter([("first", {"a": "x", "b": "y"}), ("second", {"a": "x"}), ("third", {"a": "x", "b": "y"})])
-    found, why = quietly(lambda: next(tries), lambda one: one[1])
+    found, why = measure_until_quiet(lambda: next(tries), lambda one: one[1])
     assert found[0] == "second"
     assert list(why) == ["a"]
 
@@ -91,7 +91,7 @@ def samples(monkeypatch):
         looks = iter(looks or [Peaks(100.0, 100.0, 100.0)])
         monkeypatch.setattr("benchmarks.suite.case.interleaved_samples", take)
         monkeypatch.setattr(peaks, "_best", {})
-        monkeypatch.setattr(peaks, "_look", lambda products: next(looks))
+        monkeypatch.setattr(peaks, "_measure", lambda products: next(looks))
         return take
 
     return give
@@ -99,7 +99,7 @@ def samples(monkeypatch):
 
 def test_a_noisy_case_is_run_again_until_it_is_quiet(samples):
     take = samples((NOISY, QUIET, QUIET), (QUIET, [4.0, 4.0], [2.0, 2.0]))
-    outcome = run_quietly(made_up())
+    outcome = run_until_quiet(made_up())
     assert take.count == 2
     assert not outcome.refused
     assert outcome.records["ours"]["ratios"] == {"first": 4.0, "second": 2.0}
@@ -107,7 +107,7 @@ def test_a_noisy_case_is_run_again_until_it_is_quiet(samples):
 
 def test_a_rival_that_stays_noisy_is_left_out_of_records_and_ratios(samples):
     take = samples((QUIET, [4.0, 4.0], NOISY))
-    outcome = run_quietly(made_up())
+    outcome = run_until_quiet(made_up())
     assert take.count == TRIES
     assert list(outcome.records) == list(outcome.samples) == ["ours", "first"]
     ours = outcome.records["ours"]
@@ -118,7 +118,7 @@ def test_a_rival_that_stays_noisy_is_left_out_of_records_and_ratios(samples):
 @pytest.mark.parametrize("tries", [(NOISY, QUIET, QUIET), (QUIET, NOISY, NOISY)])
 def test_a_case_without_two_to_compare_has_no_figure_at_all(samples, tries):
     samples(tries)
-    outcome = run_quietly(made_up())
+    outcome = run_until_quiet(made_up())
     assert (outcome.records, outcome.samples) == ({}, {})
     assert set(outcome.refused) == set(NAMES)
     assert all("a spread of 4.00" in why for why in outcome.refused.values())
@@ -127,7 +127,7 @@ def test_a_case_without_two_to_compare_has_no_figure_at_all(samples, tries):
 def test_peaks_are_measured_again_when_something_is_faster_than_its_limit(samples):
     slow, fast = Peaks(1.0, 100.0, 100.0), Peaks(20.0, 100.0, 100.0)
     take = samples((QUIET, QUIET, QUIET), looks=[slow, fast])
-    outcome = run_quietly(made_up(10))
+    outcome = run_until_quiet(made_up(10))
     assert take.count == 1
     assert not outcome.refused
     assert {record["fraction_of_limit"] for record in outcome.records.values()} == {0.5}
@@ -136,7 +136,7 @@ def test_peaks_are_measured_again_when_something_is_faster_than_its_limit(sample
 def test_what_stays_faster_than_its_limit_is_refused(samples):
     slow = Peaks(1.0, 100.0, 100.0)
     take = samples((QUIET, QUIET, QUIET), looks=[slow] * 10)
-    outcome = run_quietly(made_up(10))
+    outcome = run_until_quiet(made_up(10))
     assert take.count == TRIES
     assert outcome.records == {}
     assert "10 of the limit, expected 1 at most" in outcome.refused["ours"]
@@ -145,7 +145,7 @@ def test_what_stays_faster_than_its_limit_is_refused(samples):
 def test_other_products_have_a_limit_of_their_own(samples, monkeypatch):
     samples((QUIET, QUIET, QUIET))
     looked = {"float32": Peaks(1.0, 100.0, 100.0), "int8": Peaks(20.0, 100.0, 100.0)}
-    monkeypatch.setattr(peaks, "_look", looked.__getitem__)
+    monkeypatch.setattr(peaks, "_measure", looked.__getitem__)
     record = run_case(made_up(10, {"products": "int8"})).records["ours"]
     assert (record["dtype"], record["fraction_of_limit"]) == ("float32", 0.5)
     document = {

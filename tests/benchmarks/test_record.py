@@ -3,6 +3,7 @@
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,14 +11,17 @@ from benchmarks import record
 from benchmarks.suite.case import RECORD_KEYS
 
 
+def replace_run(monkeypatch, run):
+    """Replace `subprocess.run` in the module under test only: platform, which reads the machine, uses it too."""
+    monkeypatch.setattr(record, "subprocess", SimpleNamespace(run=run))
+
+
 @pytest.fixture
 def ran(monkeypatch):
     """Run nothing; remember what would have been."""
     commands = []
-    monkeypatch.setattr(
-        record.subprocess,
-        "run",
-        lambda command, **options: commands.append(command[1:]) or subprocess.CompletedProcess(command, 0),
+    replace_run(
+        monkeypatch, lambda command, **options: commands.append(command[1:]) or subprocess.CompletedProcess(command, 0)
     )
     monkeypatch.setattr(record, "record_group", lambda group, device, *, long: commands.append([group, long]))
     return commands
@@ -46,7 +50,7 @@ def test_one_group_may_be_recorded_without_what_takes_long(ran):
 
 
 def test_a_failed_run_leaves_the_file_and_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(record.subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 1))
+    replace_run(monkeypatch, lambda command, **options: subprocess.CompletedProcess(command, 1))
     monkeypatch.setattr(record, "write_results", lambda *arguments: pytest.fail("nothing may be written"))
     assert record.main(["--device", "here", "--only", "layers"]) == 1
     assert "layers: pytest ended with 1" in capsys.readouterr().out
@@ -75,7 +79,7 @@ def test_what_stayed_noisy_is_listed_and_the_rest_is_kept(kept, monkeypatch, cap
         Path(command[-1].partition("=")[2]).write_text(json.dumps(document))
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(record.subprocess, "run", suite)
+    replace_run(monkeypatch, suite)
     monkeypatch.setattr(record, "write_results", lambda device, group, found: written.append(len(found.records)))
     assert record.main(["--device", "here", "--only", "layers"]) == 1
     said = capsys.readouterr().out

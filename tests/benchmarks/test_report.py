@@ -58,7 +58,7 @@ def test_what_stands_between_marks_is_made_anew_and_the_rest_is_kept(one_table, 
 
 
 def test_a_mark_without_an_end_or_a_meaning_is_an_error(one_table, tmp_path):
-    with pytest.raises(ValueError, match="has no <!-- some table: end --> behind it"):
+    with pytest.raises(ValueError, match="has no <!-- some table: end --> after it"):
         rendered("<!-- some table: begin -->\n", tmp_path)
     with pytest.raises(ValueError, match="there is no table 'other'; expected one of some"):
         rendered("<!-- other table: begin -->\n<!-- other table: end -->\n", tmp_path)

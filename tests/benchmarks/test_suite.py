@@ -24,7 +24,7 @@ from benchmarks.measuring.machine import machine_facts
 from benchmarks.suite import end_to_end, gpu, index, layers, operators
 from benchmarks.suite.case import RECORD_KEYS, Budget, Case, Contender, Prepared, run_case
 from benchmarks.suite.gpu import GpuCase
-from benchmarks.suite.pytest_cases import CLOCK, GpuStage, ReplayClock
+from benchmarks.suite.pytest_cases import CLOCK, GpuCaseRunner, RecordedClock
 from benchmarks.suite.results import refused, split
 from mixencoder.configuration import MixEncoderConfig
 from mixencoder.modeling import MixEncoderModel
@@ -32,7 +32,7 @@ from mixkernels.roofline import Cost, Peaks
 
 ROOT = Path(__file__).parents[2]
 ALL = (*operators.CASES, *layers.CASES, *end_to_end.CASES, *index.CASES)
-LOOK = peaks._look
+MEASURE = peaks._measure
 ONCE = Budget(seconds=0.0, least=1, most=1)
 SECTION_7 = {
     "shape",
@@ -49,10 +49,10 @@ SECTION_7 = {
 
 
 @pytest.fixture(autouse=True)
-def no_look(monkeypatch):
-    """Peaks that no machine has: nothing here depends on what this one can do, or on who works beside."""
+def fixed_peaks(monkeypatch):
+    """Peaks that no machine has: nothing here depends on the rates of this one or on other work on it."""
     monkeypatch.setattr(peaks, "_best", {})
-    monkeypatch.setattr(peaks, "_look", lambda products: Peaks(1e18, 1e18, 1e18))
+    monkeypatch.setattr(peaks, "_measure", lambda products: Peaks(1e18, 1e18, 1e18))
 
 
 def made_up(**changes):
@@ -315,7 +315,7 @@ def test_an_interaction_layer_costs_what_the_design_says():
 
 
 def test_a_clock_tells_what_was_measured():
-    clock = ReplayClock()
+    clock = RecordedClock()
     clock.load([0.5, 0.25])
     times = [clock() for _ in range(4)]
     assert [times[1] - times[0], times[3] - times[2]] == [0.5, 0.25]
@@ -330,7 +330,7 @@ from benchmarks.suite.pytest_cases import cases
 from mixkernels.roofline import Cost, Peaks
 
 # what this machine does has no part in it
-peaks._look = lambda products: Peaks(1e18, 1e18, 1e18)
+peaks._measure = lambda products: Peaks(1e18, 1e18, 1e18)
 contest.interleaved_samples = lambda calls, **budget: {name: call() for name, call in calls.items()}
 
 def prepare(names):
@@ -347,8 +347,8 @@ def case(operator, **options):
                 unavailable=lambda name: "not installed" if name == "absent" else None, **options)
 
 @cases([case("short"), case("noisy", prepare=prepare_noisy), case("endless", long=True)])
-def bench_made_up(stage, benchmark, case, contender):
-    stage.play(benchmark, case, contender)
+def bench_made_up(runner, benchmark, case, contender):
+    runner.run(benchmark, case, contender)
 """
 
 
@@ -400,14 +400,14 @@ def test_pytest_shows_and_writes_the_samples_that_a_case_was_judged_by(tmp_path)
 
 def test_the_limit_is_the_best_of_all_looks(monkeypatch):
     looks = iter([Peaks(2.0, 5.0, 1.0), Peaks(3.0, 4.0, 1.0)])
-    monkeypatch.setattr(peaks, "_look", lambda products: next(looks))
+    monkeypatch.setattr(peaks, "_measure", lambda products: next(looks))
     assert peaks.best_peaks("float32") == peaks.best_peaks("float32") == (2.0, 5.0, 1.0)
-    assert peaks.best_peaks("float32", look_again=True) == (3.0, 5.0, 1.0)
+    assert peaks.best_peaks("float32", remeasure=True) == (3.0, 5.0, 1.0)
 
 
 def test_peaks_are_looked_at_for_all_products_that_this_machine_has(monkeypatch):
     monkeypatch.setattr(peaks, "measured_cpu_peaks", Mock(__wrapped__=lambda dtype: Peaks(2.0, 5.0, 1.0)))
-    monkeypatch.setattr(peaks, "_look", LOOK)
+    monkeypatch.setattr(peaks, "_measure", MEASURE)
     found = peaks.all_peaks()
     assert set(found) == set(peaks.PRODUCTS) - (set() if torch.backends.mkldnn.is_available() else {"int8"})
     # int8 products are measured, all else is float32's
@@ -436,8 +436,8 @@ def test_plain_pytest_times_nothing(tmp_path):
 # -- on a GPU ----------------------------------------------------------------------------------------------------------
 
 
-class Played:
-    """Stands where pytest-benchmark's fixture does."""
+class FakeBenchmark:
+    """In the place of pytest-benchmark's fixture."""
 
     def __init__(self):
         self.extra_info = {}
@@ -447,7 +447,7 @@ class Played:
         self.seconds = [-CLOCK() + CLOCK() for _ in range(rounds)]
 
 
-def test_a_gpu_s_cases_are_replayed_and_what_failed_is_skipped_with_the_reason(tmp_path):
+def test_a_gpu_s_cases_show_their_medians_and_what_failed_is_skipped_with_the_reason(tmp_path):
     made_up_peaks = Peaks(1e12, 1e11, 1e11)
     machine = Machine(
         torch.device("cpu"),
@@ -458,7 +458,7 @@ def test_a_gpu_s_cases_are_replayed_and_what_failed_is_skipped_with_the_reason(t
         "abc",
         {},
     )
-    stage = GpuStage(Bench(machine, "torch", tmp_path, seconds=0.0, largest_spread=float("inf")))
+    runner = GpuCaseRunner(Bench(machine, "torch", tmp_path, seconds=0.0, largest_spread=float("inf")))
     make = partial(layer_workload, name="gate_layer_norm", n=20, d=16, dtype=torch.float32, compile_too=False)
 
     def with_one_that_fails(bench):
@@ -467,13 +467,13 @@ def test_a_gpu_s_cases_are_replayed_and_what_failed_is_skipped_with_the_reason(t
 
     case = GpuCase("gate", ("torch", "pytorch", "broken"), with_one_that_fails)
     for contender in ("torch", "pytorch"):
-        benchmark = Played()
-        stage.play(benchmark, case, contender)
+        benchmark = FakeBenchmark()
+        runner.run(benchmark, case, contender)
         assert benchmark.name == contender
         assert set(benchmark.extra_info) >= SECTION_7
         assert benchmark.seconds == [benchmark.extra_info["seconds"]]
     with pytest.raises(pytest.skip.Exception, match="division by zero"):
-        stage.play(Played(), case, "broken")
+        runner.run(FakeBenchmark(), case, "broken")
 
 
 def test_the_gpu_s_cases_cover_every_operator():

@@ -1,4 +1,4 @@
-"""The door: what it refuses and in which words, which backend it chooses, what it imports."""
+"""The public operator: its error messages, the backend that it chooses, what it imports."""
 
 import subprocess
 import sys
@@ -46,8 +46,12 @@ def inputs(n=3, k=2, m=4, b=1, h=2, d=16, dtype=torch.float32):
         ({"key": [1.0]}, DtypeError, ["key is a list", "torch.Tensor"]),
         ({"context_value": None}, DtypeError, ["context_value is None", "state_query"]),
         ({"scale": float("nan")}, ShapeError, ["scale is nan", "finite"]),
-        ({"context_key": None}, DtypeError, ["context_key is None", "own_logits"]),
-        ({"own_logits": torch.zeros(3, 2, 2, 2)}, DtypeError, ["both", "either context_key or own_logits"]),
+        ({"context_key": None}, DtypeError, ["both None", "own_logits"]),
+        (
+            {"own_logits": torch.zeros(3, 2, 2, 2)},
+            DtypeError,
+            ["context_key and own_logits are both given", "one of them"],
+        ),
         (
             {"context_key": None, "own_logits": torch.zeros(3, 2, 2)},
             ShapeError,
@@ -72,7 +76,7 @@ def inputs(n=3, k=2, m=4, b=1, h=2, d=16, dtype=torch.float32):
                 "candidate_offsets": torch.tensor([0, 4, 3]),
             },
             ShapeError,
-            ["[0, 4, 3]", "never to fall"],
+            ["[0, 4, 3]", "never to decrease"],
         ),
         ({"context_scales": (torch.ones(3, 2, 2),) * 3}, DtypeError, ["context_scales", "torch.float32", "int8"]),
         ({"context_scales": (torch.ones(3, 2, 2),) * 2}, ShapeError, ["2 tensors", "3"]),
