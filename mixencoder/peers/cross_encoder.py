@@ -159,9 +159,9 @@ class CrossEncoder(Peer):
             )
         return {"separator": separator, "document_prefix": prefix, "document_suffix": suffix}
 
-    def _longest(self, role: str) -> int:
+    def _max_tokens(self, role: str) -> int:
         """At least half of the positions are the document's."""
-        return super()._longest(role) // (2 if role == "query" else 1)
+        return super()._max_tokens(role) // (2 if role == "query" else 1)
 
     def _score_pairs(
         self, queries: Sequence[Sequence[int]], documents: Sequence[Sequence[int]], pairs: Pairs, request: Request

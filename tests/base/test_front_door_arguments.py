@@ -178,9 +178,9 @@ def test_an_activation_may_return_any_numbers_of_the_same_shape(model, engine, i
 @pytest.mark.parametrize("wrong", [lambda scores: scores[:, :1], lambda scores: scores.sum(), lambda scores: "no"])
 def test_an_activation_that_changes_the_shape_is_refused(model, engine, index, wrong):
     for documents, ranker in ((DOCUMENTS, engine), (index, model)):
-        with pytest.raises(InputError, match=r"activation_fn (made|returned)"):
+        with pytest.raises(InputError, match="activation_fn returned"):
             ranker.rank([QUERY, "git"], documents, activation_fn=wrong)
-    with pytest.raises(InputError, match=r"activation_fn made .* of 4 pairs"):
+    with pytest.raises(InputError, match=r"activation_fn returned the shape .* for 4 pairs"):
         engine.predict([(QUERY, text) for text in DOCUMENTS], activation_fn=torch.sum)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mixencoder import MixEncoder
-from mixencoder.base.inference_context import surroundings
+from mixencoder.base.inference_context import inference_context
 from tests.base.front_doors import untrained
 
 DOCUMENTS = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france", "the cat sat"]
@@ -146,14 +146,14 @@ def test_the_last_of_several_threads_gives_the_mode_back():
     inside, leave = threading.Event(), threading.Event()
 
     def infer():
-        with surroundings(model):
+        with inference_context(model):
             inside.set()
             leave.wait(10)
 
     thread = threading.Thread(target=infer)
     thread.start()
     inside.wait(10)
-    with surroundings(model):
+    with inference_context(model):
         assert not model[1].training
     # the other thread still computes
     assert not model[1].training

@@ -110,7 +110,7 @@ class TestWeights:
         (fields if kind == "encoder" else fields["backbone_config"])["num_hidden_layers"] = 2
         change_fields(folder, **fields)
         with pytest.raises(
-            CheckpointError, match=r"holds 16 weights that its config.json leaves no place for: .*layer\.2\."
+            CheckpointError, match=r"holds 16 weights that its config.json does not describe: .*layer\.2\."
         ):
             load_backbone(folder)
 
