@@ -118,8 +118,8 @@ class MixEncoderConfig(EncoderConfig):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected True or False")
         if not self.state_row and not self.context_update:
             raise ValueError(
-                "state_row and context_update are both False, so query and candidate would not interact; expected at "
-                "least one of them (or use a dual-encoder)"
+                "state_row and context_update are both False; expected at least one, as otherwise query and candidate "
+                "do not interact (for that use a dual-encoder)"
             )
         if not is_number(self.dual_scale_init):
             raise ValueError(f"dual_scale_init is {self.dual_scale_init!r}; expected a finite number")

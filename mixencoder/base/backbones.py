@@ -106,7 +106,7 @@ class LinearWeights(NamedTuple):
 
 
 class LayerSettings(NamedTuple):
-    """Settings that interaction layers take from the backbone, beside hidden size and number of attention heads."""
+    """Settings that interaction layers take from the backbone, besides hidden size and number of attention heads."""
 
     intermediate_size: int
     activation: str
@@ -286,7 +286,7 @@ def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
         UnsupportedBackboneError: the encoder cannot serve as backbone.
     """
     layout = layout_of(config)
-    # no dropout of attention weights: encoder and interaction layers must attend alike (docs/design.md, section 1)
+    # attention weights are never dropped, as in the interaction layers (docs/design.md, section 1)
     setattr(config, layout.attention_dropout, 0.0)
     return AutoModel.from_config(
         config, attn_implementation=TAP_ATTENTION, trust_remote_code=False, **layout.model_options

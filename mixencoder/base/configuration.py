@@ -100,7 +100,7 @@ def checked_calibration(value: Mapping[str, float] | None) -> dict[str, float] |
     return fields
 
 
-def check_names(config_class: type[PreTrainedConfig], fields: Iterable[str]) -> None:
+def check_field_names(config_class: type[PreTrainedConfig], fields: Iterable[str]) -> None:
     """Raise if a configuration lacks some of the fields; transformers would store them, and they would have no effect.
 
     Raises:

@@ -45,7 +45,7 @@ class Engine(ModelHolder):
     Attributes:
         model, tokenizer, read_query, read_document: as in `ModelHolder`.
         score_terms: the values of ``score`` in `predict` and `rank`: "full", and single terms if there are any.
-        encoded_types: types of encoded documents that `rank` accepts beside texts.
+        encoded_types: types of encoded documents that `rank` accepts besides texts.
         reads_jointly: whether every pair needs its own pass through backbone layers.
     """
 

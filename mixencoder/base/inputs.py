@@ -72,14 +72,14 @@ def as_list(texts: Iterable[Any], role: str) -> list[Any]:
     """Return one text, or several from an ordered iterable such as a generator, array or column, as a list.
 
     Raises:
-        InputError: as in `check_series`; the elements are not checked.
+        InputError: as in `check_ordered`; the elements are not checked.
     """
     if isinstance(texts, str):
         return [texts]
-    return list(check_series(texts, role))
+    return list(check_ordered(texts, role))
 
 
-def check_series(values: Iterable[Any], name: str) -> Iterable[Any]:
+def check_ordered(values: Iterable[Any], name: str) -> Iterable[Any]:
     """Check that values is an ordered, one-dimensional iterable, and return it unread.
 
     Raises:
@@ -102,10 +102,10 @@ def check_documents(documents: Iterable[Any]) -> Iterable[Any]:
     """Check that documents is an ordered iterable of several documents, and return it unread.
 
     Raises:
-        InputError: documents is a single string or a path, or fails `check_series`.
+        InputError: documents is a single string or a path, or fails `check_ordered`.
     """
     if not isinstance(documents, str | PathLike):
-        return check_series(documents, "documents")
+        return check_ordered(documents, "documents")
     kind = "string" if isinstance(documents, str) else type(documents).__name__
     if _is_index(documents):
         raise InputError(
@@ -123,7 +123,7 @@ def _is_index(path: str | PathLike[str]) -> bool:
         return False
 
 
-def not_a_text(value: Any, name: str) -> str:
+def not_a_text_message(value: Any, name: str) -> str:
     """Return an error message for a value that should be a text."""
     kind = type(value).__name__
     missing = value is None or kind in ("NAType", "NaTType") or (isinstance(value, float) and math.isnan(value))

@@ -15,7 +15,7 @@ from mixencoder.base.backbones import cast_parameters, max_positions
 from mixencoder.base.checkpoints.checkpoint import load_backbone, load_model, load_tokenizer, save
 from mixencoder.base.checkpoints.locations import checkpoint_root, locked_for_reading
 from mixencoder.base.checkpoints.sentence_transformers import follow_pooling
-from mixencoder.base.configuration import MIN_TOKENS, EncoderConfig, check_names
+from mixencoder.base.configuration import MIN_TOKENS, EncoderConfig, check_field_names
 from mixencoder.base.empty_texts import check_on_empty
 from mixencoder.base.inputs import placement, resolve_device, resolve_dtype
 from mixencoder.base.modeling import HeadedModel, model_with_head
@@ -98,7 +98,7 @@ class ModelHolder:
             fields = follow_pooling(checkpoint_root(name_or_path), fields, poolings, lengths_matter=lengths_matter)
         config_class = cls.model_class.config_class
         try:
-            check_names(config_class, fields)
+            check_field_names(config_class, fields)
             config = config_class(backbone_config=backbone.config, **cls._tokenizer_fields(tokenizer), **fields)
         except ValueError as error:
             raise InputError(str(error)) from error
@@ -247,7 +247,7 @@ class ModelHolder:
         return self._notices.counts
 
     def _sizes(self) -> str:
-        """Return the sizes that `repr` shows beside the number of parameters."""
+        """Return the sizes that `repr` shows besides the number of parameters."""
         return f"d={self.config.hidden_size}"
 
     def _derive(self) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mixencoder.base.inputs import not_a_text
+from mixencoder.base.inputs import not_a_text_message
 from mixencoder.base.notices import Notices
 from mixencoder.base.texts import first_unicode_fault
 from mixencoder.errors import CheckpointError, EmptyTextWarning, InputError, TruncationWarning
@@ -76,7 +76,7 @@ class TextEncoder:
         """
         for index, text in enumerate(texts):
             if not isinstance(text, str):
-                raise InputError(not_a_text(text, f"{self.role} {index}"))
+                raise InputError(not_a_text_message(text, f"{self.role} {index}"))
         if not texts:
             return Windows([], 0)
         if (fault := first_unicode_fault(texts)) is not None:

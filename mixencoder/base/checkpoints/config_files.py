@@ -81,7 +81,7 @@ def _cleaned(fields: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _reject_constant(constant: str) -> Any:
-    raise ValueError(f"{constant} is not a number in JSON")
+    raise ValueError(f"{constant} is not allowed")
 
 
 def _finite(text: str) -> float:
