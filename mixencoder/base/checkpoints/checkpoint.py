@@ -81,12 +81,19 @@ def load_backbone(name_or_path: str | Path) -> PreTrainedModel:
     """
     path = model_folder(name_or_path)
     fields = read_config(path)
+    own = architecture_of(fields.get("model_type")) is not None
     with as_checkpoint_errors(name_or_path):
-        if architecture_of(fields.get("model_type")) is not None:
+        if own:
             # WeightFiles finds the backbone's weights by their common prefix
             fields = _encoder_fields(fields, name_or_path)
         files = WeightFiles(path)
-        config = _encoder_config(fields, path, files)
+        try:
+            config = _encoder_config(fields, path, files)
+        except UnsupportedBackboneError as error:
+            if not own:
+                raise
+            # this library saved a supported backbone, so the checkpoint was changed
+            raise CheckpointError(f"{name_or_path} cannot be loaded: {error}") from error
         options = layout_of(config).model_options
         backbone = load_weights(path, files, config, build_backbone, torch.float32, **options)
     # do not save the local path inside another checkpoint
