@@ -52,7 +52,7 @@ def model_folder(name_or_path: str | Path) -> Path:
 
 @contextmanager
 def locked_for_reading(name_or_path: str | Path) -> Generator[None]:
-    """Keep other processes from replacing a checkpoint while its configuration, weights and tokenizer are read."""
+    """Keep others from replacing a checkpoint while its configuration, weights and tokenizer are read."""
     with ExitStack() as stack:
         # a folder that cannot be locked gives a better error when it is read
         with suppress(OSError, RuntimeError, ValueError):

@@ -1,4 +1,4 @@
-"""A checkpoint's weight files: compare the weights listed in their headers with those that a model expects, and read.
+"""Read a checkpoint's weight files, after comparing their headers with the weights that a model expects.
 
 The comparison comes before any memory is allocated for the model, and a model is loaded completely or not at all. Only
 safetensors files are opened: other formats can run code.
