@@ -1,4 +1,4 @@
-"""``python -m mixencoder``: the command line; without its extra, a message that says how to get it."""
+"""``python -m mixencoder``: the command line, or a message that says how to install what it needs."""
 
 import sys
 
@@ -14,7 +14,7 @@ def main() -> None:
         sys.exit(f"the command line needs the extra: pip install 'mixencoder[cli]' ({error})")
     except KeyboardInterrupt:
         sys.exit(130)
-    # bad usage is told by typer, outside of any command
+    # typer prints usage errors before any command runs
     take_any_character()
     app(prog_name="mixencoder")
 

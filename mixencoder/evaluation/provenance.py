@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from mixencoder import __version__
-from mixencoder.base.checkpoints.locations import located
+from mixencoder.base.checkpoints.locations import model_folder
 from mixencoder.base.engine import Engine
 from mixencoder.base.inputs import local_path
 from mixencoder.bundled import default_checkpoint
@@ -113,7 +113,7 @@ def _weights(name_or_path: str | Path) -> dict[str, str]:
         if not isinstance(cached, str):
             return {}
         name_or_path = Path(cached).parent
-    return {file.name: _sha256(file) for file in sorted(located(name_or_path).glob("*.safetensors"))}
+    return {file.name: _sha256(file) for file in sorted(model_folder(name_or_path).glob("*.safetensors"))}
 
 
 def _sha256(path: Path) -> str:

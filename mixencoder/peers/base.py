@@ -86,8 +86,11 @@ class Peer(Engine):
         """
         poolings = {"mean": {}, "first": {"pooling": "first"}} if cls.pools else None
         # a cosine does not depend on the lengths of the vectors
-        scales = config.get("similarity", "cosine") != "cosine"
-        return cls(*cls._start(name_or_path, num_labels, device, dtype, config, poolings=poolings, scales=scales))
+        lengths_matter = config.get("similarity", "cosine") != "cosine"
+        model, tokenizer = cls._make_untrained(
+            name_or_path, num_labels, device, dtype, config, poolings=poolings, lengths_matter=lengths_matter
+        )
+        return cls(model, tokenizer)
 
 
 class EncodingPeer(Peer, EncodingEngine[S, S]):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mixencoder.base.inference_context import surroundings
+from mixencoder.base.inference_context import inference_context
 from mixencoder.base.tokenization import TextEncoder
 from mixencoder.errors import IndexDamagedError, InputError
 from mixencoder.index import CandidateIndex, Encoded
@@ -83,13 +83,13 @@ class IndexAdapter:
         windows = self._encoder.read.windows(
             texts, on_overflow=self._on_overflow, advice=' (on_overflow="chunk" keeps all of them)'
         )
-        with surroundings(self._encoder.model):
+        with inference_context(self._encoder.model):
             context = self._encoder.encode_rows([row for rows in windows.rows for row in rows], batch_size=batch_size)
             return Encoded(self.record_format.encode(context), [len(rows) for rows in windows.rows], windows.cut)
 
     def project(self, embeddings: Tensor) -> dict[str, Tensor]:
         """Turn given context embeddings (N, k, d) into stored rows."""
-        with surroundings(self._encoder.model):
+        with inference_context(self._encoder.model):
             return self.record_format.encode(torch.as_tensor(embeddings))
 
     def silence_warnings(self) -> None:

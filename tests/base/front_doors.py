@@ -1,4 +1,4 @@
-"""Engines of several architectures over a tiny backbone, for the tests of the front door."""
+"""Engines of several architectures over a tiny backbone, for tests of `predict`, `rank` and encoding."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a crash does to checkpoints: nobody loses the last good one, and nobody reads a mix.
+"""Crashes while a checkpoint is written: the last good one is never lost, and a mix is never read.
 
 The processes are in checkpoint_processes.py.
 """

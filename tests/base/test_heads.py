@@ -1,4 +1,4 @@
-"""A further head for a trained model: what is added, and that everything else keeps its bits."""
+"""Adding a head to a trained model: the new head, and that everything else keeps its bits."""
 
 import json
 from pathlib import Path
@@ -89,7 +89,7 @@ def labelled(labels: list) -> list[dict]:
 def going_on(model: Path, output: Path, rows: list[dict] | list[list[dict]], **changes) -> TrainConfig:
     sources = rows if isinstance(rows[0], list) else [rows]
     data = [DataSpec(source, name=f"rows{number}") for number, source in enumerate(sources)]
-    # at a rate of zero nothing moves, so that what the run started from can be read off what it saved
+    # with a learning rate of zero no weight changes, so the saved model shows what the run started from
     fields = {"steps": 1, "batch_size": 6, "learning_rate": 0.0, "head_learning_rate": 0.0}
     return TrainConfig(output=str(output), model=str(model), data=data, **{**fields, **changes})
 
