@@ -169,7 +169,7 @@ class CrossEncoder(Peer):
         return {"separator": separator, "document_prefix": prefix, "document_suffix": suffix}
 
     def _max_tokens(self, role: str) -> int:
-        """As `Engine._max_tokens`; a query may have half of the positions, so that the rest is left for the document."""
+        """As `Engine._max_tokens`; a query may have half of the positions, the rest is left for the document."""
         return super()._max_tokens(role) // (2 if role == "query" else 1)
 
     def _score_pairs(
