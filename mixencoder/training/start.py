@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from mixencoder.architectures import front_door, load_engine
 from mixencoder.base.engine import Engine
 from mixencoder.bundled import default_checkpoint
-from mixencoder.data.examples import Data, class_names, say_like_names
+from mixencoder.data.examples import Data, class_names, warn_of_similar_names
 from mixencoder.errors import DataError, InputError
 from mixencoder.ranking.identity import ModelIdentity
 
@@ -61,7 +61,7 @@ def new_model(
     if names is None:
         found = [class_names(source) for source in sources]
         names = sorted(set().union(*found))
-        say_like_names(names, "data")
+        warn_of_similar_names(names, "data")
         if names:
             fields.setdefault("heads", ["classification"] if all(found) else ["ranking", "classification"])
             if "classification" not in fields["heads"]:
@@ -104,7 +104,7 @@ def trained_model(
     if not names:
         return Start(engine, read)
     if "classification" not in engine.config.heads:
-        say_like_names(names, "data")
+        warn_of_similar_names(names, "data")
         logger.info("%s gets a classification head for %s", name, ", ".join(names))
         return Start(engine.with_head("classification", names), read)
     known = [name for _, name in sorted((engine.config.id2label or {}).items())]
