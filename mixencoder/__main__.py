@@ -7,7 +7,7 @@ def main() -> None:
     """Run the command line."""
     try:
         from mixencoder.cli import app
-        from mixencoder.cli.messages import take_any_character
+        from mixencoder.cli.messages import escape_unencodable
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("rich", "typer"):
             raise
@@ -15,7 +15,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     # typer prints usage errors before any command runs
-    take_any_character()
+    escape_unencodable()
     app(prog_name="mixencoder")
 
 

@@ -74,9 +74,20 @@ def replace_file(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """Yield the path of a draft to write; at the end it replaces the file as in `replace_file`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=_DRAFT) as temporary:
         draft = Path(temporary, path.name)
-        draft.write_text(text, encoding="utf-8")
+        yield draft
         _sync(draft)
         os.replace(draft, path)
     _sync(path.parent)

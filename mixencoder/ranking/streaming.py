@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mixencoder.base.inputs import positive_integer_or_none
 from mixencoder.base.scores import check_finite
 from mixencoder.errors import InputError
 from mixencoder.modeling import MixEncoderModel, QueryState
@@ -112,7 +113,9 @@ class StreamRanker:
                 or a chunk lacks a field.
             NonFiniteError: a score is NaN or infinite.
         """
-        self._check(candidates, top_k, score, prefilter)
+        top_k = positive_integer_or_none(top_k, "top_k")
+        prefilter = positive_integer_or_none(prefilter, "prefilter")
+        self._check(candidates, score, prefilter)
         states = [query_state] if isinstance(query_state, QueryState) else query_state
         queries = [self._layers.query(state, number) for state in states for number in range(len(state))]
         if prefilter is None:
@@ -124,12 +127,9 @@ class StreamRanker:
         ]
         return TopK(*(torch.cat(parts) for parts in zip(*rankings, strict=True)))
 
-    def _check(self, candidates: Iterable[Rows], top_k: int | None, score: str, prefilter: int | None) -> None:
+    def _check(self, candidates: Iterable[Rows], score: str, prefilter: int | None) -> None:
         if score not in ("full", "interaction", "dual"):
             raise InputError(f"score is {score!r}; expected one of full, interaction, dual")
-        for name, count in (("top_k", top_k), ("prefilter", prefilter)):
-            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-                raise InputError(f"{name} is {count!r}; expected a positive integer or None")
         if not self._has_dual and (score == "dual" or prefilter is not None):
             what = 'score is "dual"' if score == "dual" else "prefilter ranks by the dual score"
             raise InputError(f"{what}, but this model has no dual term (dual_term=False)")

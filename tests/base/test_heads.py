@@ -154,10 +154,10 @@ def test_classes_that_do_not_fit_are_refused_before_training(tmp_path, ranker):
             "but the configuration has LABEL",
         ),
         (tmp_path / "classes", labelled(["x"]), {"id2label": {0: "yes", 1: "no"}}, DataError, "keeps its classes"),
-        (ranker, labelled([0, 1]), {"num_labels": "two"}, InputError, "num_labels is 'two'; expected an integer"),
+        (ranker, labelled([0, 1]), {"num_labels": "two"}, InputError, "num_labels is 'two'; expected a positive"),
         (ranker, labelled([0, 1]), {"id2label": {1: "a", 2: "b"}}, InputError, "expected names of classes, numbered"),
         (ranker, labelled([0, 1]), {"id2label": ["a", "b"]}, InputError, "expected names of classes, numbered from 0"),
-        (ranker, labelled([0, 1]), {"dual_term": False}, InputError, "has its own; expected nothing but the classes"),
+        (ranker, labelled([0, 1]), {"dual_term": False}, InputError, "has its own; expected only the classes"),
         (ranker, labelled(["yes"]), {}, DataError, "all 12 examples have the class number 0"),
         (ranker, labelled([0, 2]), {"num_labels": 2}, DataError, "row 1: label is 2; expected a class from 0 to 1"),
     ]

@@ -92,7 +92,7 @@ def test_every_kind_of_file(tmp_path):
         ("a.jsonl", b'{"text": "x"}\nx\n', None, "line 2: not JSON"),
         ("a.jsonl", b'{"text": "x", "id": 1}\n{"text": "y"}\n', None, 'line 2: no "id", but candidates before'),
         ("a.pdf", b"x", None, "'.pdf' are not read; expected .txt, .jsonl"),
-        ("a.txt", b"x", "text", "a column was named ('text'), but txt has none"),
+        ("a.txt", b"x", "text", "column 'text' was given, but a txt file has no columns"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path, name, content, column, words):

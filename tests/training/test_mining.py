@@ -109,7 +109,7 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path, checkpoin
 
 def test_what_cannot_mine_is_refused(backbone_path):
     cross = front_door("cross-encoder").from_backbone(backbone_path)
-    with pytest.raises(InputError, match="a CrossEncoder encodes nothing ahead of time"):
+    with pytest.raises(InputError, match="a CrossEncoder cannot encode documents ahead of time"):
         mine_negatives(cross, Source("s", "ranking", EXAMPLES))
     dual = front_door("dual-encoder").from_backbone(backbone_path)
     with pytest.raises(DataError, match="s holds examples of similarity; expected ranking"):

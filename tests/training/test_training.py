@@ -124,7 +124,7 @@ def test_what_cannot_be_trained_is_found_before_training(tmp_path, backbone_path
         ({"model": "x", "backbone": None, "config": {"dual_term": True}}, InputError, "has its own"),
         ({"model": str(tmp_path / "none"), "backbone": None}, CheckpointError, "is not a directory"),
         ({"architecture": "bi-encoder"}, InputError, "architecture is 'bi-encoder'; expected one of mixencoder"),
-        ({"data": []}, DataError, "no training data was named"),
+        ({"data": []}, DataError, "no training data are named"),
         ({"data": ["x=high"]}, InputError, "weight of x is 'high'"),
         ({"data": ["x=-1"]}, InputError, "weight of x is -1.0; expected a positive"),
         ({"data": [{"path": "x"}]}, InputError, "expected source, weight, task, name"),
@@ -384,7 +384,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(tmp_path, b
     half = unfinished / "checkpoint-39"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
-    with pytest.raises(InputError, match="holds an interrupted run; go on with it"):
+    with pytest.raises(InputError, match="holds an interrupted run; continue it"):
         train(config)
     with pytest.raises(InputError, match="begun with other settings: seed 5 instead of 0"):
         train(TrainConfig(**{**asdict(config), "resume": True, "seed": 5}))
@@ -418,7 +418,7 @@ def test_a_second_run_keeps_its_hands_off_the_first_ones_folder(tmp_path, backbo
     try:
         fcntl.flock(first, fcntl.LOCK_EX)
         for resume in (False, True):
-            with pytest.raises(InputError, match=r"out\.unfinished is being written by a run that still goes on"):
+            with pytest.raises(InputError, match=r"out\.unfinished is in use by another run"):
                 train(TrainConfig(**{**asdict(config), "resume": resume}))
         assert unfinished.is_dir()
     finally:
