@@ -26,7 +26,7 @@ ARCHITECTURES = tuple(CLASS_NAMES)
 """Names, as on the command line."""
 
 
-def front_door(architecture: str) -> "type[MixEncoder] | type[Peer]":
+def engine_class(architecture: str) -> "type[MixEncoder] | type[Peer]":
     """Return the engine class of an architecture, for example to call its `from_backbone`.
 
     Raises:
@@ -71,4 +71,4 @@ def load_engine(
         options["backend"] = backend
     elif backend != "auto":
         raise InputError(f"backend is {backend!r}, but only a MixEncoder has backends; {path} holds a {architecture}")
-    return front_door(architecture).from_pretrained(path, **options)
+    return engine_class(architecture).from_pretrained(path, **options)

@@ -26,8 +26,8 @@ from mixencoder.index import CandidateIndex, Snapshot
 from mixencoder.index.candidate_index import BuildEstimate
 from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.ranking.identity import ModelIdentity
+from mixencoder.ranking.index_encoder import DocumentEncoder, IndexAdapter, estimate_index, open_index
 from mixencoder.ranking.index_ranker import IndexRanker
-from mixencoder.ranking.indexing import DocumentEncoder, IndexAdapter, estimate_index, open_index
 from mixencoder.ranking.pairs import PairScorer
 from mixencoder.ranking.query_cache import QueryStateCache
 from mixkernels import select_backend

@@ -128,7 +128,7 @@ def dual(backbone_path: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module", params=["mixencoder", "cross-encoder", "late-interaction"])
 def engine(request: pytest.FixtureRequest, backbone_path: Path) -> Any:
     """Return tiny engines: one that has an index, one that encodes nothing ahead, one that does."""
-    from tests.base.front_doors import untrained
+    from tests.base.engine_cases import untrained
 
     return untrained(request.param, backbone_path)
 

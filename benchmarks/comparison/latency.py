@@ -22,7 +22,7 @@ from benchmarks.measuring.noise import NoisyMeasurementError, quiet_medians
 from benchmarks.measuring.provenance import ROOT, commit, versions, write_json
 from benchmarks.measuring.timing import interleaved_samples
 from mixencoder import MixEncoder
-from mixencoder.architectures import front_door
+from mixencoder.architectures import engine_class
 from mixencoder.base.encoding import EncodingEngine
 from mixencoder.base.engine import Engine
 from mixencoder.ranking.query_cache import QueryStateCache
@@ -51,7 +51,7 @@ def measure(backbone: Path) -> dict[str, Any]:
     scale, sizes = {}, {}
     for name, contender in CONTENDERS.items():
         if contender.teacher is None:
-            engines[name] = front_door(contender.architecture).from_backbone(backbone, **contender.config)
+            engines[name] = engine_class(contender.architecture).from_backbone(backbone, **contender.config)
     for name, engine in engines.items():
         query = texts_of(engine, QUERY_TOKENS, 1, seed=3)
         documents = texts_of(engine, DOCUMENT_TOKENS, CANDIDATES, seed=4)

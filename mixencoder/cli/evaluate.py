@@ -147,7 +147,7 @@ def evaluate(
 def _load(model: str | None, backbone: str | None, architecture: str | None, **where: Any) -> "Engine":
     import torch
 
-    from mixencoder.architectures import front_door, load_engine
+    from mixencoder.architectures import engine_class, load_engine
 
     if backbone is None:
         if architecture is not None:
@@ -161,7 +161,7 @@ def _load(model: str | None, backbone: str | None, architecture: str | None, **w
     elif where.pop("backend") != "auto":
         raise InputError(f"--backend chooses a MixEncoder's attention; expected none with a {architecture}")
     torch.manual_seed(INIT_SEED)
-    return front_door(architecture).from_backbone(backbone, **where)
+    return engine_class(architecture).from_backbone(backbone, **where)
 
 
 def _print_figures(found: "dict[str, Evaluation]") -> None:

@@ -17,8 +17,8 @@ from mixencoder.base.inference_context import inference
 from mixencoder.base.modeling import TwoTowerModel, full_scores
 from mixencoder.base.scores import Pairs, check_finite
 from mixencoder.errors import InputError
-from mixencoder.peers.modeling import TokenStates
 from mixencoder.peers.packed import PackedTokens
+from mixencoder.peers.token_states import TokenStates
 
 S = TypeVar("S", Tensor, PackedTokens)
 """Encoded queries or documents."""

@@ -17,7 +17,7 @@ from mixencoder.base.scores import Pairs, check_finite, unique
 from mixencoder.base.tokenization import pad
 from mixencoder.errors import CheckpointError, InputError, TruncationWarning
 from mixencoder.peers.base import Peer
-from mixencoder.peers.modeling import FirstTokenHeads, has_token_types
+from mixencoder.peers.token_states import FirstTokenHeads, has_token_types
 from mixencoder.progress import progress_bar
 
 

@@ -12,7 +12,7 @@ from mixencoder.base.configuration import EncoderConfig, check_integer
 from mixencoder.base.modeling import RankingScores, TwoTowerModel
 from mixencoder.errors import UnsupportedBackboneError
 from mixencoder.peers.base import TokenPeer
-from mixencoder.peers.modeling import FirstTokenHeads, TokenStates, has_token_types, token_mask
+from mixencoder.peers.token_states import FirstTokenHeads, TokenStates, has_token_types, token_mask
 
 SPLITTABLE = ("bert", "roberta", "xlm-roberta", "electra")
 """Backbones whose layers are a list of modules, each of which maps states and a mask to states."""

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel
 from mixencoder.base.configuration import EncoderConfig, check_choice, check_integer
 from mixencoder.base.modeling import PairClassifier, RankingScores, TwoTowerModel, at_least_float32, pool
 from mixencoder.peers.base import TokenPeer
-from mixencoder.peers.modeling import TokenStates, token_mask
+from mixencoder.peers.token_states import TokenStates, token_mask
 
 
 class LateInteractionConfig(EncoderConfig):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixencoder.peers.modeling import TokenStates
+from mixencoder.peers.token_states import TokenStates
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Candidates given as texts or tensors: `pairs` runs the model itself.
 
-An index of candidates: `indexing` creates, fills and opens it; `record_format` says what it stores of a candidate. It
+An index of candidates: `index_encoder` creates, fills and opens it; `record_format` says what it stores of a candidate. It
 is ranked by a faster implementation without gradients, in which each file calls the next ones:
 
 ================== ================================================================

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixencoder.architectures import front_door, load_engine
+from mixencoder.architectures import engine_class, load_engine
 from mixencoder.base.engine import Engine
 from mixencoder.base.inputs import positive_integer
 from mixencoder.bundled import default_checkpoint
@@ -69,7 +69,7 @@ def new_model(
                 names = []
     if names:
         fields |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    engine = front_door(architecture).from_backbone(checkpoint_path(backbone), device="cpu", **fields)
+    engine = engine_class(architecture).from_backbone(checkpoint_path(backbone), device="cpu", **fields)
     return Start(engine, identity(engine.model.backbone, engine.tokenizer))
 
 
@@ -91,7 +91,7 @@ def trained_model(
         DataError, InputError, CheckpointError: an argument cannot be used, or the model has other classes.
     """
     engine = load_engine(checkpoint_path(name), device="cpu")
-    if architecture is not None and not isinstance(engine, front_door(architecture)):
+    if architecture is not None and not isinstance(engine, engine_class(architecture)):
         raise InputError(f"{name} is a {type(engine).__name__}; expected a {architecture}")
     read = identity(engine.model, engine.tokenizer)
     # it is valid only for the weights before training

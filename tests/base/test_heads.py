@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mixencoder import MixEncoder
-from mixencoder.architectures import ARCHITECTURES, front_door, load_engine
+from mixencoder.architectures import ARCHITECTURES, engine_class, load_engine
 from mixencoder.base.checkpoints.checkpoint import write_calibration
 from mixencoder.errors import DataError, InputError
 from mixencoder.training.run import DataSpec, TrainConfig, train
@@ -26,7 +26,7 @@ def predictions(engine, head: str) -> np.ndarray:
 def test_a_head_is_added_and_all_other_weights_keep_their_bits(backbone_path, architecture, heads):
     has, added = heads
     options = {"num_labels": 3} if has == "classification" else {}
-    engine = front_door(architecture).from_backbone(backbone_path, **options)
+    engine = engine_class(architecture).from_backbone(backbone_path, **options)
     before = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
     scores = predictions(engine, has)
     both = engine.with_head(added, ["no", "perhaps", "yes"] if added == "classification" else ())
@@ -48,7 +48,7 @@ def test_a_head_is_added_and_all_other_weights_keep_their_bits(backbone_path, ar
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_model_with_a_head_added_is_saved_like_any_other(tmp_path, backbone_path, architecture):
-    both = front_door(architecture).from_backbone(backbone_path).with_head("classification", ["x", "y"])
+    both = engine_class(architecture).from_backbone(backbone_path).with_head("classification", ["x", "y"])
     both.save_pretrained(tmp_path / "both")
     loaded = load_engine(tmp_path / "both")
     assert loaded.config.id2label == {0: "x", 1: "y"}
@@ -168,7 +168,7 @@ def test_classes_that_do_not_fit_are_refused_before_training(tmp_path, ranker):
 
 
 def test_training_adds_a_ranking_head_to_a_classifier(tmp_path, backbone_path, words):
-    CrossEncoder = front_door("cross-encoder")  # noqa: N806
+    CrossEncoder = engine_class("cross-encoder")  # noqa: N806
     CrossEncoder.from_backbone(backbone_path, num_labels=2).save_pretrained(tmp_path / "classifier")
     engine = train(going_on(tmp_path / "classifier", tmp_path / "out", partner_pairs(words, 12)))
     assert engine.config.heads == ["classification", "ranking"]

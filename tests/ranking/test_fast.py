@@ -1,4 +1,4 @@
-"""The front door: rankings, predictions, what bad input gets, and scores that do not notice their neighbours."""
+"""`MixEncoder`: rankings, predictions, what bad input gets, and scores that do not notice their neighbours."""
 
 import threading
 import warnings

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mixencoder.architectures import ARCHITECTURES, front_door, load_engine
+from mixencoder.architectures import ARCHITECTURES, engine_class, load_engine
 from mixencoder.training.run import TrainConfig, train
 from tests.training.synthetic import (
     both_low_pairs,
@@ -77,7 +77,7 @@ def test_it_learns_to_classify(tmp_path, encoder, words, architecture):
 def test_a_model_that_did_not_learn_does_not_pass(encoder, words, architecture):
     """A loss without a gradient leaves a model as it starts: then the tests above fail."""
     torch.manual_seed(0)
-    model = front_door(architecture).from_backbone(encoder).with_head("classification", ["low", "mixed"])
+    model = engine_class(architecture).from_backbone(encoder).with_head("classification", ["low", "mixed"])
     assert ranking_accuracy(model, words) <= LEARNED / 2
     assert class_accuracy(model, words) <= (0.5 + LEARNED) / 2
 

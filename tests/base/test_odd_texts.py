@@ -14,7 +14,7 @@ from mixencoder.base.notices import Notices
 from mixencoder.base.tokenization import TextEncoder
 from mixencoder.bundled import default_checkpoint
 from mixencoder.peers import CrossEncoder
-from tests.base.front_doors import untrained
+from tests.base.engine_cases import untrained
 
 EMPTY = ["", "  ", "\n\t"]
 LONG = "rice " * 60

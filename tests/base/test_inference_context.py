@@ -16,7 +16,7 @@ from torch import nn
 
 from mixencoder import MixEncoder
 from mixencoder.base.inference_context import inference_context
-from tests.base.front_doors import untrained
+from tests.base.engine_cases import untrained
 
 DOCUMENTS = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france", "the cat sat"]
 QUERIES = ["how to cook rice", "git"]

@@ -12,7 +12,7 @@ import torch
 
 import mixencoder
 from mixencoder import CandidateIndex, InputError, MixEncoder, NonFiniteError, RankResult
-from tests.base.front_doors import untrained
+from tests.base.engine_cases import untrained
 
 DOCUMENTS = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france", "the cat sat"]
 QUERY = "how to cook rice"
