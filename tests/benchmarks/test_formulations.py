@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.measuring.formulations import RIVALS, Inputs, expand, sdpa_on_expanded
-from benchmarks.measuring.timing import interleaved_samples, peak_bytes
+from benchmarks.measuring.timing import peak_bytes
 from tests.kernels.attention_oracle import attention_by_loops
 
 EAGER = [name for name in RIVALS if "compiled" not in name]
@@ -28,16 +28,6 @@ def test_a_rival_computes_candidate_attention(name, k):
     )
     torch.testing.assert_close(context, want[0][0], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(state, want[1][0], rtol=1e-10, atol=1e-10)
-
-
-def test_rounds_take_turns_and_every_call_gets_some():
-    order = []
-    samples = interleaved_samples(
-        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0.0, least=3, most=5
-    )
-    assert set(samples) == {"a", "b"}
-    # in its turn each runs twice, the second time is taken
-    assert order[4:] == ["a", "a", "b", "b"] * 3
 
 
 def test_peak_bytes_counts_what_is_held_at_once():

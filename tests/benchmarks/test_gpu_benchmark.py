@@ -1,9 +1,5 @@
 """The GPU benchmark's command, without a GPU and with a made-up one."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,8 +20,7 @@ from benchmarks.gpu.formulations import (
     eager_rivals,
 )
 from benchmarks.gpu.layer import host
-from benchmarks.measuring.provenance import write_json
-from tests.benchmarks.gpu_cases import assert_whole, claim, make_bench
+from tests.benchmarks.gpu_cases import assert_whole, make_bench
 
 
 @pytest.fixture
@@ -33,61 +28,10 @@ def bench(tmp_path) -> Bench:
     return make_bench(tmp_path)
 
 
-def run(*arguments):
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", *arguments],
-        cwd=gpu.ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-def test_without_a_gpu_the_command_says_so_and_ends_with_2():
-    result = run("--quick")
-    assert result.returncode == 2
-    assert result.stderr == "python -m benchmarks.gpu needs a GPU: none is visible\n"
-    assert result.stdout == ""
-
-
-def test_a_report_needs_no_gpu(tmp_path, capsys):
-    write_json(tmp_path / "gpu_attention.json", {"records": [claim(device="H100")]})
-    assert gpu.main(["--report", str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    assert "measured on H100" in out
-    assert "of memory peak, D=64, m<=128, N>=1e5" in out
-    assert "python -m benchmarks.gpu.ranking" in out
-
-
-def test_an_unknown_group_is_refused():
-    with pytest.raises(SystemExit, match="2"):
-        gpu.main(["--only", "everything"])
-
-
 def write_test(folder: Path, body: str) -> str:
     path = folder / "test_it.py"
     path.write_text(body)
     return str(path)
-
-
-def test_correctness_counts_what_passed(tmp_path):
-    body = "import pytest\ndef test_a(): pass\n@pytest.mark.skip\ndef test_b(): pass\n"
-    outcome = gpu.correctness(tmp_path / "out", 60.0, [write_test(tmp_path, body)])
-    assert (outcome["passed"], outcome["tests"], outcome["skipped"]) == (True, 2, 1)
-    assert gpu.correctness_lines(outcome) == ["correctness: 1 tests passed, 1 skipped"]
-    assert json.loads((tmp_path / "out" / "correctness.json").read_text())["passed"] is True
-    assert "1 passed, 1 skipped" in (tmp_path / "out" / "correctness.log").read_text()
-
-
-def test_correctness_names_what_failed(tmp_path):
-    outcome = gpu.correctness(tmp_path, 60.0, [write_test(tmp_path, "def test_a(): assert 1 == 2\n")])
-    assert outcome["passed"] is False
-    first, second = gpu.correctness_lines(outcome)
-    assert first.startswith("correctness: 1 of 1 tests failed")
-    assert "test_a: assert 1 == 2" in second
 
 
 def test_tests_that_do_not_end_in_time_have_not_passed(tmp_path):
@@ -125,15 +69,6 @@ def test_nothing_is_timed_after_a_failed_test(a_gpu, tmp_path, capsys):
     assert "nothing was timed" in capsys.readouterr().out
     assert gpu.main(["--output", str(tmp_path), "--keep-going"]) == 1
     assert a_gpu == ["attention", "layer"]
-
-
-def test_a_group_that_breaks_off_stops_no_other(a_gpu, tmp_path, capsys):
-    assert gpu.main(["--output", str(tmp_path), "--only", "layer", "--only", "attention"]) == 1
-    assert a_gpu == ["attention", "layer"]
-    out = capsys.readouterr().out
-    assert "attention: stopped by RuntimeError: illegal address" in out
-    assert "targets of docs/design.md section 7" in out
-    assert gpu.main(["--output", str(tmp_path), "--only", "layer"]) == 0
 
 
 def test_interpreted_kernels_are_not_timed(a_gpu, monkeypatch, capsys):

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from benchmarks.gpu.attention import (
-    BF16,
     Shape,
     gradients,
     random_step,
@@ -13,11 +12,7 @@ from benchmarks.gpu.attention import (
 )
 from benchmarks.gpu.formulations import (
     BATCH_RIVALS,
-    Batch,
-    UnavailableError,
-    compiled_rivals,
     eager_rivals,
-    flashinfer_unavailable,
     flex_block_mask,
     flex_layout,
     flex_mask,
@@ -103,15 +98,6 @@ def test_flex_attention_over_keys_laid_out_ahead_computes_candidate_attention():
     check(flex_prepare(dense, flex_block_mask(layout, CPU), layout, inputs)(), inputs)
 
 
-def test_rivals_that_cannot_run_say_why():
-    inputs = Inputs.random(7, 1, 5, 2, 16, torch.float32)
-    with pytest.raises(UnavailableError, match="GB"):
-        eager_rivals(most_expanded_bytes=10)["sdpa-pre-expanded"](inputs)
-    if reason := flashinfer_unavailable():
-        with pytest.raises(UnavailableError, match=reason):
-            compiled_rivals()["flashinfer-cascade"](inputs)
-
-
 @pytest.mark.parametrize("name", list(BATCH_RIVALS))
 @pytest.mark.parametrize("k", [1, 3])
 def test_a_training_rival_has_the_reference_s_results_and_gradients(name, k):
@@ -121,12 +107,6 @@ def test_a_training_rival_has_the_reference_s_results_and_gradients(name, k):
     found = gradients(BATCH_RIVALS[name], step)
     # in chunks, whose shared gradients add up
     assert relative_error(found, reference_gradients(step, chunk=2)) < 1e-9
-
-
-def test_a_batch_is_random_and_differentiable():
-    batch = Batch.random(2, 3, 1, 4, 2, 16, BF16, "cpu")
-    assert all(tensor.requires_grad and tensor.is_leaf for tensor in batch.tensors())
-    assert batch.key.shape == (2, 4, 2, 16)
 
 
 @pytest.mark.parametrize("name", list(LAYER_OPERATORS))

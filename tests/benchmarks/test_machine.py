@@ -53,10 +53,3 @@ def test_a_folder_takes_no_records_of_another_kind():
     reason = of_another_kind("cpu-zen3-2-threads", there | {"capability": "AVX512"}, GROUPS)
     assert "another kind of machine: capability is 'AVX512' here, 'AVX2' there" in reason
     assert of_another_kind("new", there) is None
-
-
-def test_processors_of_arm_are_told_by_their_own_fields(monkeypatch):
-    fields = {"CPU implementer": "0x41", "CPU architecture": "8", "CPU part": "0xd0c"}
-    monkeypatch.setattr("benchmarks.measuring.machine._cpuinfo", lambda: fields)
-    facts = machine_facts()
-    assert [facts[name] for name in ("vendor", "family", "model")] == ["0x41", "8", "0xd0c"]

@@ -17,7 +17,7 @@ from benchmarks.measuring.noise import (
     spread,
 )
 from benchmarks.suite.case import Case, Contender, Prepared, run_case, run_quietly
-from benchmarks.suite.results import case_name, refused, split
+from benchmarks.suite.results import split
 from mixkernels.roofline import Cost, Peaks
 
 QUIET, NOISY = [1.0, 1.0, 1.1], [1.0, 1.0, 9.0]
@@ -162,21 +162,6 @@ def test_peaks_of_another_number_of_threads_are_others(samples, monkeypatch):
     one = peaks.best_peaks("float32")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 999)
     assert peaks.best_peaks("float32") != one
-
-
-def test_what_was_refused_is_told_by_case_and_contender():
-    entry = {"group": "operators", "operator": "nothing", "variant": "", "shape": {"N": 3}, "dtype": "float32"}
-    entry |= {"backend": "ours", "reason": "why", "refused": True}
-    absent = {name: value for name, value in entry.items() if name != "refused"} | {"backend": "absent"}
-    document = {
-        "machine_info": {"facts": {}, "peaks": {}},
-        "datetime": "now",
-        "skipped": [entry, absent],
-        "benchmarks": [],
-    }
-    found = split(document, "this test")["operators"]
-    assert case_name(entry) == made_up().name
-    assert refused(found) == ["nothing N=3 float32: ours: why"]
 
 
 # -- what stands alone -------------------------------------------------------------------------------------------------

@@ -23,28 +23,6 @@ def ran(monkeypatch):
     return commands
 
 
-def test_everything_is_recorded_and_what_lacks_data_is_named(ran, capsys):
-    assert record.main(["--device", "here"]) == 0
-    assert ran[:4] == [["operators", True], ["layers", True], ["end_to_end", True], ["index", True]]
-    assert ran[4] == ["-m", "benchmarks.compare", "--quick", "--record", "here"]
-    assert [command[1] for command in ran[5:]] == ["benchmarks.index.speed", "benchmarks.index.million"]
-    assert all(command[2:4] == ["--device", "here"] for command in ran[5:])
-    said = capsys.readouterr().out
-    assert "index_precision: left as it was; it needs --beir-folder" in said
-    assert "comparison_latency: left as it was; it needs --backbone" in said
-
-
-def test_data_make_the_others_run_too(ran):
-    record.main(["--device", "here", "--beir-folder", "scifact", "--backbone", "minilm"])
-    assert ["-m", "benchmarks.index.precision", "scifact", "--device", "here"] in ran
-    assert ["-m", "benchmarks.comparison.latency", "--backbone", "minilm", "--device", "here"] in ran
-
-
-def test_one_group_may_be_recorded_without_what_takes_long(ran):
-    record.main(["--device", "here", "--only", "layers", "--no-long"])
-    assert ran == [["layers", False]]
-
-
 def test_a_failed_run_leaves_the_file_and_is_told(monkeypatch, capsys):
     monkeypatch.setattr(record.subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 1))
     monkeypatch.setattr(record, "write_results", lambda *arguments: pytest.fail("nothing may be written"))
@@ -93,8 +71,3 @@ def test_a_folder_is_named_after_the_machine_and_another_kind_s_is_refused(ran, 
     with pytest.raises(SystemExit):
         record.main(["--device", "cpu-zen3-2-threads"])
     assert "holds records of another kind of machine: " in capsys.readouterr().err
-
-
-def test_the_suite_is_asked_for_its_long_cases():
-    assert record.suite_command("index", long=True)[-2:] == ["-m", "long or not long"]
-    assert "-m" not in record.suite_command("index", long=False)

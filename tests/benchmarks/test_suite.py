@@ -5,9 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,16 +13,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel
 
-from benchmarks.gpu.attention import Bench, Shape
-from benchmarks.gpu.layer import layer_workload
-from benchmarks.gpu.records import Machine
-from benchmarks.measuring import models, peaks, timing
+from benchmarks.gpu.attention import Shape
+from benchmarks.measuring import models, peaks
 from benchmarks.measuring.costs import Encoder, encoder_cost, interaction_cost, projection_cost, query_cost
 from benchmarks.measuring.machine import machine_facts
-from benchmarks.suite import end_to_end, gpu, index, layers, operators
+from benchmarks.suite import end_to_end, index, layers, operators
 from benchmarks.suite.case import RECORD_KEYS, Budget, Case, Contender, Prepared, run_case
-from benchmarks.suite.gpu import GpuCase
-from benchmarks.suite.pytest_cases import CLOCK, GpuStage, ReplayClock
 from benchmarks.suite.results import refused, split
 from mixencoder.configuration import MixEncoderConfig
 from mixencoder.modeling import MixEncoderModel
@@ -32,7 +26,6 @@ from mixkernels.roofline import Cost, Peaks
 
 ROOT = Path(__file__).parents[2]
 ALL = (*operators.CASES, *layers.CASES, *end_to_end.CASES, *index.CASES)
-LOOK = peaks._look
 ONCE = Budget(seconds=0.0, least=1, most=1)
 SECTION_7 = {
     "shape",
@@ -120,25 +113,6 @@ def test_a_wrong_result_has_no_speed(took):
         run_case(made_up(contenders={"second": Contender(lambda: "something else")}))
 
 
-def test_what_does_not_run_here_is_not_prepared(took):
-    asked = []
-    case = made_up(unavailable=lambda name: "needs a compiler" if name == "second" else None)
-    prepare = case.prepare
-    records = run_case(replace(case, prepare=lambda names: asked.append(names) or prepare(names))).records
-    assert asked == [["ours", "first"]]
-    assert set(records) == {"ours", "first"}
-
-
-def test_a_slow_call_is_timed_alone(monkeypatch):
-    order = []
-    calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
-    monkeypatch.setattr(timing, "_SLOW", -1.0)
-    samples = timing.interleaved_samples(calls, seconds=0.0, least=3, most=5)
-    # once untimed, once to estimate, then in turns
-    assert order == ["a", "a", "b", "b", "a", "b", "a", "b"]
-    assert {name: len(values) for name, values in samples.items()} == {"a": 2, "b": 2}
-
-
 # -- what is timed -----------------------------------------------------------------------------------------------------
 
 
@@ -175,22 +149,6 @@ def test_names_are_unique_and_rivals_are_there():
         assert case.rival is None or case.rival in case.rivals
         assert set(case.quick) <= set(case.rivals)
         assert not (case.quick and case.long)
-
-
-def test_every_operator_is_timed_forward_backward_and_in_training():
-    timed = {case.operator for case in operators.CASES if not case.long}
-    for operator in ("candidate_attention", "residual_layer_norm", "gate_layer_norm", "score_candidates"):
-        assert {operator, f"{operator} backward", f"{operator} training step"} <= timed
-
-
-def test_ranking_goes_from_ten_to_a_hundred_thousand():
-    assert {case.shape["N"]: case.long for case in end_to_end.CASES} == {
-        10: False,
-        100: False,
-        1000: False,
-        10_000: False,
-        100_000: True,
-    }
 
 
 def assert_right(case):
@@ -242,21 +200,10 @@ def test_all_architectures_rank_the_same_candidates(tiny_models):
     assert "scaled" not in assert_right(end_to_end.rank_case(10))["cross-encoder"]["facts"]
 
 
-def test_vectors_that_would_not_fit_are_left_out_with_the_reason(tiny_models):
-    (case,) = (case for case in end_to_end.CASES if case.long)
-    assert "would take 6.6 GB" in case.unavailable("late-interaction")
-    assert case.unavailable("mixencoder") is None
-
-
 def test_the_index_does_what_its_rival_does(tiny_models, monkeypatch):
     monkeypatch.setattr(index, "CANDIDATES", 300)
     for case in index.CASES:
         assert_right(case)
-
-
-def test_a_missing_extra_is_the_reason(monkeypatch):
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
-    assert "pip install mixencoder[rivals]" in end_to_end.CASES[0].unavailable(end_to_end.THEIRS)
 
 
 # -- what it costs -----------------------------------------------------------------------------------------------------
@@ -312,13 +259,6 @@ def test_an_interaction_layer_costs_what_the_design_says():
 
 
 # -- under pytest ------------------------------------------------------------------------------------------------------
-
-
-def test_a_clock_tells_what_was_measured():
-    clock = ReplayClock()
-    clock.load([0.5, 0.25])
-    times = [clock() for _ in range(4)]
-    assert [times[1] - times[0], times[3] - times[2]] == [0.5, 0.25]
 
 
 BENCH = """
@@ -405,17 +345,6 @@ def test_the_limit_is_the_best_of_all_looks(monkeypatch):
     assert peaks.best_peaks("float32", look_again=True) == (3.0, 5.0, 1.0)
 
 
-def test_peaks_are_looked_at_for_all_products_that_this_machine_has(monkeypatch):
-    monkeypatch.setattr(peaks, "measured_cpu_peaks", Mock(__wrapped__=lambda dtype: Peaks(2.0, 5.0, 1.0)))
-    monkeypatch.setattr(peaks, "_look", LOOK)
-    found = peaks.all_peaks()
-    assert set(found) == set(peaks.PRODUCTS) - (set() if torch.backends.mkldnn.is_available() else {"int8"})
-    # int8 products are measured, all else is float32's
-    assert all(one["bytes"] == 5.0 for one in found.values())
-    if "int8" in found:
-        assert found["int8"]["flops"] > 1e6
-
-
 def test_records_are_held_against_the_best_peaks_of_their_run(took):
     record = run_case(made_up()).records["ours"]
     document = {
@@ -429,55 +358,4 @@ def test_records_are_held_against_the_best_peaks_of_their_run(took):
     assert (found["bound"], found["fraction_of_limit"]) == ("memory", 4.0)
 
 
-def test_plain_pytest_times_nothing(tmp_path):
-    assert "9 skipped" in bench(tmp_path)
-
-
 # -- on a GPU ----------------------------------------------------------------------------------------------------------
-
-
-class Played:
-    """Stands where pytest-benchmark's fixture does."""
-
-    def __init__(self):
-        self.extra_info = {}
-
-    def pedantic(self, target, rounds):
-        target()
-        self.seconds = [-CLOCK() + CLOCK() for _ in range(rounds)]
-
-
-def test_a_gpu_s_cases_are_replayed_and_what_failed_is_skipped_with_the_reason(tmp_path):
-    made_up_peaks = Peaks(1e12, 1e11, 1e11)
-    machine = Machine(
-        torch.device("cpu"),
-        "a test",
-        lambda dtype: (made_up_peaks, "made up"),
-        made_up_peaks,
-        {"torch": "0"},
-        "abc",
-        {},
-    )
-    stage = GpuStage(Bench(machine, "torch", tmp_path, seconds=0.0, largest_spread=float("inf")))
-    make = partial(layer_workload, name="gate_layer_norm", n=20, d=16, dtype=torch.float32, compile_too=False)
-
-    def with_one_that_fails(bench):
-        work = make(bench)
-        return work._replace(contenders=work.contenders | {"broken": lambda inputs: 1 / 0})
-
-    case = GpuCase("gate", ("torch", "pytorch", "broken"), with_one_that_fails)
-    for contender in ("torch", "pytorch"):
-        benchmark = Played()
-        stage.play(benchmark, case, contender)
-        assert benchmark.name == contender
-        assert set(benchmark.extra_info) >= SECTION_7
-        assert benchmark.seconds == [benchmark.extra_info["seconds"]]
-    with pytest.raises(pytest.skip.Exception, match="division by zero"):
-        stage.play(Played(), case, "broken")
-
-
-def test_the_gpu_s_cases_cover_every_operator():
-    names = [case.name.split()[0] for case in gpu.CASES]
-    assert set(names) == {"candidate_attention", "residual_layer_norm", "gate_layer_norm", "score_candidates"}
-    assert all(case.contenders[0] == gpu.OWN for case in gpu.CASES)
-    assert [case.gradients for case in gpu.CASES] == ["training step" in case.name for case in gpu.CASES]
