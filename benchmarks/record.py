@@ -36,7 +36,7 @@ def alone_command(name: str, options: argparse.Namespace) -> list[str] | None:
     if name == "gate":
         return ["-m", "benchmarks.compare", "--quick", "--record", options.device]
     if name in ("index_speed", "index_million"):
-        return ["-m", f"benchmarks.{name}", *device]
+        return ["-m", f"benchmarks.{name.replace('_', '.')}", *device]
     if name == "index_precision":
         return options.beir_folder and ["-m", "benchmarks.index.precision", str(options.beir_folder), *device]
     return options.backbone and ["-m", "benchmarks.comparison.latency", "--backbone", str(options.backbone), *device]

@@ -87,9 +87,6 @@ def test_the_best_attempt_counts_figure_by_figure():
     assert best([{first: 1.0, second: 3.0}, {first: 2.0, second: 1.0}]) == {first: 2.0, second: 3.0}
 
 
-# -- what CI runs ------------------------------------------------------------------------------------------------------
-
-
 def quick_case(operator="attention", **options):
     options = {"quick": ("sdpa", "flex"), **options}
     return Case("operators", operator, {"N": 10}, torch.float32, ("torch",), ("sdpa", "flex"), list, **options)
@@ -142,8 +139,6 @@ def test_every_group_but_the_disk_is_part_of_the_quick_run():
     assert {case.group for case in cases} == {"operators", "layers", "end_to_end"}
     assert all(case.rivals == case.quick for case in cases)
 
-
-# -- command line ------------------------------------------------------------------------------------------------------
 
 PEAKS = {"float32": {"flops": 1e12, "bytes": 1e11, "exps": 1e10}}
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.comparison import cells as comparison
-from benchmarks.comparison.cells import Cell, make_record, wanted_cells
+from benchmarks.comparison.cells import Cell, make_record
 from benchmarks.comparison.lists import write_long_lists
 from benchmarks.comparison.settings import ABLATIONS, CONTENDERS, TASKS, ComparedTask, Contender, Report, Setting
 from benchmarks.comparison.tables import ablation_rows, cells, comparison_rows, growth_rows, part_rows, task_mean
@@ -88,18 +88,6 @@ def test_a_student_waits_for_its_teacher_and_learns_from_it(places):
     comparison.run_cell(Cell("tiny", "teacher", Contender("dual-encoder"), 0), "tiny", places)
     record = comparison.run_cell(Cell("tiny", "student", student, 0), "tiny", places)
     assert record["training"]["settings"]["teacher"] == "teacher.0"
-
-
-def test_every_cell_is_wanted_once_and_knows_its_teacher():
-    cells = wanted_cells("all", "full")
-    assert len({cell.file_name for cell in cells}) == len(cells) == 3 * len(TASKS) * len(CONTENDERS)
-    ablations = wanted_cells("ablations", "small")
-    assert {cell.name for cell in ablations} == set(ABLATIONS)
-    assert not any(cell.long_lists for cell in ablations)
-    taught = next(cell for cell in ablations if cell.name == "distilled")
-    assert [cell.name for cell in wanted_cells("all", "small") if taught.learns_from(cell)] == ["cross-encoder"]
-    assert not any(cell.contender.teacher for cell in wanted_cells("all", "small"))
-    assert [cell.name for cell in wanted_cells("nli", "small", ["mixencoder"])] == ["mixencoder"]
 
 
 def record(contender, seed, figures, parts=("full",)):

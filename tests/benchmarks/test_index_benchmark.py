@@ -4,10 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.comparison import latency
 from benchmarks.gpu import ranking as gpu_ranking
 from benchmarks.index.speed import CROSS, CROSS_PAIRS, ON_DISK, bare_products, plain_scores, ratios
-from benchmarks.measuring.noise import NoisyMeasurementError
 from mixencoder.configuration import MixEncoderConfig
 from mixencoder.modeling import MixEncoderModel
 from tests.conftest import backbone_config
@@ -74,14 +72,3 @@ def test_the_end_to_end_benchmark_of_a_gpu_runs(device, monkeypatch):
     assert {name.split(",")[0] for name in large["seconds"]} == {"resident", "streamed"}
     small = gpu_ranking.beside_cross_encoder(12, device, shape)
     assert small["ratio"] == small["seconds"]["cross-encoder"] / small["seconds"]["mixencoder"]
-
-
-def test_a_noisy_comparison_of_latencies_is_not_recorded(monkeypatch):
-    def noisy(backbone):
-        raise NoisyMeasurementError("mixencoder: a spread of 4.00")
-
-    monkeypatch.setattr(latency, "measure", noisy)
-    monkeypatch.setattr(latency, "write_json", lambda *arguments: pytest.fail("nothing may be written"))
-    monkeypatch.setattr("sys.argv", ["latency", "--backbone", "minilm", "--device", "here"])
-    with pytest.raises(SystemExit, match=r"nothing is recorded: mixencoder: a spread of 4\.00"):
-        latency.main()

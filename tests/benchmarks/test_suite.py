@@ -27,18 +27,8 @@ from mixkernels.roofline import Cost, Peaks
 ROOT = Path(__file__).parents[2]
 ALL = (*operators.CASES, *layers.CASES, *end_to_end.CASES, *index.CASES)
 ONCE = Budget(seconds=0.0, least=1, most=1)
-SECTION_7 = {
-    "shape",
-    "dtype",
-    "device",
-    "backend",
-    "bytes",
-    "flops",
-    "fraction_of_limit",
-    "peak_bytes",
-    "rival",
-    "ratio",
-}
+SECTION_7 = {"shape", "dtype", "device", "backend", "bytes", "flops", "fraction_of_limit", "peak_bytes"}
+SECTION_7 |= {"rival", "ratio"}
 
 
 @pytest.fixture(autouse=True)
@@ -56,15 +46,10 @@ def made_up(**changes):
     def check(name, result):
         assert result == name
 
-    case = Case(
-        "operators",
-        "nothing",
-        {"N": 3},
-        torch.float32,
-        ("ours",),
-        ("first", "second"),
-        lambda names: Prepared({name: contenders[name] for name in names}, check, Cost(10, 20, 0)),
-    )
+    def prepare(names):
+        return Prepared({name: contenders[name] for name in names}, check, Cost(10, 20, 0))
+
+    case = Case("operators", "nothing", {"N": 3}, torch.float32, ("ours",), ("first", "second"), prepare)
     return replace(case, **changes)
 
 
@@ -122,14 +107,9 @@ def tiny_models(monkeypatch):
     tiny = Encoder(layers=3, d=32, heads=2, inner=64)
     for module in (models, layers, end_to_end, index):
         monkeypatch.setattr(module, "MINILM", tiny)
-    made = (
-        models.engine,
-        models._backbone,
-        models.sentence_transformers_cross_encoder,
-        end_to_end.query_text,
-        end_to_end.documents,
-    )
-    made += (end_to_end.embedded, index.scratch, index._row_bytes, index._files)
+    made = [models.engine, models._backbone, models.sentence_transformers_cross_encoder]
+    made += [end_to_end.query_text, end_to_end.documents, end_to_end.embedded]
+    made += [index.scratch, index._row_bytes, index._files]
 
     def forget():
         for function in made:
@@ -217,14 +197,8 @@ def flops_of(call) -> int:
 
 def test_an_encoder_costs_what_its_products_cost():
     encoder = Encoder(layers=3, d=32, heads=2, inner=48)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=48,
-        attn_implementation="eager",
-    )
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
+    config = BertConfig(vocab_size=50, attn_implementation="eager", **sizes)
     bert = BertModel(config, add_pooling_layer=False).eval()
     tokens = torch.randint(50, (4, 7))
     assert encoder_cost(encoder, 4, 7, torch.float32).flops == flops_of(lambda: bert(tokens))
@@ -262,6 +236,7 @@ def test_an_interaction_layer_costs_what_the_design_says():
 
 
 BENCH = """
+from functools import partial
 import torch
 from benchmarks.suite import case as contest
 from benchmarks.measuring import peaks
@@ -273,42 +248,33 @@ from mixkernels.roofline import Cost, Peaks
 peaks._look = lambda products: Peaks(1e18, 1e18, 1e18)
 contest.interleaved_samples = lambda calls, **budget: {name: call() for name, call in calls.items()}
 
-def prepare(names):
-    return Prepared({name: Contender(lambda: [1.0, 2.0, 1.5]) for name in names}, lambda name, result: None,
-                    Cost(1, 1, 0))
+def prepare(call, names):
+    return Prepared({name: Contender(call) for name in names}, lambda name, result: None, Cost(1, 1, 0))
 
-def prepare_noisy(names):
-    return Prepared({name: Contender(lambda: [1.0, 1.0, 9.0]) for name in names}, lambda name, result: None,
-                    Cost(1, 1, 0))
-
-def case(operator, **options):
-    options = {"prepare": prepare} | options
+def case(operator, samples, **options):
     return Case("operators", operator, {"N": 1}, torch.float32, ("ours",), ("theirs", "absent"),
+                partial(prepare, lambda: samples),
                 unavailable=lambda name: "not installed" if name == "absent" else None, **options)
 
-@cases([case("short"), case("noisy", prepare=prepare_noisy), case("endless", long=True)])
+@cases([case("short", [1.0, 2.0, 1.5]), case("noisy", [1.0, 1.0, 9.0]), case("endless", [], long=True)])
 def bench_made_up(stage, benchmark, case, contender):
     stage.play(benchmark, case, contender)
 """
 
 
-def bench(tmp_path, *arguments):
+def test_pytest_shows_and_writes_the_samples_that_a_case_was_judged_by(tmp_path):
+    written = tmp_path / "found.json"
     (tmp_path / "bench_made_up.py").write_text(BENCH)
-    (tmp_path / "pytest.ini").write_text(
-        "[pytest]\npython_files = bench_*.py\npython_functions = bench_*\nmarkers = long\n"
-    )
-    command = [sys.executable, "-m", "pytest", "-p", "benchmarks.conftest", "-rs", "-p", "no:cacheprovider", *arguments]
+    ini = "[pytest]\npython_files = bench_*.py\npython_functions = bench_*\nmarkers = long\n"
+    (tmp_path / "pytest.ini").write_text(ini)
+    command = [sys.executable, "-m", "pytest", "-p", "benchmarks.conftest", "-rs", "-p", "no:cacheprovider"]
+    command += ["--benchmark-only", f"--benchmark-json={written}"]
     # a process of pytest-xdist times nothing, and what it starts takes itself for one
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
-
-
-def test_pytest_shows_and_writes_the_samples_that_a_case_was_judged_by(tmp_path):
-    written = tmp_path / "found.json"
-    shown = bench(tmp_path, "--benchmark-only", f"--benchmark-json={written}")
+    shown = run.stdout
+    assert run.returncode == 0, shown + run.stderr
     assert "operators: short N=1 float32" in shown
     assert "not installed" in shown
     assert "refused after 3 tries" in shown
@@ -323,12 +289,7 @@ def test_pytest_shows_and_writes_the_samples_that_a_case_was_judged_by(tmp_path)
     assert [tuple(record) for record in results.records] == [RECORD_KEYS] * 2
     assert {(entry["operator"], entry["backend"]) for entry in results.skipped} == {
         ("short", "absent"),
-        ("noisy", "ours"),
-        ("noisy", "theirs"),
-        ("noisy", "absent"),
-        ("endless", "ours"),
-        ("endless", "theirs"),
-        ("endless", "absent"),
+        *((operator, backend) for operator in ("noisy", "endless") for backend in ("ours", "theirs", "absent")),
     }
     # who stayed noisy is told, and has no figure
     told = [line.split(": ")[:2] for line in refused(results)]
@@ -356,6 +317,3 @@ def test_records_are_held_against_the_best_peaks_of_their_run(took):
     # 10 FLOPs take a quarter of a second at best, 20 bytes eight: more than the two that were taken
     (found,) = split(document, "this test")["operators"].records
     assert (found["bound"], found["fraction_of_limit"]) == ("memory", 4.0)
-
-
-# -- on a GPU ----------------------------------------------------------------------------------------------------------
