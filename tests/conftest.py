@@ -12,6 +12,9 @@ from typing import Any
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+    # a thread that spins while it waits takes the core that another process needs: tests of two threads took five times
+    # as long
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # what a shell starts in the background ignores Ctrl-C, and so would every process that a test starts
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
