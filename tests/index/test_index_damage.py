@@ -368,7 +368,7 @@ def test_commands_that_encode_nothing_load_no_model_code(path, command):
 
 def run_script(script: str, *arguments: str) -> str:
     tests = Path(__file__).parent
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests.parents[1])}
     command = [sys.executable, "-c", script, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -29,6 +29,6 @@ SECONDS = os.environ.get("MIXENCODER_TEST_SECONDS", "3")
 )
 def test_committed_documents_survive_and_no_others_appear(scenario, number, tmp_path):
     command = [sys.executable, str(TESTS / "index_processes.py"), scenario, str(tmp_path / "place"), number]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parents[1])}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
