@@ -151,4 +151,5 @@ def test_texts_are_ranked_and_paired_to_the_same_bits(bundled, threads):
     assert {entry["corpus_id"]: entry["score"] for entry in company} == scores
     predicted = bundled.predict([(query, document) for document in documents])
     assert predicted.tolist() == [scores[place] for place in range(20)]
-    assert [float(bundled.predict((query, document))) for document in documents] == predicted.tolist()
+    alone = [float(bundled.predict((query, document))) for document in documents[::3]]
+    assert alone == predicted.tolist()[::3]
