@@ -1,13 +1,11 @@
 """The comparison's tooling, on tiny models and data; its figures are made by its own command."""
 
 import json
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from benchmarks.comparison import cells as comparison
-from benchmarks.comparison.cells import Cell, make_record, wanted_cells
+from benchmarks.comparison.cells import Cell, make_record
 from benchmarks.comparison.lists import write_long_lists
 from benchmarks.comparison.settings import ABLATIONS, CONTENDERS, TASKS, ComparedTask, Contender, Report, Setting
 from benchmarks.comparison.tables import ablation_rows, cells, comparison_rows, growth_rows, part_rows, task_mean
@@ -90,63 +88,6 @@ def test_a_student_waits_for_its_teacher_and_learns_from_it(paths):
     comparison.run_cell(Cell("tiny", "teacher", Contender("dual-encoder"), 0), "tiny", paths)
     record = comparison.run_cell(Cell("tiny", "student", student, 0), "tiny", paths)
     assert record["training"]["settings"]["teacher"] == "teacher.0"
-
-
-def test_every_cell_is_wanted_once_and_knows_its_teacher():
-    cells = wanted_cells("all", "full")
-    assert len({cell.file_name for cell in cells}) == len(cells) == 3 * len(TASKS) * len(CONTENDERS)
-    ablations = wanted_cells("ablations", "small")
-    assert {cell.name for cell in ablations} == set(ABLATIONS)
-    assert not any(cell.long_lists for cell in ablations)
-    taught = next(cell for cell in ablations if cell.name == "distilled")
-    assert [cell.name for cell in wanted_cells("all", "small") if taught.learns_from(cell)] == ["cross-encoder"]
-    assert not any(cell.contender.teacher for cell in wanted_cells("all", "small"))
-    assert [cell.name for cell in wanted_cells("nli", "small", ["mixencoder"])] == ["mixencoder"]
-
-
-def test_students_start_when_their_teacher_ends_and_a_cell_that_fails_stops_no_other(monkeypatch, tmp_path, capsys):
-    from benchmarks.comparison import __main__ as command
-
-    ended = []
-
-    def make(cell, setting, paths, folder):
-        if cell.contender.teacher:
-            assert (cell.task, cell.contender.teacher) in ended
-        time.sleep(0.02)
-        if cell.name == "deformer":
-            raise RuntimeError("broken")
-        ended.append((cell.task, cell.name))
-        return {
-            "task": cell.task,
-            "contender": cell.name,
-            "seed": 0,
-            "reports": {},
-            "seconds": {"train": 1, "measure": 1},
-        }
-
-    monkeypatch.setattr(command, "make_record", make)
-    monkeypatch.setattr(command, "ProcessPoolExecutor", lambda processes, context: ThreadPoolExecutor(processes))
-    monkeypatch.setattr(command, "ROOT", tmp_path)
-    # set by the command for its processes
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    arguments = [
-        "all",
-        "--data-dir",
-        "d",
-        "--backbone",
-        "b",
-        "--device",
-        "x",
-        "--setting",
-        "medium",
-        "--processes",
-        "40",
-    ]
-    monkeypatch.setattr("sys.argv", ["comparison", *arguments])
-    with pytest.raises(SystemExit, match=f"{len(TASKS)} of {len(TASKS) * len(CONTENDERS)} failed"):
-        command.main()
-    assert set(ended) == {(task, name) for task in TASKS for name in CONTENDERS if name != "deformer"}
-    assert "nli.deformer.0.json failed: RuntimeError: broken" in capsys.readouterr().err
 
 
 def record(contender, seed, figures, parts=("full",)):

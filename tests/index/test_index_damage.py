@@ -6,6 +6,7 @@ MIXENCODER_TEST_DAMAGES lengthens the run of random damages.
 import contextlib
 import copy
 import errno
+import json
 import os
 import pickle
 import random
@@ -314,61 +315,62 @@ import torch
 torch.set_num_threads(1)
 from tests.index.index_stub import build
 from mixencoder.errors import IndexStateError
-path = None if sys.argv[1] == "memory" else sys.argv[1]
-index = build(path, ["a", "b"], ["x", "y"])
-view = index.snapshot()
-# as if another thread held the mutex when the process is forked
-index._newest._mutex.acquire()
-child = os.fork()
-if child == 0:
-    refused = 0
-    for use in (index.snapshot, lambda: list(index), lambda: index.add(["c"]), index.verify, index.info, index.compact,
-                lambda: view.texts([0]), lambda: "x" in view):
-        try:
-            use()
-        except IndexStateError as error:
-            refused += f"opened in another process (pid {os.getppid()})" in str(error)
-    index.close()
-    os._exit(refused)
-index._newest._mutex.release()
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 8
-index.add(["c"], ["z"])
-assert list(index) == ["x", "y", "z"]
+
+def use_in_a_child(path):
+    index = build(path, ["a", "b"], ["x", "y"])
+    view = index.snapshot()
+    # as if another thread were at work when the process is forked
+    index._current._mutex.acquire()
+    child = os.fork()
+    if child == 0:
+        refused = 0
+        for use in (index.snapshot, lambda: list(index), lambda: index.add(["c"]), index.verify, index.info,
+                    index.compact, lambda: view.texts([0]), lambda: "x" in view):
+            try:
+                use()
+            except IndexStateError as error:
+                refused += f"opened in another process (pid {os.getppid()})" in str(error)
+        index.close()
+        os._exit(refused)
+    index._current._mutex.release()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 8, path
+    index.add(["c"], ["z"])
+    assert list(index) == ["x", "y", "z"], path
+
+for path in (None, sys.argv[1]):
+    use_in_a_child(path)
 """
 
 
-@pytest.mark.parametrize("place", ["disk", "memory"])
-def test_use_in_a_forked_child_raises_at_once(tmp_path, place):
-    where = str(tmp_path / "index") if place == "disk" else place
-    run_script(FORKED, where)
+def test_a_forked_child_is_refused_at_once(tmp_path):
+    run_script(FORKED, str(tmp_path / "index"))
 
 
 MODULES = """
 import json, sys
 from mixencoder.cli import app
-sys.argv = ["mixencoder", *sys.argv[1:]]
-try:
-    app(prog_name="mixencoder")
-except SystemExit as end:
-    assert not end.code, end.code
-models = ["transformers", "tokenizers", "huggingface_hub"]
-models += ["mixencoder.modeling", "mixencoder.ranking.record_format", "mixencoder.fast"]
-found = [name for name in models if name in sys.modules]
-assert not found, found
+
+MODEL_CODE = ("transformers", "tokenizers", "huggingface_hub", "mixencoder.modeling", "mixencoder.fast")
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["mixencoder", *arguments]
+    try:
+        app(prog_name="mixencoder")
+    except SystemExit as end:
+        assert not end.code, (arguments, end.code)
+    found = [name for name in sys.modules if name.startswith((*MODEL_CODE, "mixencoder.ranking."))]
+    assert not found, (arguments, found)
 """
 
 
-@pytest.mark.parametrize("command", ["index info", "index verify", "index remove", "index compact", "info"])
-def test_commands_that_encode_nothing_load_no_model_code(path, command):
-    place = [str(path)] if command.startswith("index") else []
-    ids = ["i1"] if command == "index remove" else []
-    result = run_script(MODULES, *command.split(), *place, *ids)
-    if command == "info":
-        assert "transformers" in result
+def test_commands_that_encode_nothing_load_no_model_code(path):
+    of_an_index = (["info"], ["verify"], ["remove", "i1"], ["compact"])
+    commands = [["index", name, str(path), *ids] for name, *ids in of_an_index]
+    assert "transformers" in run_script(MODULES, json.dumps([*commands, ["info"]]))
 
 
 def run_script(script: str, *arguments: str) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    tests = Path(__file__).parent
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests.parents[1])}
     command = [sys.executable, "-c", script, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
