@@ -1,1 +1,1 @@
-"""Benchmarks: run ``pytest --benchmark-only`` from the root; plain ``pytest`` times nothing."""
+"""Benchmarks: run ``pytest --benchmark-only`` from the root; plain ``pytest`` skips them."""

@@ -1,8 +1,8 @@
-"""The gate: fails when a ratio to a rival, or a fraction of the limit, fell against the committed record.
+"""Fail when a ratio to a rival, or a fraction of the limit, is lower than the committed record allows.
 
 ``python -m benchmarks.compare --quick`` measures a few cases now, on one CPU thread, in about a minute: CI runs it.
 ``python -m benchmarks.compare FOUND.json`` compares what ``pytest --benchmark-only --benchmark-json=FOUND.json`` wrote.
-Milliseconds are never compared. Exit code 1 says that something fell or is no longer measured.
+Milliseconds are never compared. Exit code 1 means that a figure fell or is no longer measured.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.measuring.machine import MachineError, computing_threads, kind_name, machine_facts, nearest
 from benchmarks.measuring.peaks import best_peaks, products_of
-from benchmarks.suite.case import Budget, Case, Record, run_case, run_quietly
+from benchmarks.suite.case import Budget, Case, Record, run_case, run_until_quiet
 from benchmarks.suite.pytest_cases import skipped_entry
 from benchmarks.suite.results import (
     GATE,
@@ -24,41 +24,41 @@ from benchmarks.suite.results import (
     Results,
     case_name,
     committed_records,
+    kind_mismatch,
     machines,
-    of_another_kind,
     refused,
     split,
     write_results,
 )
 
 KEPT = 0.6
-"""Share of the committed figure that must be left on a quiet machine. Of two recordings of the suite an hour apart, on
-a virtual machine with nothing else to do, six of 208 figures kept less than three quarters, the worst 0.65: what meets
-fresh memory varies most."""
+"""Least share of the committed figure that passes, on a quiet machine. In two recordings of the suite an hour apart, on
+an idle virtual machine, six of 208 figures fell below three quarters of the other's, the worst to 0.65: calls that
+allocate new memory vary most."""
 
 KEPT_OF_FRESH = 0.35
-"""The same for ratios to a rival that fills more than `FRESH_BYTES` at a call: how fast a machine hands out so much
-memory differs twofold from process to process (expanded SDPA at m = 256: 59x, 108x and 47x in three recordings)."""
+"""The same for ratios to a rival that allocates more than `FRESH_BYTES` per call: the speed of allocating so much
+differs twofold between processes (expanded SDPA at m = 256: 59x, 108x and 47x in three recordings)."""
 FRESH_BYTES = 2**28
 
 KEPT_IN_CI = 0.5
-"""The same for ratios on every push, beside other work on the same cores. Contenders take turns on one thread, so that
-a busy machine slows all of them; two threads would wait for one another, and who joins them more often would fall
-behind. A path that is lost, such as expanding shared keys, costs far more than half."""
+"""The same for ratios on every push, while other work runs on the same cores. Contenders take turns on one thread, so
+that a busy machine slows all of them; two threads would wait for each other, and a contender that synchronises them
+more often would be slowed more. Losing a fast path, for example by expanding shared keys, costs far more than half."""
 
 ATTEMPTS = 4
-"""How often a quick case is measured before it counts as fallen; the best attempt counts."""
+"""How often a quick case is measured before it fails; the best attempt counts."""
 
 QUICK_BUDGET = Budget(seconds=0.1, least=3, most=10)
 LAST_BUDGET = Budget(seconds=0.5, least=5, most=20)
-"""Of the last attempt."""
+"""Budget of the last attempt."""
 
 Figures = dict[tuple[str, str, str], float]
 """(case, contender, what) -> figure; what is "ratio to RIVAL" or "fraction of the limit"."""
 
 
 class Fall(NamedTuple):
-    """A figure that is lower than the committed one allows."""
+    """A figure that is lower than the committed figure allows."""
 
     case: str
     backend: str
@@ -71,7 +71,7 @@ class Fall(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a comparison says."""
+    """Result of a comparison."""
 
     compared: int
     falls: list[Fall]
@@ -88,10 +88,10 @@ class Verdict(NamedTuple):
         return not self.falls and not self.missing
 
     def lines(self) -> list[str]:
-        """What to print."""
+        """Return the lines to print."""
         return [
             *(f"fell: {fall}" for fall in self.falls),
-            *(f"missing: {name}; record anew if this is meant: python -m benchmarks.record" for name in self.missing),
+            *(f"missing: {name}; if intended, record again: python -m benchmarks.record" for name in self.missing),
             *(f"not run: {name}" for name in self.not_run),
             *(f"no committed record: {name}" for name in self.unrecorded),
             f"{self.compared} figures compared, {len(self.falls)} fell, {len(self.missing)} missing",
@@ -99,21 +99,21 @@ class Verdict(NamedTuple):
 
 
 def figures(records: Iterable[Record], *, fractions: bool) -> Figures:
-    """What is compared of records: this library's ratios to every rival and, if wanted, its fractions of the limit."""
+    """Figures to compare: this library's ratios to every rival and, with `fractions`, its fractions of the limit."""
     found: Figures = {}
     for record in records:
         if not record["own"]:
             continue
         key = case_name(record), record["backend"]
         found |= {(*key, f"ratio to {rival}"): ratio for rival, ratio in record["ratios"].items()}
-        # above 1 it is no claim
+        # a fraction above 1 is an error of measurement, not a claim
         if fractions and record["fraction_of_limit"] <= 1:
             found[*key, "fraction of the limit"] = record["fraction_of_limit"]
     return found
 
 
 def best(attempts: Iterable[Figures]) -> Figures:
-    """Every figure's best attempt."""
+    """Return the best attempt of every figure."""
     found: Figures = {}
     for attempt in attempts:
         for key, value in attempt.items():
@@ -122,7 +122,7 @@ def best(attempts: Iterable[Figures]) -> Figures:
 
 
 def fresh_rivals(records: Iterable[Record]) -> set[tuple[str, str]]:
-    """(case, "ratio to RIVAL") of rivals that fill more than `FRESH_BYTES`."""
+    """Return (case, "ratio to RIVAL") of rivals that allocate more than `FRESH_BYTES`."""
     return {
         (case_name(record), f"ratio to {record['backend']}")
         for record in records
@@ -141,9 +141,9 @@ def compare(
     """Compare figures with committed ones.
 
     Args:
-        committed, found: of `figures`.
-        kept: share of a committed figure that must be left.
-        fresh: of `fresh_rivals`, for which `KEPT_OF_FRESH` is enough.
+        committed, found: results of `figures`.
+        kept: least share of a committed figure that passes.
+        fresh: result of `fresh_rivals`, for which `KEPT_OF_FRESH` is enough.
         skipped: entries of contenders that did not run, with their reasons.
     """
     reasons = {(case_name(entry), entry["backend"]): entry["reason"] for entry in skipped}
@@ -168,7 +168,7 @@ def compare(
 
 
 def quick_cases() -> list[Case]:
-    """The cases that CI measures, against the rivals that they name for it."""
+    """Return the cases that CI measures, each with its `quick` rivals only."""
     from benchmarks.suite import end_to_end, index, layers, operators
 
     modules = (operators, layers, end_to_end, index)
@@ -178,11 +178,11 @@ def quick_cases() -> list[Case]:
 def run_quick(
     cases: Sequence[Case], committed: Figures, measure: Callable[[Case, Budget], Iterable[Record]]
 ) -> Verdict:
-    """Measure cases, each again while something fell, and judge the best attempt.
+    """Measure every case, again while a figure fell, and compare the best attempt.
 
     Args:
-        cases: what to measure; those without a committed record are named and not measured.
-        committed: of `figures`.
+        cases: what to measure; those without a committed record are listed but not measured.
+        committed: result of `figures`.
         measure: runs a case.
     """
     found: Figures = {}
@@ -206,22 +206,22 @@ def run_quick(
 
 
 def record_quick(device: str | None) -> Results:
-    """Measure the quick cases and commit what was found to a device's folder of results.
+    """Measure the quick cases and write the results into a device's folder.
 
     Args:
-        device: name of the folder; without it the kind's of this machine.
+        device: name of the folder; None: named after this kind of machine.
 
     Raises:
-        MachineError: the folder has a record of another kind of machine.
+        MachineError: the folder holds records of another kind of machine.
     """
     device = device or kind_name(machine_facts())
     with computing_threads(1):
         machine = machine_facts()
-        if reason := of_another_kind(device, machine, (GATE,)):
+        if reason := kind_mismatch(device, machine, (GATE,)):
             raise MachineError(reason)
         records, skipped = [], []
         for case in quick_cases():
-            outcome = run_quietly(case, LAST_BUDGET)
+            outcome = run_until_quiet(case, LAST_BUDGET)
             records += outcome.records.values()
             skipped += [skipped_entry(case, name, why) | {"refused": True} for name, why in outcome.refused.items()]
         peaks = {products: best_peaks(products)._asdict() for products in map(products_of, records)}
@@ -237,23 +237,26 @@ def record_quick(device: str | None) -> Results:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns 1 if something fell, is missing, or was refused a record."""
+    """Run the command line. Returns 1 if a figure fell, is missing, or was too noisy to record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--quick", action="store_true", help="measure a few cases now, compare ratios alone")
-    what.add_argument("found", type=Path, nargs="?", help="file that pytest --benchmark-json wrote")
+    what.add_argument("--quick", action="store_true", help="measure a few cases now and compare only ratios")
+    what.add_argument("found", type=Path, nargs="?", help="file written by pytest --benchmark-json")
     parser.add_argument(
-        "--device", help="folder of results to compare with, if its machine is of this kind; without it the nearest"
+        "--device", help="folder of results to compare with, of a machine of this kind (default: the most similar)"
     )
     parser.add_argument(
-        "--kept", type=float, default=KEPT, help="share of a figure that must be left (not with --quick)"
+        "--kept",
+        type=float,
+        default=KEPT,
+        help=f"least share of a committed figure that passes (default: {KEPT}; not with --quick)",
     )
     parser.add_argument(
         "--record",
         metavar="DEVICE",
         nargs="?",
         const="",
-        help="with --quick: compare nothing, commit what is found; without a name to this kind of machine's",
+        help="with --quick: do not compare, write the results (default folder: named after this kind of machine)",
     )
     options = parser.parse_args(arguments)
     if options.record is not None and not options.quick:
@@ -264,43 +267,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for line in noisy:
                 print(line)
             return int(bool(noisy))
-        verdict = _quick(options.device) if options.quick else _whole(options.found, options.device, options.kept)
+        if options.quick:
+            verdict = _compare_quick(options.device)
+        else:
+            verdict = _compare_file(options.found, options.device, options.kept)
     except MachineError as error:
         parser.error(str(error))
     print("nothing compared" if verdict is None else "\n".join(verdict.lines()))
     return 0 if verdict is None or verdict.passed else 1
 
 
-def _quick(device: str | None) -> Verdict | None:
-    """Measure and judge the quick cases; None without a record of a machine of this kind."""
+def _compare_quick(device: str | None) -> Verdict | None:
+    """Measure and compare the quick cases; None without a record of this kind of machine."""
     with computing_threads(1):
-        device = _record_of(device, machine_facts(), (GATE,))
+        device = _choose_device(device, machine_facts(), (GATE,))
         if device is None:
             return None
         committed = figures(committed_records(device, (GATE,)), fractions=False)
         return run_quick(quick_cases(), committed, lambda case, budget: run_case(case, budget).records.values())
 
 
-def _whole(path: Path, device: str | None, kept: float) -> Verdict | None:
-    """Judge what pytest wrote; None without a record of a machine of its kind."""
+def _compare_file(path: Path, device: str | None, kept: float) -> Verdict | None:
+    """Compare a file that pytest wrote; None without a record of its kind of machine."""
     document = json.loads(path.read_text(encoding="utf-8"))
-    device = _record_of(device, document["machine_info"]["facts"], GROUPS)
+    device = _choose_device(device, document["machine_info"]["facts"], GROUPS)
     if device is None:
         return None
     groups = split(document, str(path))
     found = [record for group in groups.values() for record in group.records]
-    # a run of one group says nothing of the others
+    # a run of one group says nothing about the others
     records = [record for record in committed_records(device) if record["group"] in groups]
     skipped = [entry for group in groups.values() for entry in group.skipped]
     before, after = (figures(some, fractions=True) for some in (records, found))
     return compare(before, after, kept=kept, fresh=fresh_rivals(records), skipped=skipped)
 
 
-def _record_of(device: str | None, machine: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """Say which device's files of some names a machine is compared with, and return its name; None: of no kind like it.
+def _choose_device(device: str | None, machine: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """Choose the device whose files `names` to compare with, and print why; None if none is of the same kind.
 
     Raises:
-        MachineError: the device that was asked for has no such file.
+        MachineError: `device` is given but has no such file.
     """
     recorded = machines(names)
     if device is not None:

@@ -1,7 +1,6 @@
-"""Skips benchmarks unless they are asked for, runs cases side by side, and gives every record its provenance."""
+"""Skip benchmarks without --benchmark-only, run cases side by side, and add provenance to every record."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,16 @@ from benchmarks.gpu.attention import Bench
 from benchmarks.gpu.records import machine_at_hand
 from benchmarks.measuring.machine import built_from, machine_facts
 from benchmarks.measuring.peaks import all_peaks
-from benchmarks.suite.pytest_cases import GpuStage, Stage, skipped_entry
+from benchmarks.suite.pytest_cases import CaseRunner, GpuCaseRunner, skipped_entry
 from mixencoder import __version__
 
 SKIPPED = pytest.StashKey[list[dict[str, Any]]]()
-"""What a session left out, with the reasons."""
+"""Cases that a session left out, with the reasons."""
 _LONG = 'takes minutes: run pytest --benchmark-only -m "long or not long"'
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Show medians, which records hold, and sort by them, unless something else is asked for."""
+    """Show medians, which records hold, and sort by them, unless options say otherwise."""
     config.stash[SKIPPED] = []
     if not any(str(argument).startswith("--benchmark-sort") for argument in config.invocation_params.args):
         config.option.benchmark_sort = "median"
@@ -46,14 +45,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def stage(pytestconfig: pytest.Config) -> Stage:
-    return Stage(pytestconfig.stash[SKIPPED])
+def runner(pytestconfig: pytest.Config) -> CaseRunner:
+    return CaseRunner(pytestconfig.stash[SKIPPED])
 
 
 @pytest.fixture(scope="session")
-def gpu_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GpuStage]:
+def gpu_runner(tmp_path_factory: pytest.TempPathFactory) -> GpuCaseRunner:
     folder: Path = tmp_path_factory.mktemp("gpu")
-    return GpuStage(Bench(machine_at_hand(sys.argv[1:], None), "triton", folder, quick=True))
+    return GpuCaseRunner(Bench(machine_at_hand(sys.argv[1:], None), "triton", folder, quick=True))
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
@@ -68,7 +67,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output
     output_json["skipped"] = config.stash[SKIPPED]
     for record in output_json["benchmarks"]:
         record["stats"].pop("data", None)
-        # a case and its contender's name, as objects: the record says both
+        # these are objects, a case and its contender; the record names both
         record.pop("params", None)
     for noise in ("flags", "hz_actual", "hz_actual_friendly"):
         output_json["machine_info"]["cpu"].pop(noise, None)

@@ -1,9 +1,9 @@
-"""Record everything anew: ``python -m benchmarks.record --device cpu-zen3-2-threads``, on a quiet machine.
+"""Record all results again: ``python -m benchmarks.record --device cpu-zen3-2-threads``, on a quiet machine.
 
-Runs the suite, a process a group, and the measurements that stand alone, and writes benchmarks/results/DEVICE/; without
-``--device`` a folder named after this kind of machine. Two of these need data: without ``--beir-folder`` and
-``--backbone`` their files stay as they are, which is said at the end. What stays noisy is not recorded, and listed.
-``python -m benchmarks.report`` then renders all documents.
+Runs the suite, one process per group, and the measurements outside the suite, and writes benchmarks/results/DEVICE/;
+without ``--device`` the folder is named after this kind of machine. Two measurements need data: without
+``--beir-folder`` and ``--backbone`` their files stay unchanged, and the summary says so. Figures that stay noisy are
+listed, not recorded. ``python -m benchmarks.report`` then renders all documents.
 """
 
 import argparse
@@ -17,26 +17,26 @@ from pathlib import Path
 
 from benchmarks.measuring.machine import kind_name, machine_facts
 from benchmarks.measuring.provenance import ROOT
-from benchmarks.suite.results import GROUPS, of_another_kind, refused, split, write_results
+from benchmarks.suite.results import GROUPS, kind_mismatch, refused, split, write_results
 
-ALONE = ("gate", "index_speed", "index_million", "index_precision", "comparison_latency")
-"""Measurements that stand alone, by the name of their file."""
+MEASUREMENTS = ("gate", "index_speed", "index_million", "index_precision", "comparison_latency")
+"""Measurements outside the suite, by the name of their file."""
 NEEDED = {"index_precision": "--beir-folder", "comparison_latency": "--backbone"}
 
 
 def suite_command(group: str, *, long: bool) -> list[str]:
     """Arguments of pytest that run a group of the suite."""
     selection = ["-m", "long or not long"] if long else []
-    return ["pytest", f"benchmarks/bench_{group}.py", "--benchmark-only", "-q", *selection]
+    return ["pytest", f"benchmarks/bench_suite.py::bench_{group}", "--benchmark-only", "-q", *selection]
 
 
-def alone_command(name: str, options: argparse.Namespace) -> list[str] | None:
-    """Arguments of python that make a measurement which stands alone; None where its data are not given."""
+def measurement_command(name: str, options: argparse.Namespace) -> list[str] | None:
+    """Arguments of python for a measurement outside the suite; None if its data are not given."""
     device = ["--device", options.device]
     if name == "gate":
         return ["-m", "benchmarks.compare", "--quick", "--record", options.device]
     if name in ("index_speed", "index_million"):
-        return ["-m", f"benchmarks.{name}", *device]
+        return ["-m", f"benchmarks.{name.replace('_', '.')}", *device]
     if name == "index_precision":
         return options.beir_folder and ["-m", "benchmarks.index.precision", str(options.beir_folder), *device]
     return options.backbone and ["-m", "benchmarks.comparison.latency", "--backbone", str(options.backbone), *device]
@@ -45,7 +45,7 @@ def alone_command(name: str, options: argparse.Namespace) -> list[str] | None:
 def record_group(group: str, device: str, *, long: bool) -> str | None:
     """Run a group of the suite and write its file; return what went wrong, or None.
 
-    Cases that stayed noisy are left out of the file and told; the others are written.
+    Cases that stayed noisy are left out of the file and listed; the others are written.
     """
     arguments = suite_command(group, long=long)
     shown = " ".join(f'"{part}"' if " " in part else part for part in arguments)
@@ -66,26 +66,26 @@ def record_group(group: str, device: str, *, long: bool) -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns 1 if a measurement failed, whose file then stays as it was, or if a case was refused."""
+    """Run the command line. Returns 1 if a measurement failed (its file stays unchanged) or a case was too noisy."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.record", description=__doc__)
-    parser.add_argument("--device", help="name of the machine, of the folder of results; without it its kind's")
+    parser.add_argument("--device", help="name of the folder of results (default: named after this kind of machine)")
     parser.add_argument(
-        "--only", action="append", choices=[*GROUPS, *ALONE], help="a group or measurement; may be repeated"
+        "--only", action="append", choices=[*GROUPS, *MEASUREMENTS], help="a group or measurement; may be repeated"
     )
-    parser.add_argument("--no-long", action="store_true", help="leave out what takes minutes or a compiler")
+    parser.add_argument("--no-long", action="store_true", help="leave out cases that take minutes or a compiler")
     parser.add_argument("--beir-folder", type=Path, help="SciFact, for index_precision")
     parser.add_argument("--backbone", type=Path, help="an encoder, for comparison_latency")
     options = parser.parse_args(arguments)
     machine = machine_facts()
     options.device = options.device or kind_name(machine)
-    if reason := of_another_kind(options.device, machine):
+    if reason := kind_mismatch(options.device, machine):
         parser.error(reason)
-    wanted, notes, failed = options.only or [*GROUPS, *ALONE], [], False
+    wanted, notes, failed = options.only or [*GROUPS, *MEASUREMENTS], [], False
     for name in wanted:
         start = time.monotonic()
         if name in GROUPS:
             problem = record_group(name, options.device, long=not options.no_long)
-        elif command := alone_command(name, options):
+        elif command := measurement_command(name, options):
             status = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
             problem = None if status == 0 else f"{' '.join(command)} ended with {status}"
         else:

@@ -1,6 +1,6 @@
 """MixEncoder: cross-attention quality for ranking many candidates, with the candidates encoded ahead of time.
 
-`MixEncoder` is the front door; public names are bound on first use, so that importing the package is quick.
+`MixEncoder` is the class to start with. Public names are imported on first use, so that importing the package is quick.
 """
 
 import importlib
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mixencoder.index import CandidateIndex, Snapshot
     from mixencoder.modeling import MixEncoderModel, QueryState
 
+# the module of each public name
 _HOMES = {
     "CandidateIndex": "index",
     "CheckpointError": "errors",

@@ -1,4 +1,4 @@
-"""The six architectures by name: which class is the front door of which checkpoint. Nothing is imported before use."""
+"""The six architectures by name, and the engine class of each. A class's module is imported on first use."""
 
 import importlib
 from pathlib import Path
@@ -23,14 +23,14 @@ _MODULES = {
 }
 
 ARCHITECTURES = tuple(CLASS_NAMES)
-"""Names, as the command line takes them."""
+"""Names, as on the command line."""
 
 
-def front_door(architecture: str) -> "type[MixEncoder] | type[Peer]":
-    """Return the class that loads and starts models of an architecture.
+def engine_class(architecture: str) -> "type[MixEncoder] | type[Peer]":
+    """Return the engine class of an architecture, for example to call its `from_backbone`.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is no architecture of that name.
     """
     if architecture not in ARCHITECTURES:
         raise InputError(f"architecture is {architecture!r}; expected one of {', '.join(ARCHITECTURES)}")
@@ -44,16 +44,16 @@ def load_engine(
     dtype: str | torch.dtype | None = None,
     backend: str = "auto",
 ) -> "MixEncoder | Peer":
-    """Load a checkpoint of any architecture behind its front door.
+    """Load a checkpoint of any architecture, as an engine of the class that fits it.
 
     Args:
         name_or_path: a directory, a hub id, or None for the default that the package bundles.
         device, dtype: as in `MixEncoder.from_pretrained`.
-        backend: of a MixEncoder's attention; the other architectures have no such choice.
+        backend: the mixkernels backend of a MixEncoder; the other architectures have no backends.
 
     Raises:
-        CheckpointError: nothing is there, it is damaged, or it holds none of the architectures.
-        InputError: the device or the dtype does not exist, or a backend was named for another architecture.
+        CheckpointError: there is no checkpoint, it is damaged, or its model is not of this library.
+        InputError: the device or the dtype does not exist, or backend is given for another architecture.
     """
     from mixencoder.base.checkpoints.checkpoint import model_type_of
     from mixencoder.bundled import default_checkpoint
@@ -70,5 +70,5 @@ def load_engine(
     if architecture == "mixencoder":
         options["backend"] = backend
     elif backend != "auto":
-        raise InputError(f"backend is {backend!r}, but only a MixEncoder runs on one; {path} holds a {architecture}")
-    return front_door(architecture).from_pretrained(path, **options)
+        raise InputError(f"backend is {backend!r}, but only a MixEncoder has backends; {path} holds a {architecture}")
+    return engine_class(architecture).from_pretrained(path, **options)

@@ -1,4 +1,4 @@
-"""Where the checkpoint lies that the package bundles. Imports no model code, so that anybody may ask."""
+"""The folder of the bundled checkpoint. Imports no model code, so that looking it up is quick."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ def default_checkpoint() -> Path:
     """Return the folder of the checkpoint that the package bundles.
 
     Raises:
-        CheckpointError: this installation holds none.
+        CheckpointError: this installation has no bundled checkpoint.
     """
     path = Path(__file__).parent / "pretrained"
     if not (path / "model.safetensors").is_file():

@@ -1,4 +1,4 @@
-"""Configuration of a MixEncoder: its backbone's own, nested, and what stands on top of it."""
+"""Configuration of a MixEncoder: the backbone's configuration, nested, and the fields of the layers on top."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,28 +23,28 @@ class MixEncoderConfig(EncoderConfig):
 
     Args:
         backbone_config: configuration of the encoder, as an object or a dictionary with its ``model_type``.
-        num_context_embeddings: k, context embeddings a candidate, 1 to 16.
+        num_context_embeddings: k, context embeddings of a candidate, 1 to 16.
         interaction_layers: backbone layers whose keys and values the interaction layers read, in order, 1 to 3 of
             them; negative numbers count from the last. A layer may be read twice.
-        state_row: let a state of the query be gated through the interaction layers; its last value is h. False (an
-            ablation of the paper): h is the query's final first-token vector, which takes a full query pass.
+        state_row: carry a state of the query through the interaction layers, updated by a gate; its last value is h.
+            False (an ablation of the paper): h is the query's final first-token vector, which takes a full query pass.
         context_update: update the context embeddings in every interaction layer; the mean of the last is e. False (an
-            ablation): e is the mean of E_0, and every interaction layer meets E_0. At least one of the two stays.
+            ablation): every interaction layer reads E_0, and e is the mean of E_0. Then state_row must be True.
         heads: which heads the checkpoint has, of "ranking" and "classification"; the first is the default.
-        pooling: "codes" (published): context embeddings are what learned codes attend to, and the dual term's query
-            vector is the mean of its tokens. "first" (an ablation, and for encoders whose sentence vector is their
-            first token's): the first token's final vector is both; it takes k = 1.
+        pooling: "codes" (published): learned codes attend to a document's tokens and give its context embeddings; the
+            dual term's query vector is the mean of the query's tokens. "first" (an ablation, and for encoders whose
+            sentence vector is their first token's): the first token's final vector is both; needs k = 1.
         dual_term: add ``a * cos(mean of the query's tokens, mean of the candidate's context embeddings)`` to the
-            ranking score, with learned a, and show both means to the classification head. The codes then start near
-            zero, so that the candidate starts as the mean of its tokens.
-        dual_scale_init: a at the start.
-        max_query_length, max_document_length: tokens read of a text, special tokens included. None: all that the
-            backbone has positions for.
+            ranking score, with learned a, and pass both means to the classification head too. The codes then start
+            near zero, so that the candidate starts as the mean of its tokens.
+        dual_scale_init: the initial value of a.
+        max_query_length, max_document_length: most tokens of a text, special tokens included. None: the backbone's
+            number of positions.
         query_truncation_side: "right" keeps the start of a query that is too long; "left" keeps its end, for queries
             that are dialogues.
         classifier_dropout: dropout inside the classification head.
-        calibration: {"temperature": above 0, "bias": number} of `mixencoder calibrate`: the probability that a document
-            is right is ``sigmoid(score / temperature + bias)``. None: not fitted.
+        calibration: {"temperature": above 0, "bias": number}, fitted by `mixencoder calibrate`: the probability that a
+            document is right is ``sigmoid(score / temperature + bias)``. None: not fitted.
         num_labels, id2label, label2id: classes of the classification head, as in every transformers configuration.
 
     Raises:
@@ -92,7 +92,7 @@ class MixEncoderConfig(EncoderConfig):
 
     @property
     def interaction_layer_indices(self) -> tuple[int, ...]:
-        """The tapped backbone layers as numbers from 0."""
+        """`interaction_layers` as numbers from 0."""
         count = self.backbone_config.num_hidden_layers
         return tuple(layer + count if layer < 0 else layer for layer in self.interaction_layers)
 
@@ -110,16 +110,16 @@ class MixEncoderConfig(EncoderConfig):
         check_choice("pooling", self.pooling, ("codes", "first"))
         if self.pooling == "first" and self.num_context_embeddings > 1:
             raise ValueError(
-                f"pooling is 'first' and num_context_embeddings {self.num_context_embeddings}; a first token is one "
-                "vector, expected num_context_embeddings = 1"
+                f"pooling is 'first' and num_context_embeddings {self.num_context_embeddings}; the first token gives "
+                "one vector, expected num_context_embeddings = 1"
             )
         for name in ("state_row", "context_update", "dual_term"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected True or False")
         if not self.state_row and not self.context_update:
             raise ValueError(
-                "state_row and context_update are both False; expected at least one, or query and candidate never meet "
-                "(that is a dual-encoder)"
+                "state_row and context_update are both False; expected at least one, as otherwise query and candidate "
+                "do not interact (for that use a dual-encoder)"
             )
         if not is_number(self.dual_scale_init):
             raise ValueError(f"dual_scale_init is {self.dual_scale_init!r}; expected a finite number")

@@ -1,4 +1,4 @@
-"""Files that a crash and a power failure leave whole: flushing, and replacing a folder's files as if in one step."""
+"""Writing files so that a crash or a power failure leaves the old or the new ones whole, never a mix."""
 
 import fcntl
 import os
@@ -9,18 +9,18 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 STAGED = ".saved"
-"""Folder inside a folder: a complete set of files that are being moved to their places."""
+"""Subfolder that holds a complete set of new files while they are moved into the folder."""
 _DRAFT = f"{STAGED}-"
-"""Start of the names of what an interrupted call leaves behind, which nobody reads."""
+"""Prefix of temporary names. An interrupted call may leave some; they are never read."""
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names created, renamed or deleted in a folder survive a power failure."""
+    """Flush a folder, so that names created, renamed or deleted in it survive a power failure."""
     _sync(folder)
 
 
 def sync_files(folder: Path) -> None:
-    """Make sure that a folder's files, those of folders below it too, are on the disk under their names."""
+    """Flush all files below a folder and their names, so that they survive a power failure."""
     for path in folder.rglob("*"):
         _sync(path)
     _sync(folder)
@@ -28,26 +28,26 @@ def sync_files(folder: Path) -> None:
 
 @contextmanager
 def exclusive(folder: Path) -> Generator[None]:
-    """Keep others who ask, threads and processes, from writing a folder at the same time; they wait.
+    """Lock a folder for writing: other threads and processes that call `exclusive` or `shared` wait.
 
-    The folder itself is locked, so nothing is left behind; for one that is not there yet, its parent. Where a file
-    system has no locks nobody waits.
+    The lock is on the folder itself, so no lock file remains; while the folder does not exist, it is on its parent. On
+    a file system without locks nothing waits.
 
     Raises:
-        OSError: the parent is not there, or neither can be opened.
+        OSError: the parent does not exist, or the folder or its parent cannot be opened.
     """
     with ExitStack() as stack:
         if not folder.exists():
             stack.enter_context(_locked(folder.parent, fcntl.LOCK_EX))
         if folder.exists():
-            # somebody else may have made it while we waited
+            # another process may have made it while this one waited
             stack.enter_context(_locked(folder, fcntl.LOCK_EX))
         yield
 
 
 @contextmanager
 def shared(folder: Path) -> Generator[None]:
-    """Keep a folder's files as they are while several of them are read; `exclusive` waits for all who read.
+    """Lock a folder for reading: `exclusive` waits until all readers have left.
 
     Raises:
         OSError: the folder cannot be opened.
@@ -58,7 +58,7 @@ def shared(folder: Path) -> Generator[None]:
 
 @contextmanager
 def _locked(folder: Path, kind: int) -> Generator[None]:
-    # a descriptor of our own: locks of one file that a process opened twice exclude each other, as threads need
+    # each call opens its own descriptor: flock then also works between threads of one process
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
@@ -69,14 +69,25 @@ def _locked(folder: Path, kind: int) -> Generator[None]:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a file so that readers find what it was or the whole of what it becomes, after a power failure too.
+    """Write a file in one step: readers find the old or the new text whole, after a power failure too.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """Yield the path of a draft to write; at the end it replaces the file as in `replace_file`.
 
     Raises:
         OSError: it cannot be written.
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=_DRAFT) as temporary:
         draft = Path(temporary, path.name)
-        draft.write_text(text, encoding="utf-8")
+        yield draft
         _sync(draft)
         os.replace(draft, path)
     _sync(path.parent)
@@ -85,16 +96,15 @@ def replace_file(path: Path, text: str) -> None:
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Fill a folder so that readers (`readable_folder`) find all of its files as they were, or all of them new.
 
-    A folder that is not there appears whole. In one that is there, files are replaced or added and others stay; the
-    folder itself stays too, as it may be a mount point or somebody's working directory. Of several who write at once
-    each waits for the one before (`exclusive`).
+    A new folder appears whole. In an existing one files are replaced or added, and other files stay; the folder itself
+    is kept, as it may be a mount point or a working directory. Concurrent calls run one after another (`exclusive`).
 
     Args:
-        folder: where.
-        write: fills the empty folder that it is given, with files alone.
+        folder: where to write; may exist.
+        write: fills the empty folder that it is given, with files only, no subfolders.
 
     Raises:
-        OSError: something cannot be written.
+        OSError: a file or the folder cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(folder):
@@ -107,18 +117,18 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def _write_over(folder: Path, write: Callable[[Path], None]) -> None:
-    finish(folder)
+    finish_interrupted(folder)
     for leftover in folder.glob(f"{_DRAFT}*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     with tempfile.TemporaryDirectory(dir=folder, prefix=_DRAFT) as temporary:
-        # this is the moment from which the new files are the folder's
+        # from this rename on the new files count
         _fill(Path(temporary, "new"), write).rename(folder / STAGED)
     sync_folder(folder)
-    finish(folder)
+    finish_interrupted(folder)
 
 
-def finish(folder: Path) -> None:
-    """Carry a `write_folder` that was interrupted to its end, if it had come to the point where its files count."""
+def finish_interrupted(folder: Path) -> None:
+    """Complete an interrupted `write_folder`, if all of its files were staged; otherwise do nothing."""
     staged = folder / STAGED
     if not staged.is_dir():
         return
@@ -128,26 +138,26 @@ def finish(folder: Path) -> None:
         try:
             os.link(file, draft)
         except OSError:
-            # some file systems have no links
+            # some file systems have no hard links
             shutil.copyfile(file, draft)
             _sync(draft)
         os.replace(draft, folder / file.name)
-        # two names of one file are both left by the call above
+        # os.replace does nothing if both names are links to one file
         draft.unlink(missing_ok=True)
     sync_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=_DRAFT) as temporary:
-        # in one step, so that half of it is never read
+        # renamed first, as deleting is not one step: `readable_folder` must not find half of it
         staged.rename(Path(temporary, "done"))
 
 
 def readable_folder(folder: Path) -> Path:
-    """Return where a folder's files are to be read: there, or where an interrupted `write_folder` left them."""
+    """Return the folder to read: this one, or the subfolder where an interrupted `write_folder` staged its files."""
     staged = folder / STAGED
     return staged if staged.is_dir() else folder
 
 
 def is_vacant(path: Path) -> bool:
-    """Return whether nothing is there, or an empty folder, but for what an interrupted `write_folder` left."""
+    """Whether a path does not exist or is an empty folder; leftovers of an interrupted `write_folder` do not count."""
     return not path.exists() or (path.is_dir() and all(entry.name.startswith(_DRAFT) for entry in path.iterdir()))
 
 

@@ -1,4 +1,4 @@
-"""Every error that mixencoder raises on purpose, and its warnings. The command line turns them into exit code 2."""
+"""The errors and warnings of mixencoder. The command line turns its errors into exit code 2."""
 
 
 class MixEncoderError(Exception):
@@ -14,7 +14,7 @@ class DataError(MixEncoderError, ValueError):
 
 
 class CheckpointError(MixEncoderError, ValueError):
-    """A checkpoint is missing, damaged, or belongs to another kind of model."""
+    """A checkpoint is missing, damaged, or of another kind of model."""
 
 
 class UnsupportedBackboneError(MixEncoderError, ValueError):
@@ -22,7 +22,7 @@ class UnsupportedBackboneError(MixEncoderError, ValueError):
 
 
 class MissingExtraError(MixEncoderError, ImportError):
-    """A feature needs packages that only an extra installs; the message names the extra."""
+    """A feature needs packages of an optional extra; the message names the extra to install."""
 
 
 class NonFiniteError(MixEncoderError, ArithmeticError):
@@ -30,11 +30,11 @@ class NonFiniteError(MixEncoderError, ArithmeticError):
 
 
 class ForkedProcessError(MixEncoderError, RuntimeError):
-    """A model was asked to compute in the fork of a process that computes with threads, where it would hang."""
+    """A model was called in a fork of a process that had computed with threads; it would hang there."""
 
 
 class IndexStateError(MixEncoderError, ValueError):
-    """The index cannot be used like this: no index there, unfinished, closed, read-only, or of a newer format."""
+    """The index cannot be used for this call: absent, unfinished, closed, read-only, or of a newer format."""
 
 
 class IndexMismatchError(MixEncoderError, ValueError):
@@ -46,19 +46,19 @@ class IndexDamagedError(MixEncoderError, ValueError):
 
 
 class IndexLockedError(MixEncoderError, OSError):
-    """Another writer is at work on the index."""
+    """Another process or thread is writing the index."""
 
 
 class IndexStorageError(MixEncoderError, OSError):
-    """The disk refused: full, read-only or failing. What was committed before is intact."""
+    """The disk is full, read-only or failing. What was committed before is intact."""
 
 
 class UnknownIdError(MixEncoderError, ValueError):
-    """Ids that the index does not hold; the message names them."""
+    """The index does not hold some ids; the message names them."""
 
 
 class DuplicateIdError(MixEncoderError, ValueError):
-    """Ids that are held already or given twice; the message names them."""
+    """Some ids are in the index already or are given twice; the message names them."""
 
 
 class TruncationWarning(UserWarning):
@@ -66,7 +66,7 @@ class TruncationWarning(UserWarning):
 
 
 class EncoderWarning(UserWarning):
-    """An encoder was trained to be read otherwise than the model on top of it reads it; the message names both."""
+    """An encoder was trained with a pooling or modules that the model on top does not use; the message names them."""
 
 
 class EmptyTextWarning(UserWarning):

@@ -1,8 +1,8 @@
-"""The front door: `MixEncoder`, from texts to scores and rankings.
+"""The entry point: `MixEncoder`, from texts to scores and rankings.
 
-Adds to `mixencoder.modeling` what text needs: a tokenizer, batching, devices, and the promise that a candidate's score
-does not depend on what else is scored beside it (docs/determinism.md): texts are encoded in passes whose shapes keep a
-text's bits (`mixencoder.base.encoder_passes`), pairs are scored in chunks of one shape (`mixencoder.ranking.pairs`).
+Adds tokenizer, batching and devices to `mixencoder.modeling`. A candidate's score does not depend on what else is
+scored in the same call (docs/determinism.md): texts are encoded in passes whose shapes keep a text's bits
+(`mixencoder.base.encoder_passes`), and pairs are scored in blocks of one shape (`mixencoder.ranking.pairs`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,28 +26,28 @@ from mixencoder.index import CandidateIndex, Snapshot
 from mixencoder.index.candidate_index import BuildEstimate
 from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.ranking.identity import ModelIdentity
+from mixencoder.ranking.index_encoder import DocumentEncoder, IndexAdapter, estimate_index, open_index
 from mixencoder.ranking.index_ranker import IndexRanker
-from mixencoder.ranking.indexing import DocumentEncoder, IndexAdapter, estimate_index, open_index
 from mixencoder.ranking.pairs import PairScorer
 from mixencoder.ranking.query_cache import QueryStateCache
 from mixkernels import select_backend
 
 SCORES = ("full", "interaction", "dual")
-"""Which part of the ranking score: the sum, ``h . e`` alone, or the dual term alone."""
+"""Parts of the ranking score: the sum, ``h . e`` alone, or the dual term alone."""
 
 
 class MixEncoder(EncodingEngine[QueryState, Tensor]):
     """Score and rank candidates for a query.
 
-    Make one with `from_pretrained` (the bundled default, a directory, or a hub id) or `from_backbone` (an encoder to
-    train from). Safe to use from several threads.
+    Make one with `from_pretrained` (the bundled default, a directory, or a hub id), or with `from_backbone` (an
+    untrained model on a pretrained encoder). Safe to use from several threads.
 
     Attributes:
         model: the `MixEncoderModel`.
         tokenizer: its tokenizer.
-        read_query: from texts to token ids, as this engine cuts them.
-        read_document: the same of documents.
-        identity: what an index's fingerprint says of model and tokenizer.
+        read_query: turns queries into token ids, cut to this engine's limits.
+        read_document: the same for documents.
+        identity: the fingerprint of model and tokenizer that an index stores.
 
     Example:
         >>> model = MixEncoder.from_pretrained()
@@ -80,11 +80,11 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
         Args:
             name_or_path: a directory, a hub id, or None for the default that the package bundles (no network).
             device: None and "auto" take a GPU if there is one, else the CPU.
-            dtype: a torch dtype or its name, of `DTYPES`, or short as in "bf16". None and "auto": float32.
+            dtype: of the weights: a torch dtype, its name, or a short form such as "bf16". None and "auto": float32.
             backend: which mixkernels backend runs the attention: "auto", "triton", "torch" or "reference".
 
         Raises:
-            CheckpointError: nothing is there, it is damaged, or it holds another kind of model.
+            CheckpointError: there is no checkpoint, it is damaged, or it holds another kind of model.
             InputError: the device or the dtype does not exist.
             mixkernels.BackendError: the backend cannot run here; the message says why.
         """
@@ -108,12 +108,13 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
 
         Args:
             name_or_path: a directory or hub id of an encoder; `mixencoder.base.backbones.SUPPORTED` lists the kinds.
-                The pooling that a folder of sentence-transformers names is followed, or warned of (`EncoderWarning`),
-                where the model compares one vector a text and no pooling is asked for.
+                If the model compares one vector per text and no pooling is given, the pooling of a
+                sentence-transformers folder is taken over, with an `EncoderWarning` where that is impossible.
             num_context_embeddings: k, 1 to 16.
-            interaction_layers: the backbone layers that interaction layers read and start from.
-            num_labels: classes of a classification head, which becomes the only head. None: a ranking head. For both
-                pass ``heads=("ranking", "classification")`` beside it.
+            interaction_layers: the backbone layers whose keys and values the interaction layers read, and whose weights
+                they start with.
+            num_labels: number of classes of a classification head, which becomes the only head. None: a ranking head.
+                For both heads also pass ``heads=("ranking", "classification")``.
             device, dtype, backend: as in `from_pretrained`.
             config: further fields of `MixEncoderConfig`.
 
@@ -123,10 +124,10 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
         fields = {"num_context_embeddings": num_context_embeddings, "interaction_layers": interaction_layers, **config}
         poolings = None
         if config.get("dual_term"):
-            # only the dual term compares the vectors that the encoder was trained to make
+            # only the dual term compares the vectors that the encoder was trained to produce
             poolings = {"mean": {}, **({"first": {"pooling": "first"}} if num_context_embeddings == 1 else {})}
-        made = cls._start(name_or_path, num_labels, device, dtype, fields, poolings=poolings)
-        return cls(*made, backend=backend)
+        model, tokenizer = cls._make_untrained(name_or_path, num_labels, device, dtype, fields, poolings=poolings)
+        return cls(model, tokenizer, backend=backend)
 
     def _derive(self) -> None:
         super()._derive()
@@ -135,14 +136,14 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
         self.identity = ModelIdentity(self.model, self.tokenizer)
         self._index_ranker = IndexRanker(self.model, self.identity)
 
-    def _shape(self) -> str:
+    def _sizes(self) -> str:
         config = self.config
         layers = f"k={config.num_context_embeddings}, J={len(config.interaction_layers)} (layers "
         layers += ", ".join(map(str, config.interaction_layer_indices)) + ")"
-        return f"{super()._shape()}, {layers}" + (", dual term" if config.dual_term else "")
+        return f"{super()._sizes()}, {layers}" + (", dual term" if config.dual_term else "")
 
-    def _over(self, model: HeadedModel) -> Self:
-        assert isinstance(model, MixEncoderModel), "a head is added to a model of one's own kind"
+    def _with_model(self, model: HeadedModel) -> Self:
+        assert isinstance(model, MixEncoderModel), "the model of a MixEncoder is a MixEncoderModel"
         return type(self)(model, self.tokenizer, backend=self.backend)
 
     @property
@@ -151,7 +152,7 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
 
     @property
     def backend(self) -> str:
-        """The mixkernels backend asked for."""
+        """The mixkernels backend that was chosen, "auto" by default."""
         return self.model.kernel_backend
 
     @overload
@@ -211,33 +212,33 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
 
         Args:
             query: one text, or several, which give a list of rankings.
-            documents: texts, in anything that gives them in an order, what `encode_document` made of them, an index, or
-                a view of one: ``index.snapshot()``, or ``index.snapshot().to("cuda")``, which a GPU ranks without
-                reading it again.
+            documents: texts in any ordered iterable, the result of `encode_document`, an index, or a snapshot of one:
+                ``index.snapshot()``, or ``index.snapshot().to("cuda")``, which stays on the GPU between calls.
             top_k: how many to return; None returns all.
-            ids: a name of each document, returned as "id". With an index: rank those of its documents alone, for
-                example what a first stage found; a list of ids, or one for each query.
+            ids: a name for each document, returned as "id". With an index: rank only these of its documents, for
+                example the results of a first stage; one list of ids, or one list per query.
             return_documents: also return each document's text.
             batch_size, show_progress_bar, score: as in `predict`.
-            activation_fn: applied to the scores that are returned (B, n), best first, after the cut to top_k; returns
-                as many numbers. It does not change the order.
-            return_probabilities: also return what `probability` makes of each score.
-            prefilter: with an index and the dual term: keep so many by the dual score, which costs little, and let
-                only those interact with the query (docs/candidate-index.md has the measured loss).
-            products: with an index: "native"; "bfloat16", where the device multiplies that itself; or "int8", on a
-                CPU. The latter two are faster and move scores a little.
+            activation_fn: applied to the returned scores (B, n), best first, after the cut to top_k; keeps their
+                shape. It does not change the order.
+            return_probabilities: also return the `probability` of each score.
+            prefilter: with an index and the dual term: fully score only this many documents, the best by dual score,
+                which costs little (docs/candidate-index.md has the measured loss).
+            products: with an index, what matrix products compute in: "native"; "bfloat16", if the device has
+                instructions for it; or "int8", on a CPU. The last two are faster and change scores slightly.
 
         Returns:
-            A list of `mixencoder.base.results.RankResult` a query: ``{"corpus_id": int, "score": float, "text": str?,
-            "id": str?, "probability": float?}``. With an index corpus_id is the document's place in iteration order,
-            and "id" is always there.
+            For each query a list of `mixencoder.base.results.RankResult`: ``{"corpus_id": int, "score": float, "text":
+            str?, "id": str?, "probability": float?}``. With an index, corpus_id is the document's position in iteration
+            order, and "id" is always present.
 
         Raises:
-            InputError: no query or no document, a text that is not a string, or a bad option.
-            IndexMismatchError: another model made the index, or this one's weights have changed since.
-            UnknownIdError, DuplicateIdError: the index does not hold a document of ids, or one is named twice.
+            InputError: there is no query or no document, a text is not a string, or an option is invalid.
+            IndexMismatchError: another model made the index, or this model's weights have changed since.
+            UnknownIdError: the index does not hold one of the ids.
+            DuplicateIdError: an id is given twice.
             NonFiniteError: a score is NaN or infinite.
-            ForkedProcessError: this process was forked from one that computes with threads.
+            ForkedProcessError: this process was forked from one that had computed with threads.
         """
         if not isinstance(documents, CandidateIndex | Snapshot):
             if prefilter is not None or products != "native":
@@ -284,30 +285,31 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
     ) -> CandidateIndex:
         """Encode documents once into an index that `rank` reads, in memory or in a folder.
 
-        In a folder it is committed every 1,024 texts; interrupted, the same call goes on where it stopped.
+        In a folder it is committed every 1,024 texts; after an interruption the same call continues from there.
 
         Texts that are cut or hold no token are counted and warned of (`notices`), here and when more are added.
 
         Args:
-            documents: several texts, of any number: an iterator is read as it goes.
-            ids: a name of each; None takes a hash of the text, so that the same text twice is one document.
-            path: a new or empty folder, or an unfinished index; None stays in memory.
+            documents: any number of texts; an iterator is read piece by piece.
+            ids: a name for each; None takes a hash of the text, so that equal texts become one document.
+            path: a new or empty folder, or an unfinished index; None keeps the index in memory.
             precision: "float32", "float16", "bfloat16" or "int8": how numbers are stored (docs/candidate-index.md).
-            layout: "projected" stores all that the first interaction layer can know before a query; "compact" the
-                context embeddings alone, which takes less room and more time.
+            layout: "projected" stores everything that the first interaction layer can compute without a query;
+                "compact" only the context embeddings, which takes less space and more time.
             on_overflow: "truncate" cuts documents that are longer than the model reads, "chunk" splits them and ranks
-                each by its best part, "error" refuses them.
-            metadata: a JSON object of each document, or None, kept beside.
-            embeddings: (N, k, d) of `encode_document`, taken instead of encoding texts.
-            store_text: keep texts, for `return_documents` and for mending damage.
+                each by its best part, "error" rejects them.
+            metadata: a JSON object or None for each document, stored with it.
+            embeddings: (N, k, d) from `encode_document`, used instead of encoding texts.
+            store_text: store the texts, for `return_documents` and for repairing damage.
             batch_size, show_progress_bar: as in `encode_document`.
 
         Raises:
             InputError: an option or a text cannot be used.
-            IndexStateError: a complete index or something else is at path; `open_index` opens one.
-            IndexMismatchError: an unfinished index at path was begun by another model or with other settings.
+            IndexStateError: path holds a complete index (use `open_index`) or other files.
+            IndexMismatchError: the unfinished index at path is of another model or has other settings.
             DuplicateIdError: an id is given twice.
-            IndexStorageError, IndexLockedError: the disk refused, or somebody else is writing.
+            IndexStorageError: the disk is full, read-only or failing.
+            IndexLockedError: another process or thread is writing the index.
         """
         if documents is not None:
             check_documents(documents)
@@ -326,18 +328,18 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
     def open_index(
         self, path: str | Path, *, read_only: bool = False, check_sizes: bool = True, verify: bool = False
     ) -> CandidateIndex:
-        """Open an index that this checkpoint made, in this precision; opening writes nothing.
+        """Open an index that this checkpoint made with weights of this dtype; opening writes nothing.
 
         Args:
             path: its folder.
-            read_only: refuse writing.
-            check_sizes: refuse an index whose files are too short; False to `CandidateIndex.repair` it.
-            verify: also compare everything with its checksums, which reads all of it.
+            read_only: the index raises an error when written to.
+            check_sizes: raise if files are too short; pass False to open such an index for `CandidateIndex.repair`.
+            verify: also compare all stored data with checksums, which reads all of it.
 
         Raises:
-            IndexMismatchError: another model or other settings made it; the message names both.
+            IndexMismatchError: it was made by another model or with other settings; the message names both.
             IndexStateError: there is no index, it is unfinished, or its format is newer.
-            IndexDamagedError: files are missing, cut short or unreadable; with verify, a checksum disagrees.
+            IndexDamagedError: files are missing, cut short or unreadable, or, with verify, a checksum is wrong.
         """
         return open_index(self._document_encoder, path, read_only=read_only, check_sizes=check_sizes, verify=verify)
 
@@ -350,7 +352,7 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
         on_overflow: str = "truncate",
         batch_size: int = 32,
     ) -> BuildEstimate:
-        """Tell the bytes and the time that an index of documents will take, from encoding a few of them.
+        """Estimate the bytes and the time that an index of documents takes, by encoding a few of them.
 
         Raises:
             InputError: an option or a text cannot be used.
@@ -360,11 +362,11 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
 
     @inference
     def query_states(self, texts: Iterable[str], *, batch_size: int = 32) -> list[QueryState]:
-        """Encode queries, each as a state of its own (B = 1), or take them from a bounded cache of earlier ones.
+        """Encode queries, one state (B = 1) each, or take them from a bounded cache of earlier ones.
 
         Raises:
             InputError: a text is not a string.
-            NonFiniteError: what the model makes of them is NaN or infinite.
+            NonFiniteError: the model's result is NaN or infinite.
         """
         batch_size = positive_integer(batch_size, "batch_size")
 
@@ -375,25 +377,26 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
 
     @inference
     def encode_rows(self, rows: Sequence[Sequence[int]], *, batch_size: int = 32) -> Tensor:
-        """Encode documents that are token ids already, special tokens included: (N, k, d).
+        """Encode documents given as token ids, special tokens included: (N, k, d).
 
         Raises:
-            NonFiniteError: what the model makes of them is NaN or infinite.
+            NonFiniteError: the model's result is NaN or infinite.
         """
         encoded = self._encode_documents(rows, positive_integer(batch_size, "batch_size"), show_progress_bar=False)
         return check_encoded(encoded, "documents", self.dtype)
 
     @inference
     def interact(self, query_state: QueryState, candidates: Tensor, *, score: str = "full") -> Tensor:
-        """Ranking scores (B, N) float32 of B encoded queries for N encoded candidates (N, k, d): the hot path.
+        """Score N encoded candidates (N, k, d) for B encoded queries: (B, N) float32. This is the hot path.
 
         Args:
-            query_state: of `encode_query`.
-            candidates: of `encode_document`.
+            query_state: from `encode_query`.
+            candidates: from `encode_document`.
             score: "full", or one term of it, of `SCORES`.
 
         Raises:
             InputError: the model has no ranking head or no such score, or candidates have another shape.
+            NonFiniteError: a score is NaN or infinite.
         """
         self.model.check_head("ranking")
         candidates = self._check_candidates(candidates)
@@ -410,9 +413,10 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
     ) -> Tensor:
         query_state = self._encode_queries(queries, request.batch_size, request.show_progress_bar)
         candidates = self._encode_documents(documents, request.batch_size, request.show_progress_bar)
+        # the scorer takes pairs sorted by query
         order = torch.argsort(pairs.query, stable=True)
-        rows = Pairs(pairs.query[order], pairs.candidate[order])
-        scored = self._pair_scorer.score(query_state, candidates, rows, head=request.head, score=request.score)
+        by_query = Pairs(pairs.query[order], pairs.candidate[order])
+        scored = self._pair_scorer.score(query_state, candidates, by_query, head=request.head, score=request.score)
         out = torch.empty_like(scored)
         out[order] = scored
         return out
@@ -420,31 +424,32 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
     def _encode_queries(
         self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None
     ) -> QueryState:
-        parts = self._encode(rows, self.model.encode_query, batch_size, show_progress_bar, "Queries", alone=True)
-        states: dict[int, tuple[QueryState, int]] = {}
-        for numbers, state in parts:
-            states.update({number: (state, row) for row, number in enumerate(numbers)})
-        order = [states[number] for number in range(len(rows))]
-        width = max((len(row) for row in rows), default=1)
+        passes = self._encode(rows, self.model.encode_query, batch_size, show_progress_bar, "Queries", alone=True)
+        # for each query the state of its pass, and its row there
+        found: dict[int, tuple[QueryState, int]] = {}
+        for numbers, state in passes:
+            found.update({number: (state, row) for row, number in enumerate(numbers)})
+        in_order = [found[number] for number in range(len(rows))]
+        longest = max((len(row) for row in rows), default=1)
 
-        def gather(field: str, layer: int) -> Tensor:
-            sample = getattr(order[0][0], field)[layer]
-            out = sample.new_zeros(len(order), width, *sample.shape[2:])
-            for number, (state, row) in enumerate(order):
+        def padded(field: str, layer: int) -> Tensor:
+            sample = getattr(in_order[0][0], field)[layer]
+            out = sample.new_zeros(len(in_order), longest, *sample.shape[2:])
+            for number, (state, row) in enumerate(in_order):
                 length = len(rows[number])
                 out[number, :length] = getattr(state, field)[layer][row, :length]
             return out
 
         def stacked(field: str) -> Tensor:
-            return torch.stack([getattr(state, field)[row] for state, row in order])
+            return torch.stack([getattr(state, field)[row] for state, row in in_order])
 
         layers = range(len(self.model.interaction))
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         pooled = stacked("pooled") if self.config.dual_term else None
         first = None if self.config.state_row else stacked("first")
         return QueryState(
-            tuple(gather("keys", layer) for layer in layers),
-            tuple(gather("values", layer) for layer in layers),
+            tuple(padded("keys", layer) for layer in layers),
+            tuple(padded("values", layer) for layer in layers),
             lengths,
             pooled,
             first,
@@ -454,9 +459,9 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
         self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None
     ) -> Tensor:
         out = torch.empty(len(rows), *self.model.context_shape, dtype=self.dtype, device=self.device)
-        parts = self._encode(rows, self.model.encode_document, batch_size, show_progress_bar, "Documents")
-        for numbers, part in parts:
-            out[numbers] = part
+        passes = self._encode(rows, self.model.encode_document, batch_size, show_progress_bar, "Documents")
+        for numbers, encoded in passes:
+            out[numbers] = encoded
         return out
 
     def _check_candidates(self, candidates: Tensor) -> Tensor:

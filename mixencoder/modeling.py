@@ -1,7 +1,7 @@
-"""The model: backbone with tapped keys and values, the interaction stack, the two heads (docs/design.md, section 1).
+"""The model: backbone with tapped keys and values, the interaction layers, the two heads (docs/design.md, section 1).
 
-Tensors in, tensors out; texts, batching and devices are the concern of `mixencoder.fast`. `encode_query` and
-`encode_document` never call each other; `interact` is the hot path.
+Everything here takes and returns tensors; texts, batching and devices are in `mixencoder.fast`. Queries and documents
+are encoded independently (`encode_query`, `encode_document`); `interact` is the hot path.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,25 +27,26 @@ from mixencoder.base.modeling import PairClassifier, RankingScores, TwoTowerMode
 from mixencoder.configuration import MixEncoderConfig
 from mixkernels import candidate_attention
 
-_QUIET_START = 0.3
-"""Factor of the last LayerNorm at the start with the dual term: h . e then starts at 9%."""
+_NORM_START = 0.3
+"""With the dual term the last LayerNorm's initial weights are scaled by this; h . e then starts at 9% of its size."""
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
-"""From a layer's context query, key, value and state query to the attended context and state (None without a state
-query): how candidates meet the query's tokens is the caller's choice (a pool, candidates of each query, packed rows of
-several queries)."""
+"""Attention of one layer: (context query, key, value, state query) -> (attended context, attended state).
+
+The last is None without a state query. The caller chooses how candidates are matched with queries: one pool for all
+queries, candidates of each query, or packed rows of several queries."""
 
 
 @dataclass(frozen=True)
 class QueryState:
-    """What interaction layers read of B queries; made once by `encode_query`, valid for any number of candidates."""
+    """B encoded queries: what interaction layers read of them. Made once, used for any number of candidates."""
 
     keys: tuple[Tensor, ...]
     """For every interaction layer (B, m, H, D)."""
     values: tuple[Tensor, ...]
     """For every interaction layer (B, m, H, D)."""
     lengths: Tensor
-    """(B,) int64, tokens of each query; what stands beyond is padding."""
+    """(B,) int64, number of tokens of each query; rows beyond are padding."""
     pooled: Tensor | None
     """(B, d), mean of the query's final token vectors, or the first by configuration; only with the dual term."""
     first: Tensor | None = None
@@ -69,10 +70,10 @@ class QueryState:
 
 
 class InteractionLayer(nn.Module):
-    """One interaction layer: contexts and state read the query, then share W_o, LN1, FFN and LN2.
+    """One interaction layer: context rows and the state row attend to the query, then share W_o, LN1, FFN and LN2.
 
-    An ablation leaves out the contexts' rows (``context_update=False``) or the state's (``state_row=False``), and the
-    weights that they alone use.
+    The ablations leave out the context rows (``context_update=False``) or the state row (``state_row=False``), and the
+    weights that only those use.
     """
 
     def __init__(self, config: MixEncoderConfig) -> None:
@@ -98,13 +99,13 @@ class InteractionLayer(nn.Module):
     def forward(
         self, context: Tensor, state: Tensor | None, attend: Attend, gate: nn.Linear | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Update contexts (..., N, k, d) and states (..., N, d); None is the zero state before the first layer.
+        """Update contexts (..., N, k, d) and states (..., N, d); a state of None is zero, as before the first layer.
 
-        Without the state row there is no gate, and the state returned is None.
+        Without the state row, gate is None and the returned state is None.
         """
         # (..., N, d)
         hint = context.mean(dim=-2)
-        # (..., N, k + 1, d): context rows and the state row share every product from here on
+        # (..., N, k + 1, d): from here on one product serves context rows and state row
         rows = self.dropout(self.attention_output(self._attended(context, hint, attend)))
         k = context.shape[-2] if self.updates_context else 0
         parts = []
@@ -119,7 +120,7 @@ class InteractionLayer(nn.Module):
         return rows[..., :k, :] if self.updates_context else context, rows[..., k, :] if self.has_state else None
 
     def start_from(self, weights: Mapping[str, LinearWeights]) -> None:
-        """Copy a backbone layer's weights, by module name; the state query starts as the query."""
+        """Copy weights of a backbone layer, given by module name; `state_query` starts as a copy of "query"."""
         targets = [(name, source) for name, source in weights.items() if hasattr(self, name)]
         if self.has_state:
             targets.append(("state_query", weights["query"]))
@@ -133,16 +134,16 @@ class InteractionLayer(nn.Module):
                     module.bias.copy_(source.bias)
 
     def _attended(self, context: Tensor, hint: Tensor, attend: Attend) -> Tensor:
-        """Return what contexts, then the state, read of the query: (..., N, k + 1, d)."""
+        """Return the attended rows, contexts first, then the state: (..., N, k + 1, d)."""
         state_query = self._heads(self.state_query(hint)) if self.has_state else None
         if self.updates_context:
             query, key, value = (self._heads(project(context)) for project in (self.query, self.key, self.value))
         else:
             assert state_query is not None, "a layer without context rows has a state row"
-            # the operator always attends contexts: the state's query stands in, and what it reads is dropped
+            # the operator needs context rows: pass the state's query as one, and drop its result
             query = key = value = state_query.unsqueeze(-3)
-        attended, attended_state = attend(query, key, value, state_query)
-        parts = [attended.flatten(-2)] if self.updates_context else []
+        attended_context, attended_state = attend(query, key, value, state_query)
+        parts = [attended_context.flatten(-2)] if self.updates_context else []
         if attended_state is not None:
             parts.append(attended_state.flatten(-2).unsqueeze(-2))
         return torch.cat(parts, dim=-2)
@@ -152,20 +153,23 @@ class InteractionLayer(nn.Module):
 
 
 def _gated(hint: Tensor, u: Tensor, state: Tensor | None, gate: nn.Linear) -> Tensor:
-    """``z*u + (1-z)*h`` with ``z = sigmoid(W_g [g ; u ; h])``, inputs (..., d), without writing the concatenation."""
+    """Return ``z*u + (1-z)*h`` with ``z = sigmoid(W_g [g ; u ; h])``, inputs (..., d), without the concatenation.
+
+    g is the hint, h the state; a state of None is zero.
+    """
     w_hint, w_u, w_state = gate.weight.split(u.shape[-1], dim=1)
     logits = F.linear(hint, w_hint, gate.bias) + F.linear(u, w_u)
     if state is None:  # h = 0 contributes nothing
         return torch.sigmoid(logits) * u
     z = torch.sigmoid(logits + F.linear(state, w_state))
-    # under autocast products come in low precision, but the state out of a norm does not
+    # under autocast linear layers return half precision, but norms, which made the state, float32
     return torch.lerp(state, u.to(state.dtype), z.to(state.dtype))
 
 
 class MixEncoderModel(TwoTowerModel):
     """Score queries against candidates that were encoded before the query arrived.
 
-    ``forward`` is what a trainer calls. For ranking and classifying texts use `mixencoder.fast.MixEncoder`.
+    Trainers call ``forward``. To rank and classify texts use `mixencoder.fast.MixEncoder`.
     """
 
     config_class = MixEncoderConfig
@@ -185,10 +189,10 @@ class MixEncoderModel(TwoTowerModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise what is not loaded: codes ~ N(0, 1) as published, the rest as in `HeadedModel`.
+        """Initialise weights that are not loaded: codes ~ N(0, 1) as published, the rest as in `HeadedModel`.
 
-        With the dual term one code starts at zero, so that a candidate starts as the mean of its tokens; several start
-        near it, as codes that are equal would stay equal for ever.
+        With the dual term a single code starts at zero, so that a candidate starts as the mean of its tokens. Several
+        codes start near zero, as equal codes would stay equal for ever.
         """
         super()._init_weights(module)
         if module is self:
@@ -212,27 +216,27 @@ class MixEncoderModel(TwoTowerModel):
 
     @property
     def interaction_layers(self) -> list[InteractionLayer]:
-        """The interaction layers in the order in which they run."""
+        """The interaction layers, in the order in which they run."""
         return cast("list[InteractionLayer]", list(self.interaction))
 
     def start_from_backbone(self) -> None:
-        """Give every interaction layer the weights of the backbone layer that it reads, as far as that has them.
+        """Copy to each interaction layer the matching weights of the backbone layer that it reads.
 
-        With the dual term the last LayerNorm is scaled down, so that ``h . e``, which means nothing yet, starts small
-        and the score starts at the dual term's quality.
+        With the dual term the last LayerNorm is scaled down: ``h . e``, still meaningless, then starts small, and the
+        score starts at the quality of the dual term.
         """
         for layer, index in zip(self.interaction_layers, self.config.interaction_layer_indices, strict=True):
             layer.start_from(start_weights(self.backbone, index))
         if self.config.dual_term:
             with torch.no_grad():
                 for parameter in self.interaction_layers[-1].output_norm.parameters():
-                    parameter.mul_(_QUIET_START)
+                    parameter.mul_(_NORM_START)
 
     def encode_query(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> QueryState:
         """Run the backbone over queries (B, m) and keep what the interaction layers read.
 
-        The pass stops once the last tapped keys and values are known, unless the dual term or an ablation needs final
-        vectors. Padding is on the right; attention_mask (B, m) is 1 for tokens, None when there is no padding.
+        The pass stops at the last tapped layer, unless the dual term or an ablation needs the final vectors. Padding is
+        on the right; attention_mask (B, m) is 1 for tokens, None if there is no padding.
         """
         indices = self.config.interaction_layer_indices
         tap = KeyValueTap(indices, stop_after_last=self.config.state_row and not self.config.dual_term)
@@ -257,13 +261,13 @@ class MixEncoderModel(TwoTowerModel):
     def encode_document(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Compress candidates (N, n) into context embeddings E_0 (N, k, d): ``softmax(C T^T + mask) T``, unscaled.
 
-        With the pooling "first" E_0 is the first row of T.
+        C are the codes, T a candidate's final token vectors. With the pooling "first", E_0 is the first row of T.
         """
         tokens = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         if self.codes is None:
             return tokens[:, :1]
         wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
-        # sums of rows, code by code: batched products of so few rows have bits that depend on how many texts there are
+        # one code at a time, as row sums: the bits of batched products with few rows depend on the number of texts
         scores = torch.stack([(wide * code).sum(dim=-1) for code in self.codes], dim=1)
         if attention_mask is not None:
             scores = scores.masked_fill(attention_mask.unsqueeze(1) == 0, torch.finfo(scores.dtype).min)
@@ -275,11 +279,11 @@ class MixEncoderModel(TwoTowerModel):
     def run_interaction(
         self, candidates: Tensor, attends: Sequence[Attend], first: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Run the interaction stack over candidates (..., N, k, d); one way to attend for every layer.
+        """Run the interaction layers over candidates (..., N, k, d); attends holds one `Attend` for each layer.
 
         Returns h (..., N, d), the last state, and e (..., N, d), the mean of the last contexts. Without the state row h
-        is `first`, the query's first-token vectors, (..., N or 1, d); without the context update e has no more leading
-        dimensions than the candidates.
+        is `first`, the query's first-token vectors, (..., N or 1, d). Without the context update e depends on no query,
+        so it has only the leading dimensions of the candidates.
         """
         context, state = candidates, None
         for layer, attend in zip(self.interaction, attends, strict=True):
@@ -289,13 +293,13 @@ class MixEncoderModel(TwoTowerModel):
         return h, context.mean(dim=-2)
 
     def rank_head(self, h: Tensor, e: Tensor, pooled_query: Tensor | None, pooled_candidate: Tensor) -> RankingScores:
-        """``h . e`` as a row sum in float32, and the dual term; all inputs (..., d), broadcast against each other."""
+        """Return ``h . e``, summed in float32, and the dual term; inputs (..., d) are broadcast against each other."""
         dtype = torch.promote_types(h.dtype, torch.float32)
         interaction = (h.to(dtype) * e.to(dtype)).sum(dim=-1)
         return RankingScores(interaction, self.dual_term(pooled_query, pooled_candidate))
 
     def dual_term(self, pooled_query: Tensor | None, pooled_candidate: Tensor) -> Tensor | None:
-        """``a cos(q, c)`` of inputs (..., d), at least float32; None without the dual term. It needs no interaction."""
+        """Return ``a cos(q, c)`` of inputs (..., d), at least float32; None if the model has no dual term."""
         if self.dual_scale is None:
             return None
         assert pooled_query is not None, "with the dual term the pooled query is given"
@@ -304,15 +308,15 @@ class MixEncoderModel(TwoTowerModel):
         return self.dual_scale.to(dtype) * cosine
 
     def classification_head(self, h: Tensor, e: Tensor, pooled_query: Tensor | None, pooled: Tensor) -> Tensor:
-        """Logits (..., num_labels), at least float32, from inputs (..., d)."""
-        assert self.classifier is not None, "check_head has found this head"
+        """Return logits (..., num_labels), at least float32, from inputs (..., d)."""
+        assert self.classifier is not None, "check_head raises if this head is missing"
         if not self.config.dual_term:
             return self.classifier((h, e))
         assert pooled_query is not None, "with the dual term the pooled query is given"
         return self.classifier((h, e), (pooled_query, pooled))
 
     def interact(self, query_state: QueryState, candidates: Tensor, head: str | None = None) -> RankingScores | Tensor:
-        """Score candidates (N, k, d), one pool for all B queries, or (B, N, k, d).
+        """Score candidates for B queries: (N, k, d), one pool for all queries, or (B, N, k, d).
 
         Returns the ranking scores, each (B, N), or classification logits (B, N, num_labels).
 
@@ -344,7 +348,7 @@ def _attend(
     context_value: Tensor,
     state_query: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`Attend` of candidates that all queries meet, or that belong to each of them."""
+    """`Attend` for one pool that all queries score, or for candidates of each query."""
     result = candidate_attention(
         context_query, context_key, context_value, state_query, key, value, key_lengths=lengths, backend=backend
     )

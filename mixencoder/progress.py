@@ -1,4 +1,4 @@
-"""Progress bars: tqdm's where one is shown, nothing at all where none is."""
+"""Progress bars: tqdm's if one is shown, otherwise an object that does nothing."""
 
 import logging
 from types import TracebackType
@@ -8,10 +8,10 @@ logger = logging.getLogger("mixencoder")
 
 
 class ProgressBar(Protocol):
-    """What the library asks of a bar."""
+    """The methods of a bar that the library calls."""
 
     def update(self, n: int = 1, /) -> object:
-        """Move on by so many units."""
+        """Advance by n units."""
 
     def __enter__(self) -> Self: ...
 
@@ -23,12 +23,12 @@ class ProgressBar(Protocol):
 class NoProgress:
     """A bar that is not shown.
 
-    tqdm's own, even a disabled one, takes a lock that a process shares with those that it forked. One that was killed
-    while holding it would leave the others waiting for ever.
+    Even a disabled bar of tqdm takes a lock that forked processes share. If one process were killed while it held the
+    lock, the others would wait for ever.
     """
 
     def update(self, n: int = 1, /) -> None:
-        """Pass over so many units."""
+        """Do nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -39,13 +39,13 @@ class NoProgress:
 
 
 def progress_bar(total: int | None, name: str, unit: str, show: bool | None) -> ProgressBar:
-    """Return a progress bar; None shows it if the library's logger is at INFO or below.
+    """Return a progress bar.
 
     Args:
         total: number of units, None if it is not known.
-        name: stands before the bar.
-        unit: what is counted.
-        show: whether it is shown.
+        name: the text before the bar.
+        unit: what is counted, such as "text".
+        show: whether the bar is shown; None shows it if the library's logger is at INFO or below.
     """
     if show is None:
         show = logger.getEffectiveLevel() <= logging.INFO

@@ -1,6 +1,6 @@
 """Fused attention of many candidates to one query: tensors in, tensors out.
 
-Public names are bound on first use, so importing this package needs neither Triton nor a GPU and takes no time.
+Public names are imported on first use, so importing this package needs neither Triton nor a GPU and is quick.
 Backends: ``reference`` (the formula), ``torch`` (fast without Triton, CPU first), ``triton`` (the fused kernel).
 """
 

@@ -1,7 +1,7 @@
-"""What a device can do at best: bytes, FLOPs and exponentials a second, from a data sheet or measured where it stands.
+"""Peak rates of a device: bytes, FLOPs and exponentials per second, from its data sheet or measured.
 
-Read by `mixkernels.roofline`, which knows what an operator must do. Data sheets come first, because a measured peak
-hides what this machine's own libraries leave on the table; a device that is not listed is measured.
+`mixkernels.roofline` compares the work of an operator with them. Data sheets come first, because a measured peak hides
+what this machine's own libraries fail to reach; a device without a known data sheet is measured.
 """
 
 import re
@@ -15,12 +15,12 @@ import torch
 from mixkernels.errors import DeviceError
 
 _EXPS_PER_CLOCK = 16
-"""Exponentials that one multiprocessor finishes a clock: NVIDIA since sm_70 (CUDA C++ Programming Guide, throughput of
-native arithmetic instructions), and AMD's CDNA, whose 64 lanes take four clocks for a transcendental."""
+"""Exponentials per multiprocessor and clock: NVIDIA since sm_70 (CUDA C++ Programming Guide, throughput of native
+arithmetic instructions), and AMD's CDNA, whose 64 lanes take four clocks for a transcendental."""
 
 
 class Peaks(NamedTuple):
-    """What a device does at best, per second."""
+    """Peak rates of a device, per second."""
 
     flops: float
     bytes: float
@@ -31,9 +31,9 @@ class DataSheet(NamedTuple):
     """Published figures of a GPU, dense (no structured sparsity)."""
 
     names: str
-    """Regular expression that `torch.cuda.get_device_name` matches whole."""
+    """Regular expression that matches the whole result of `torch.cuda.get_device_name`."""
     bytes: float
-    """Bytes a second of its memory."""
+    """Memory bandwidth in bytes per second."""
     low_precision: float
     """FLOP/s of bfloat16 and float16 products, float32 accumulation."""
     tf32: float
@@ -41,10 +41,10 @@ class DataSheet(NamedTuple):
     float32: float
     """FLOP/s of float32 products without TF32, outside the tensor cores."""
     exps: float
-    """Exponentials a second: multiprocessors x `_EXPS_PER_CLOCK` x boost clock."""
+    """Exponentials per second: multiprocessors x `_EXPS_PER_CLOCK` x boost clock."""
 
 
-# NVIDIA's data sheets of the H100, H200 and A100. Smaller siblings (PCIe, NVL, 40 GB) have other figures and other
+# NVIDIA's data sheets of the H100, H200 and A100. Smaller models (PCIe, NVL, 40 GB) have other figures and other
 # names; they are measured.
 KNOWN_GPUS = {
     "H100 SXM": DataSheet(r"NVIDIA H100 80GB HBM3", 3.35e12, 989e12, 495e12, 67e12, 132 * _EXPS_PER_CLOCK * 1.83e9),
@@ -57,8 +57,8 @@ def known_peaks(name: str, dtype: torch.dtype, *, tf32: bool = False) -> Peaks |
     """Published peaks of a GPU, or None if it is not listed (or has no published rate for this dtype here).
 
     Args:
-        name: what `torch.cuda.get_device_name` says, or a key of `KNOWN_GPUS`.
-        dtype: of the products; int8 candidates are multiplied in the shared keys' dtype, which is meant.
+        name: what `torch.cuda.get_device_name` returns, or a key of `KNOWN_GPUS`.
+        dtype: of the products; for int8 candidates that is the shared keys' dtype.
         tf32: whether float32 products may round to TF32.
     """
     sheet = KNOWN_GPUS.get(name) or next((s for s in KNOWN_GPUS.values() if re.fullmatch(s.names, name)), None)
@@ -78,10 +78,10 @@ def device_peaks(
         device: "cpu", "cuda", "cuda:1", a key of `KNOWN_GPUS` for one that is not here, or a torch.device.
         dtype: of the products.
         tf32: whether float32 products may round to TF32.
-        measured: measure on the device at hand, although its data sheet is known.
+        measured: measure the device even if its data sheet is known.
 
     Raises:
-        DeviceError: the device is neither known nor here, so there is nothing to measure.
+        DeviceError: the device is not known and not on this machine, so it cannot be measured.
     """
     if device in KNOWN_GPUS:
         sheet_peaks = None if measured else known_peaks(str(device), dtype, tf32=tf32)
@@ -98,7 +98,7 @@ def device_peaks(
             f"{', '.join(KNOWN_GPUS)}"
         ) from None
     if device.type == "cpu":
-        # emulated products are slower than those of widened inputs, so float32 is the limit
+        # emulated products are slower than float32 products of widened inputs, so float32 is the limit
         peaks = measured_cpu_peaks(dtype if multiplies_natively(dtype) else torch.float32)
         return peaks, f"CPU, measured with {torch.get_num_threads()} thread(s)"
     if device.type != "cuda" or not torch.cuda.is_available():
@@ -126,9 +126,10 @@ def multiplies_natively(dtype: torch.dtype, device: str | torch.device = "cpu") 
 
 @cache
 def measured_cpu_peaks(dtype: torch.dtype = torch.float32) -> Peaks:
-    """Measure this CPU with PyTorch's own operators at the present number of threads, in a second; then remembered.
+    """Measure this CPU with PyTorch's own operators and current number of threads, in about a second; cached.
 
-    A large product for FLOPs, a copy out of cache for bytes (read and written counted), exp in cache for exponentials.
+    A large product for FLOPs, a copy larger than most caches for bytes (read and written counted), exp within the cache
+    for exponentials.
     """
     a, b = (torch.randn(1024, 1024).to(dtype) for _ in range(2))
     source = torch.randn(16 * 2**20)
@@ -144,9 +145,9 @@ def measured_cpu_peaks(dtype: torch.dtype = torch.float32) -> Peaks:
 
 @cache
 def measured_gpu_peaks(index: int, dtype: torch.dtype = torch.bfloat16) -> Peaks:
-    """Measure a GPU: a product of 8192 for FLOPs, a copy of 1 GiB for bytes (read and written counted).
+    """Measure a GPU: a product of 8192 x 8192 matrices for FLOPs, a copy of 1 GiB for bytes (read and written counted).
 
-    Exponentials are counted, not measured: multiprocessors times `_EXPS_PER_CLOCK` times the clock that the driver
+    Exponentials are computed, not measured: multiprocessors times `_EXPS_PER_CLOCK` times the clock that the driver
     reports. PyTorch's exp waits for memory on a GPU and would understate them.
     """
     properties = torch.cuda.get_device_properties(index)
@@ -164,7 +165,7 @@ def measured_gpu_peaks(index: int, dtype: torch.dtype = torch.bfloat16) -> Peaks
 
 
 def _best_seconds(call: Callable[[], object], *, repeats: int = 15, on_gpu: bool = False) -> float:
-    """Least time of some calls: `repeats` of them, or fewer (3 at least) where they take longer than 0.3 s together."""
+    """Least time of `repeats` calls; stops early, after 3 at least, once they have taken 0.3 s together."""
     call()
     best, first = float("inf"), time.perf_counter()
     for turn in range(repeats):

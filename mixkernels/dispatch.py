@@ -1,4 +1,4 @@
-"""Which backend runs a call, and why another cannot: one place for every operator."""
+"""Choose the backend that runs a call, for every operator, and say why other backends cannot."""
 
 import importlib
 import os
@@ -29,13 +29,13 @@ _MODULES = {
 
 
 def checks_on_gpu() -> bool:
-    """Whether lengths, offsets and ids on a GPU are range-checked too (MIXKERNELS_CHECKS=1): that waits for the GPU."""
+    """Whether to range-check lengths, offsets and ids on a GPU too (MIXKERNELS_CHECKS=1); a check waits for the GPU."""
     return os.environ.get("MIXKERNELS_CHECKS", "0") == "1"
 
 
 @cache
 def implementation(family: str, backend: str, function: str) -> Callable[..., Any]:
-    """Return a backend's function of an operator family; imports the modules that are looked through.
+    """Return one function of a backend; imports the backend's modules until one has it.
 
     Raises:
         BackendError: the backend has no such function.
@@ -48,11 +48,11 @@ def implementation(family: str, backend: str, function: str) -> Callable[..., An
 
 
 def not_supported_reasons(backend: str, *tensors: Tensor, operator: str = "candidate_attention") -> list[str]:
-    """Why `backend` cannot run an operator on these inputs; empty when it can.
+    """Reasons why `backend` cannot run an operator on these inputs; empty if it can.
 
     Args:
         backend: one of `BACKENDS`.
-        tensors: the inputs of the call in the operator's order; none asks about this machine alone.
+        tensors: the inputs of the call in the operator's order; with none, only this machine is checked.
         operator: the operator's public name.
 
     Raises:
@@ -68,9 +68,9 @@ def not_supported_reasons(backend: str, *tensors: Tensor, operator: str = "candi
 
 
 def select_backend(backend: str | None, *tensors: Tensor, operator: str = "candidate_attention") -> str:
-    """Return the name of the backend that would run a call, as every operator chooses it.
+    """Return the name of the backend that would run a call; every operator chooses by this rule.
 
-    None and "auto" ask the environment variable MIXKERNELS_BACKEND, and choose by the inputs where that is not set.
+    With None or "auto" the environment variable MIXKERNELS_BACKEND decides; if it is not set, the inputs decide.
 
     Raises:
         BackendError: the chosen backend cannot run this call; the message lists every backend with every reason.

@@ -1,4 +1,4 @@
-"""Every error that mixkernels raises on purpose; callers catch `MixKernelsError` or one of its kinds."""
+"""Every error that mixkernels raises on purpose; callers catch `MixKernelsError` or a subclass."""
 
 
 class MixKernelsError(Exception):
@@ -6,7 +6,7 @@ class MixKernelsError(Exception):
 
 
 class ShapeError(MixKernelsError, ValueError):
-    """Sizes that must agree do not, or a size or a length lies outside its range."""
+    """Sizes that must agree do not, or a size or a length is out of range."""
 
 
 class DtypeError(MixKernelsError, TypeError):
@@ -14,8 +14,8 @@ class DtypeError(MixKernelsError, TypeError):
 
 
 class DeviceError(MixKernelsError, ValueError):
-    """Inputs lie on different devices."""
+    """Inputs are on different devices, or a device is unknown or not on this machine."""
 
 
 class BackendError(MixKernelsError, RuntimeError):
-    """No backend, or not the chosen one, can run this call; the message lists every backend with every reason."""
+    """The chosen backend, or every backend, cannot run this call; the message says why."""

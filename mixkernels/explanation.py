@@ -13,35 +13,35 @@ from mixkernels.roofline import Cost, Form, candidate_attention_cost
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a call would run and what it must cost; `print` it."""
+    """The backend, cost and least time of a call; `print` it to read it."""
 
     call: str
     """The call in words: form, sizes, dtype."""
     backend: str
     """The backend that would run it."""
     reasons: dict[str, tuple[str, ...]]
-    """Why each of the other backends would not run it; empty for one that could, but stands behind."""
+    """Why each other backend would not run it; empty for one that could run it but is not chosen."""
     bound: str
     """What limits the call: "memory", "matrix units" or "exponentials"."""
     bytes: int
     """Bytes that must be moved, everything read and written once."""
     flops: int
     exps: int
-    """Exponentials, one a logit."""
+    """Exponentials, one per logit."""
     seconds: float
-    """Predicted least time: the slowest of `limits`, perfectly overlapped. No implementation is faster."""
+    """Least possible time: the largest of `limits`, as if all overlapped. No implementation is faster."""
     limits: dict[str, float]
-    """Least seconds by each bound alone."""
+    """Least seconds that each bound alone allows."""
     device: str
     """The device whose peaks were used, and where they come from."""
 
     def __str__(self) -> str:
         lines = [f"candidate_attention, {self.call}", f"  backend    {self.backend}"]
         for name, why in self.reasons.items():
-            behind = (
+            no_reason = (
                 "can run it, but is not chosen" if name != "reference" else "can run it, but is never chosen by auto"
             )
-            lines.append(f"  not        {name}: {'; '.join(why) or behind}")
+            lines.append(f"  not        {name}: {'; '.join(why) or no_reason}")
         lines += [
             f"  moves      {quantity(self.bytes, 'B')}",
             f"  computes   {quantity(self.flops, 'FLOP')}, {quantity(self.exps, 'exp')}",
@@ -73,13 +73,13 @@ def explain(
     """Say which backend would run `mixkernels.candidate_attention` on these arguments, what limits it, and how fast.
 
     Nothing is computed, but a CPU or a GPU without a known data sheet is measured once, for about a second. All m
-    tokens count, whatever key_lengths says. Tensors on the device "meta" serve to plan what is not there yet.
+    tokens count, whatever key_lengths says. Tensors on the device "meta" work too, to plan a call without its data.
 
     Args:
         context_query, context_key, context_value, state_query, key, value, key_lengths, candidate_ids,
             candidate_offsets, own_logits, context_scales, scale, return_lse, backend: as for the operator.
-        device: predict for this device in place of the tensors' own: a name of `mixkernels.devices.KNOWN_GPUS`, such as
-            "H100 SXM". The backend is the one that would run here all the same.
+        device: predict for this device instead of the tensors' own: a name of `mixkernels.devices.KNOWN_GPUS`, such as
+            "H100 SXM". The backend is still the one that would run here.
 
     Example:
         >>> context, tokens = torch.randn(1000, 1, 12, 64), torch.randn(1, 64, 12, 64)
@@ -87,7 +87,7 @@ def explain(
 
     Raises:
         ShapeError, DtypeError, DeviceError: as the operator would; DeviceError also for an unknown `device`.
-        BackendError: no backend, or not the chosen one, can run the call.
+        BackendError: the chosen backend, or every backend, cannot run the call.
     """
     call = checked_call(
         context_query,
@@ -123,7 +123,7 @@ def explain(
 
 
 def form_of(call: Call) -> Form:
-    """Return how the candidates of a call are given."""
+    """Return the form in which a call gives its candidates."""
     if call.candidate_offsets is not None:
         return "ragged" if call.candidate_ids is None else "ragged_gather"
     if call.candidate_ids is not None:

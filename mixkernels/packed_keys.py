@@ -1,18 +1,17 @@
-"""Scores and ids packed into one integer, so that the best of many can be taken and merged exactly, ties included.
+"""Pack a score and an id into one integer, so that top-k selection and merging are exact, ties included.
 
-A primitive of the backends; the Triton kernel packs by the same rule. The high 32 bits are the float32 score under a
-map that keeps its order as an integer, the low 32 bits the id counted from the top: the larger key is the higher score
-and, among equal scores, the lower id. No two candidates share a key, so every way to sort or merge keys agrees.
+Backends share this module; the Triton kernel packs by the same rule. The high 32 bits of a key hold the float32 score,
+mapped to an integer of the same order; the low 32 bits hold LARGEST_ID - id. A larger key means a higher score or, at
+equal scores, a lower id. No two candidates share a key, so every way to sort or merge keys gives the same result.
 
--0.0 equals 0.0. NaN, of either sign, is one value above +inf: a NaN score comes out first, where it is seen, instead of
-being ranked in silence.
+-0.0 equals 0.0. NaN, of either sign, is one value above +inf: a NaN score comes first, where it is noticed.
 """
 
 import torch
 from torch import Tensor
 
 LARGEST_ID = 2**32 - 1
-"""Ids are 0 to this."""
+"""Ids run from 0 to this."""
 
 EMPTY_KEY = -(2**63)
 """Below every key of a candidate."""
@@ -25,7 +24,7 @@ def pack_keys(scores: Tensor, ids: Tensor) -> Tensor:
     """Keys, int64, of float32 scores and int64 ids of shapes that broadcast against each other."""
     # + 0.0 turns -0.0 into 0.0
     bits = (scores + 0.0).view(torch.int32).masked_fill_(scores.isnan(), _NAN_BITS).to(torch.int64)
-    # negative floats fall as their bits rise
+    # negative floats decrease as their bits increase
     ordered = torch.where(bits < 0, bits ^ _LOW_31, bits)
     return (ordered << 32) | (LARGEST_ID - ids)
 
@@ -38,5 +37,5 @@ def unpack_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def best_of(keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Scores and ids, best first, of the `count` largest of keys (..., n), of all if there are fewer."""
+    """Scores and ids of the `count` largest keys of (..., n), best first; of all keys if there are fewer."""
     return unpack_keys(keys.topk(min(count, keys.shape[-1]), dim=-1, sorted=True).values)

@@ -1,11 +1,10 @@
-"""Where the time of one operator call goes, and how far each part is from what the device allows.
+"""Profile one operator call: the time of each part, and how close it comes to the device's limit.
 
     python -m mixkernels.profile candidate_attention --n 100000 --k 1 --m 64 --trace trace.json
 
-On a CPU PyTorch's profiler times the ATen operators under the call, each beside the bytes and FLOPs of its own
-arguments; on a GPU it times the kernels, on inputs that rotate so that none is found in cache. The whole call is timed
-without a profiler and compared with `mixkernels.roofline`. Also prints the commands that point NVIDIA's and Triton's
-profilers at the same call.
+On a CPU PyTorch's profiler times the ATen operators in the call, each with the bytes and FLOPs of its arguments; on a
+GPU it times the kernels, on inputs that rotate so that none is in cache. The whole call is timed without a profiler and
+compared with `mixkernels.roofline`. Also prints the commands that run NVIDIA's and Triton's profilers on the same call.
 """
 
 import argparse
@@ -53,14 +52,14 @@ class Workload(NamedTuple):
     """One operator call of a given size, ready to run."""
 
     inputs: list[tuple[Tensor, ...]]
-    """Sets of equal inputs, which calls take in turn."""
+    """Sets of inputs of the same shapes; calls take them in turn."""
     run: Callable[..., object]
-    """Takes one set."""
+    """Makes the call on one set of inputs."""
     cost: Cost
     kernel_costs: dict[str, Cost]
-    """What a kernel must do by itself, by the beginning of its name."""
+    """Least work of single kernels, by the beginning of the kernel's name."""
     backend: str
-    words: str
+    description: str
 
 
 class Row(NamedTuple):
@@ -73,7 +72,7 @@ class Row(NamedTuple):
     flops: int | None
 
     def fraction_of_limit(self, peaks: Peaks) -> float | None:
-        """Least time of these bytes and FLOPs over the time taken; None if neither is known."""
+        """Least time for these bytes and FLOPs divided by the time taken; None if neither is known."""
         if not self.seconds or (not self.bytes and not self.flops):
             return None
         return max((self.bytes or 0) / peaks.bytes, (self.flops or 0) / peaks.flops) / self.seconds
@@ -87,13 +86,13 @@ def _workload(options: argparse.Namespace, device: torch.device) -> Workload:
     n, k, m, heads, dim, batch = (getattr(options, name) for name in ("n", "k", "m", "heads", "head_dim", "batch"))
     dtype, width = DTYPES[options.dtype], heads * dim
     sizes = f"B={batch} N={n} k={k}"
-    # shapes of the inputs in the order of the operator's arguments; those that may need gradients
+    # shapes of the floating inputs, in the order of the operator's arguments
     if options.operator == "candidate_attention":
         context, keys = (n, k, heads, dim), (batch, m, heads, dim)
         shapes = [context, context, context, (n, heads, dim), keys, keys]
         sizes += f" m={m} H={heads} D={dim}"
         arguments = (n, k, m, heads, dim, dtype)
-        # a forward pass that is followed by gradients hands on its log-sum-exps
+        # a forward pass before a backward pass also writes its log-sum-exps
         cost = candidate_attention_cost(*arguments, batch=batch, return_lse=options.backward)
         kernel_costs = {"candidate_attention_fwd": cost}
         if options.backward:
@@ -123,7 +122,7 @@ def _workload(options: argparse.Namespace, device: torch.device) -> Workload:
     one_set = sum(torch.Size(shape).numel() for shape in shapes) * dtype.itemsize
     sets = 1
     if device.type == "cuda":
-        # twice the last-level cache between two meetings with the same inputs
+        # at least twice the last-level cache is read before a set comes round again
         sets = input_sets(one_set, torch.cuda.get_device_properties(device).L2_cache_size)
     torch.manual_seed(0)
     inputs = [
@@ -143,12 +142,12 @@ def _workload(options: argparse.Namespace, device: torch.device) -> Workload:
         def run(*tensors: Tensor) -> object:
             return torch.autograd.grad(_floating(forward(*tensors)), tensors, gradients)
 
-    words = f"{options.operator}{', forward and backward' if options.backward else ''}, {sizes}, {options.dtype}"
-    return Workload(inputs, run, cost, kernel_costs, backend, words)
+    description = f"{options.operator}{', forward and backward' if options.backward else ''}, {sizes}, {options.dtype}"
+    return Workload(inputs, run, cost, kernel_costs, backend, description)
 
 
 def input_sets(set_bytes: int, cache_bytes: int) -> int:
-    """How many sets of inputs must take turns so that none is found in a cache; one that is large evicts itself."""
+    """Number of input sets to rotate so that none is still in a cache; one is enough if it is large."""
     if set_bytes >= 2 * cache_bytes:
         return 1
     return min(_MOST_INPUT_SETS, 1 + -(-2 * cache_bytes // set_bytes))
@@ -164,7 +163,7 @@ def _floating(result: object) -> list[Tensor]:
 
 
 def median_seconds(workload: Workload, device: torch.device, repeats: int) -> float:
-    """Median time of the call, profiled by nothing; on a GPU between events, on rotating inputs."""
+    """Median time of the call without a profiler; on a GPU between events, on rotating inputs."""
     times = []
     for turn in range(repeats + 1):
         tensors = workload.inputs[turn % len(workload.inputs)]
@@ -185,7 +184,7 @@ def median_seconds(workload: Workload, device: torch.device, repeats: int) -> fl
 
 
 def profiled(workload: Workload, device: torch.device, repeats: int) -> torch.profiler.profile:
-    """Profile `repeats` calls, each under a mark of its own."""
+    """Profile `repeats` calls, each under its own mark."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with torch.profiler.profile(activities=activities) as profiler:
         for turn in range(repeats):
@@ -200,10 +199,10 @@ def profiled(workload: Workload, device: torch.device, repeats: int) -> torch.pr
 
 
 def operator_rows(events: Iterable[Any], work: dict[str, Work]) -> list[Row]:
-    """Rows of a CPU profile: time below each mark by ATen operator, longest first.
+    """Rows of a CPU profile: the time of each ATen operator within a call, longest first.
 
-    An operator that `work` knows has the time of all below it; any other only its own, and stands without figures. So
-    the rows add up to the call.
+    An operator in `work` gets the time of everything it calls; any other gets only its own time, without bytes and
+    FLOPs. So the rows add up to the call.
     """
     calls = [event for event in events if event.name == _MARK]
     times, runs = defaultdict(lambda: [0.0] * len(calls)), defaultdict(int)
@@ -232,9 +231,9 @@ def kernel_rows(kernels: Iterable[tuple[str, float]], repeats: int, costs: dict[
     """Rows of a GPU profile, longest first.
 
     Args:
-        kernels: (name, seconds) of every kernel in the order of their starts, of all repeats.
+        kernels: (name, seconds) of every kernel launch of all repeats, in the order of their starts.
         repeats: how often the call was made.
-        costs: what kernels must do, by the beginning of their name.
+        costs: least work of kernels, by the beginning of their names.
     """
     times = defaultdict(list)
     for name, seconds in kernels:
@@ -242,7 +241,7 @@ def kernel_rows(kernels: Iterable[tuple[str, float]], repeats: int, costs: dict[
     rows = []
     for name, taken in times.items():
         share, rest = divmod(len(taken), repeats)
-        # calls that launch different kernels in turn have no median each
+        # launches that do not divide by the calls cannot be assigned to them: take the mean
         seconds = (
             sum(taken) / repeats if rest else median(sum(taken[i * share : (i + 1) * share]) for i in range(repeats))
         )
@@ -267,7 +266,7 @@ def _kernels(profiler: torch.profiler.profile) -> list[tuple[str, float]]:
 
 
 def table(rows: Sequence[Row], peaks: Peaks) -> list[str]:
-    """Lines of the table; what is beyond the longest few is summed in one line."""
+    """Lines of the table; rows after the longest few are summed in one line."""
     shown, rest = list(rows[:_ROWS_SHOWN]), rows[_ROWS_SHOWN:]
     if rest:
         names = f"({len(rest)} more)"
@@ -305,7 +304,7 @@ def write_trace(profiler: torch.profiler.profile, path: Path) -> None:
 
 
 def foreign_commands(options: argparse.Namespace) -> list[str]:
-    """Command lines that point NVIDIA's Nsight Compute and Triton's proton at the same call, on a GPU."""
+    """Command lines that run NVIDIA's Nsight Compute and Triton's proton on the same call, on a GPU."""
     arguments = [options.operator]
     for name in ("n", "k", "m", "heads", "head_dim", "dtype", "batch", "top_k"):
         value = getattr(options, name)
@@ -328,7 +327,7 @@ def foreign_commands(options: argparse.Namespace) -> list[str]:
 
 
 def positive_integer(text: str) -> int:
-    """Read an argument that must be 1 or more; argparse shows this function's name."""
+    """Read an argument that must be 1 or more; argparse shows this function's name in errors."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not positive")
@@ -344,28 +343,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--n", type=positive_integer, help="candidates (default: 1000 on a CPU, 100000 on a GPU)")
     parser.add_argument("--k", type=positive_integer, default=1, help="context embeddings a candidate (default: 1)")
     parser.add_argument(
-        "--m", type=positive_integer, default=64, help="tokens of the query, attention alone (default: 64)"
+        "--m", type=positive_integer, default=64, help="tokens of the query, only for candidate_attention (default: 64)"
     )
     parser.add_argument("--heads", type=positive_integer, default=12, help="heads; d is heads x head-dim (default: 12)")
     parser.add_argument("--head-dim", type=positive_integer, default=64, help="(default: 64)")
     parser.add_argument("--batch", type=positive_integer, default=1, help="queries (default: 1)")
     parser.add_argument(
-        "--top-k", type=positive_integer, help="score_candidates alone: keep the best (default: all scores)"
+        "--top-k", type=positive_integer, help="only for score_candidates: how many to keep (default: all scores)"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="(default: float32 on a CPU, bfloat16 on a GPU)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:NUMBER (default: auto)")
     parser.add_argument("--backend", default="auto", choices=["auto", *BACKENDS])
-    parser.add_argument("--backward", action="store_true", help="candidate_attention alone: gradients too")
+    parser.add_argument("--backward", action="store_true", help="only for candidate_attention: gradients too")
     parser.add_argument(
-        "--repeats", type=positive_integer, default=20, help="calls to take the median of (default: 20)"
+        "--repeats", type=positive_integer, default=20, help="timed calls; the median is shown (default: 20)"
     )
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace, .json or .json.gz")
     parser.add_argument(
-        "--measured-peaks", action="store_true", help="measure the device's peaks although its data sheet is known"
+        "--measured-peaks", action="store_true", help="measure the device's peaks even if its data sheet is known"
     )
-    parser.add_argument(
-        "--bare", action="store_true", help="only make the calls, for a profiler that watches from outside"
-    )
+    parser.add_argument("--bare", action="store_true", help="only make the calls, for an external profiler")
     return parser
 
 
@@ -384,8 +381,8 @@ def _device(parser: argparse.ArgumentParser, name: str) -> torch.device:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns 0, or leaves with 2 and a message if the call cannot be made as asked."""
-    # PyTorch's profiler reports its own starts and stops otherwise
+    """Run the command line. Returns 0; exits with 2 and a message if the call cannot be made."""
+    # otherwise PyTorch's profiler logs its own starts and stops
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -422,7 +419,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 workload.run(*workload.inputs[0])
             rows = operator_rows(profiler.events() or (), counter.work)
     cost = workload.cost
-    print(f"{workload.words}, backend {workload.backend}")
+    print(f"{workload.description}, backend {workload.backend}")
     print(f"on {source}: {_rates(peaks)}\n")
     print("\n".join(table(rows, peaks)))
     if any((row.fraction_of_limit(peaks) or 0.0) > 1.0 for row in rows):

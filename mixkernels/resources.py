@@ -1,11 +1,11 @@
-"""What every kernel takes of a GPU, found without one: registers, stack, shared memory, occupancy, instructions.
+"""Compile every kernel, without a GPU, and list what it uses: registers, stack, shared memory, occupancy, instructions.
 
     python -m mixkernels.resources [--arch sm_90 | all] [--kernel NAME] [--config TEXT] [--json]
 
-Each kernel is compiled ahead of time in each shipped launch configuration (`mixkernels.triton_common.catalogue`), with
-what Triton assumes at run time of tensors from PyTorch's allocator with strides that are multiples of 16 elements.
-Figures are read from the machine code: cuobjdump, which Triton's package carries, for NVIDIA; the assembly's own
-metadata for AMD. A stack frame means spilled registers. Tests call `measure`.
+Each kernel is compiled ahead of time in each shipped launch configuration (`mixkernels.triton_common.catalogue`), as
+Triton compiles it at run time for tensors from PyTorch's allocator whose strides are multiples of 16 elements. The
+figures come from the machine code: for NVIDIA by cuobjdump, which is part of Triton's package, for AMD from the
+assembly's own metadata. A stack frame means spilled registers. Tests call `measure`.
 """
 
 import argparse
@@ -34,7 +34,7 @@ class Arch(NamedTuple):
     """Limits of one multiprocessor (compute unit on AMD) of an architecture.
 
     NVIDIA: CUDA C++ Programming Guide, technical specifications per compute capability. AMD: the CDNA3 instruction set
-    guide, and LLVM's AMDGPU backend for workgroups a compute unit.
+    guide, and LLVM's AMDGPU backend for workgroups per compute unit.
     """
 
     backend: str
@@ -43,7 +43,7 @@ class Arch(NamedTuple):
     warps: int
     blocks: int
     registers: int
-    """32-bit registers of one lane over all warps of a partition; a warp's share is `register_unit` wide."""
+    """32-bit registers per lane, summed over the warps of a partition; a warp gets a multiple of `register_unit`."""
     register_unit: int
     shared_bytes: int
     shared_bytes_per_block: int
@@ -52,7 +52,7 @@ class Arch(NamedTuple):
 
 
 _PARTITIONS = 4
-"""Schedulers (SIMDs) of a multiprocessor, on all architectures here; each has a quarter of warps and registers."""
+"""Schedulers (SIMDs) per multiprocessor, on all architectures here; each has a quarter of the warps and registers."""
 
 ARCHS = {
     "sm_80": Arch("cuda", 80, 32, 64, 32, 512, 8, 164 * 1024, 163 * 1024, 1024),
@@ -64,31 +64,31 @@ ARCHS = {
 
 @dataclass(frozen=True)
 class Resources:
-    """What one kernel variant takes on one architecture."""
+    """Resources that one kernel variant uses on one architecture."""
 
     kernel: str
     config: str
     arch: str
     registers: int
-    """32-bit registers a thread; on AMD vector registers, accumulation registers included."""
+    """32-bit registers per thread; on AMD vector registers, including accumulation registers."""
     stack_bytes: int
-    """Local memory a thread: spilled registers, or arrays that are indexed at run time. Shipped kernels have none."""
+    """Local memory per thread: spilled registers, or arrays that are indexed at run time. Shipped kernels have none."""
     shared_bytes: int
-    """Shared memory a block."""
+    """Shared memory per block."""
     shared_bytes_limit: int
-    """Most shared memory that a block may have on this architecture."""
+    """Largest shared memory that a block may have on this architecture."""
     num_warps: int
-    """Warps a block."""
+    """Warps per block."""
     blocks_per_multiprocessor: int
     warps_per_multiprocessor: int
     occupancy: float
     """Warps that fit on a multiprocessor, as a fraction of those it can hold."""
     limited_by: str
-    """What keeps more from fitting: registers, shared memory, tensor memory, or warps and blocks."""
+    """What limits the number of blocks: registers, shared memory, tensor memory, or warps and blocks."""
     tensor_instructions: dict[str, int]
-    """Matrix instructions of the machine code and how often each stands there (not how often it runs)."""
+    """Matrix instructions in the machine code, with the number of times each appears (not how often it runs)."""
     global_load_bits: int
-    """Widest load from global memory, a thread; 0 if there is none."""
+    """Bits of the widest load from global memory by one thread; 0 if there is none."""
 
     @property
     def fits(self) -> bool:
@@ -97,10 +97,10 @@ class Resources:
 
 
 def measure(variant: "KernelVariant", arch: str) -> Resources:
-    """Compile one variant for one of `ARCHS` (Triton's cache remembers it) and read what it takes.
+    """Compile one variant for one of `ARCHS` (Triton caches the result) and read what it uses.
 
     Raises:
-        BackendError: triton is missing or interprets, or the compiler refuses the kernel.
+        BackendError: triton is not installed, TRITON_INTERPRET is set, or the kernel does not compile.
     """
     require_compiler()
     import triton
@@ -112,7 +112,7 @@ def measure(variant: "KernelVariant", arch: str) -> Resources:
             target=triton.backends.compiler.GPUTarget(limits.backend, limits.target, limits.warp_size),
             options={"num_warps": variant.num_warps, "num_stages": variant.num_stages},
         )
-    # what the compiler raises has no common base: its own errors, those of MLIR and of ptxas
+    # the errors of the compiler, of MLIR and of ptxas have no common base class
     except Exception as error:
         name = f"{variant.kernel.__name__} ({variant.config})"
         raise BackendError(f"{name} does not compile for {arch}: {type(error).__name__}: {error}") from error
@@ -141,7 +141,7 @@ def measure(variant: "KernelVariant", arch: str) -> Resources:
 
 
 def require_compiler() -> None:
-    """Make sure that kernels can be compiled here; no GPU is needed.
+    """Raise if kernels cannot be compiled here; no GPU is needed.
 
     Raises:
         BackendError: triton is not installed, or would interpret kernels instead of compiling them.
@@ -155,20 +155,20 @@ def require_compiler() -> None:
 def blocks_per_multiprocessor(
     arch: Arch, registers: int, shared_bytes: int, num_warps: int, *, tensor_memory: int = 0
 ) -> tuple[int, str]:
-    """How many blocks fit on a multiprocessor at once, and what keeps more from fitting.
+    """Return how many blocks fit on a multiprocessor at once, and which resource limits them.
 
     Args:
         arch: one of `ARCHS`.
-        registers: a thread.
-        shared_bytes: a block.
-        num_warps: a block.
-        tensor_memory: columns of tensor memory a block (sm_100).
+        registers: per thread.
+        shared_bytes: per block.
+        num_warps: per block.
+        tensor_memory: columns of tensor memory per block (sm_100).
     """
-    # a partition's registers are dealt out to whole warps
-    share = -(-max(registers, 1) // arch.register_unit) * arch.register_unit
+    # registers are allocated to whole warps, in units
+    allocated = -(-max(registers, 1) // arch.register_unit) * arch.register_unit
     fitting = {
         "warps and blocks": min(arch.blocks, arch.warps // num_warps),
-        "registers": arch.registers // share * _PARTITIONS // num_warps,
+        "registers": arch.registers // allocated * _PARTITIONS // num_warps,
     }
     if shared_bytes:
         fitting["shared memory"] = arch.shared_bytes // (shared_bytes + arch.shared_bytes_reserved)
@@ -191,14 +191,14 @@ def _source(variant: "KernelVariant") -> Any:
         kind = variant.signature[parameter.name]
         signature[parameter.name] = kind
         specialises = not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment)
-        # at run time pointers aligned to 16 bytes and integers that 16 divides are compiled apart: wide loads need both
+        # at run time Triton specialises on alignment to 16 bytes and divisibility by 16: wide loads need both
         if specialises and (kind.startswith("*") or kind in ("i32", "i64")):
             attributes[(parameter.num,)] = [["tt.divisibility", 16]]
     return ASTSource(variant.kernel, signature, constexprs=variant.constants, attrs=attributes)
 
 
 class _Found(NamedTuple):
-    """What machine code says of itself."""
+    """Figures read from machine code."""
 
     registers: int
     stack_bytes: int
@@ -243,7 +243,9 @@ def read_sass(usage: str, sass: str) -> _Found:
 def _number(pattern: str, text: str) -> int:
     found = re.search(pattern, text)
     if found is None:
-        raise BackendError(f"the compiler's output names no {pattern!r}; this version of Triton writes another format")
+        raise BackendError(
+            f"found no {pattern!r} in the compiler's output; this version of Triton writes another format"
+        )
     return int(found.group(1))
 
 
@@ -274,7 +276,7 @@ def _amd_load_bits(kind: str) -> int:
 
 
 def _measure_numbered(module: str, number: int, arch: str) -> Resources | str:
-    """`measure` by a variant's place, since kernels do not travel between processes; an error as its message."""
+    """`measure` a variant given by number (kernels cannot be sent to a process); return an error as its message."""
     from mixkernels.triton_common.catalogue import variants_of
 
     try:
@@ -284,7 +286,7 @@ def _measure_numbered(module: str, number: int, arch: str) -> Resources | str:
 
 
 def _table(rows: Sequence[Resources]) -> Iterator[str]:
-    head = ("kernel", "configuration", "arch", "regs", "stack", "shared", "warps", "occupancy", "limited by", "loads")
+    header = ("kernel", "configuration", "arch", "regs", "stack", "shared", "warps", "occupancy", "limited by", "loads")
     cells = [
         (
             row.kernel,
@@ -300,26 +302,27 @@ def _table(rows: Sequence[Resources]) -> Iterator[str]:
         )
         for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     products = [", ".join(f"{count} {name}" for name, count in row.tensor_instructions.items()) for row in rows]
-    for line, last in zip([head, *cells], ["tensor instructions", *(text or "none" for text in products)], strict=True):
+    last_column = ["tensor instructions", *(text or "none" for text in products)]
+    for line, last in zip([header, *cells], last_column, strict=True):
         yield "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=True)), last])
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mixkernels.resources",
-        description="Compile every kernel ahead of time, without a GPU, and list what it takes of one.",
+        description="Compile every kernel ahead of time, without a GPU, and list the GPU resources that it uses.",
     )
     parser.add_argument("--arch", action="append", choices=[*ARCHS, "all"], help="may be repeated (default: sm_90)")
     parser.add_argument("--kernel", metavar="NAME", help="only kernels whose name contains NAME")
     parser.add_argument("--config", metavar="TEXT", help="only configurations whose description contains TEXT")
-    parser.add_argument("--json", action="store_true", help="print a JSON list in place of the table")
+    parser.add_argument("--json", action="store_true", help="print a JSON list instead of the table")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns 0, 1 if a variant does not compile or fit, or 2 if nothing can be compiled as asked."""
+    """Run the command line. Returns 0, or 1 if a variant does not compile or fit; exits with 2 on wrong arguments."""
     parser = _parser()
     options = parser.parse_args(arguments)
     archs = list(ARCHS) if "all" in (options.arch or ()) else list(dict.fromkeys(options.arch or ["sm_90"]))
@@ -341,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = ", ".join(sorted({variant.kernel.__name__ for _, _, variant in every}))
         parser.error(f"no variant has --kernel {options.kernel} and --config {options.config}; kernels are {names}")
     results = []
-    # a fresh interpreter each: a forked one would share torch's threads
+    # every worker is a fresh interpreter: a forked one would share torch's threads
     workers = min(len(os.sched_getaffinity(0)), len(jobs))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for result in pool.map(_measure_numbered, *zip(*jobs, strict=True)):
@@ -356,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(line)
     problems = [result for result in results if isinstance(result, str)]
     problems += [
-        f"{row.kernel} ({row.config}) does not fit {row.arch}: {row.shared_bytes} bytes of shared memory a block, "
+        f"{row.kernel} ({row.config}) does not fit {row.arch}: {row.shared_bytes} bytes of shared memory per block, "
         f"limit {row.shared_bytes_limit}"
         for row in rows
         if not row.fits

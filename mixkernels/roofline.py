@@ -1,8 +1,8 @@
-"""What an operator must do at least: bytes, FLOPs and exponentials as functions of shape.
+"""Least work of an operator: bytes, FLOPs and exponentials as functions of its shapes.
 
-Used by benchmarks, `mixkernels.explain`, the profiler and tests alike, so that a claim and its limit come from one
-place. What a device can do is `mixkernels.devices`. Time is bounded below by the largest of bytes / bandwidth, FLOPs /
-product rate and exponentials / exponential rate. Bytes are counted once per tensor, as if nothing were read again.
+Benchmarks, `mixkernels.explain`, the profiler and tests share these formulas. Peak rates of devices are in
+`mixkernels.devices`. The least time is the largest of bytes / bandwidth, FLOPs / product rate and exponentials /
+exponential rate. The bytes of a tensor are counted once, as if nothing were read twice.
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -29,25 +29,25 @@ Form = Literal["pool", "per_query", "gathered", "ragged", "ragged_gather"]
 """How candidates are given, as in the table of `mixkernels.candidate_attention`."""
 
 BOUNDS = ("memory", "matrix units", "exponentials")
-"""What can limit a call. FLOPs count against the product rate, also those of the layer's elementwise operators."""
+"""What can limit a call. All FLOPs, also elementwise ones, count against the product rate."""
 
 _INDEX_BYTES, _FLOAT32_BYTES = 8, 4
 
 
 class Cost(NamedTuple):
-    """What a call must do at least, everything read and written once."""
+    """Least work of a call: everything is read and written once."""
 
     flops: int
     bytes: int
     exps: int
 
     def limits(self, peaks: Peaks) -> dict[str, float]:
-        """Least seconds by each of `BOUNDS` alone."""
+        """Least seconds that each of `BOUNDS` alone allows."""
         times = (self.bytes / peaks.bytes, self.flops / peaks.flops, self.exps / peaks.exps)
         return dict(zip(BOUNDS, times, strict=True))
 
     def seconds(self, peaks: Peaks) -> float:
-        """Least time on a device: the slowest of its three limits, perfectly overlapped."""
+        """Least time on a device: the largest of the three limits, as if all overlapped."""
         return max(self.limits(peaks).values())
 
     def bound(self, peaks: Peaks) -> str:
@@ -108,19 +108,19 @@ def candidate_attention_cost(
     """Cost of `mixkernels.candidate_attention` (docs/design.md, section 2).
 
     FLOPs: 4 D for every row and shared key, and for every context row and own key (2 D where own logits are given).
-    Bytes: queries, own keys and values and shared keys and values read once, outputs written once. Exponentials: one a
-    logit. Lengths of padded queries are not known here: all m tokens count.
+    Bytes: queries, own keys and values and shared keys and values read once, outputs written once. Exponentials: one
+    per logit. key_lengths are not known here: all m tokens count.
 
     Args:
-        num_candidates: N; n, candidates a query, for "gathered"; all rows of all queries for the ragged forms.
+        num_candidates: N; for "gathered" n, candidates per query; for the ragged forms the rows of all queries.
         num_context, num_keys, num_heads, head_dim: k, m, H, D.
         dtype: of key, value and outputs, and of the candidates unless int8.
         batch: queries B. A pool is read once for all of them, per-query candidates once each.
         has_state: whether state rows are computed.
         form: how candidates are given.
-        pool_size: candidates in the pool that ids gather from: with repeats, no more than these are read. None: ids
-            are taken to differ.
-        own_logits: own logits (k, k, H) float32 a candidate are read in place of own keys.
+        pool_size: candidates in the pool that ids gather from: at most these are read, however often ids repeat. None:
+            assume that no id repeats.
+        own_logits: own logits, (k, k, H) float32 per candidate, are read instead of own keys.
         int8: candidates are int8, with a float32 scale for every row and head of query, key and value.
         return_lse: log-sum-exps, float32, are written too.
     """
@@ -158,12 +158,13 @@ def candidate_attention_backward_cost(
     pool_size: int | None = None,
     own_logits: bool = False,
 ) -> Cost:
-    """Cost of the gradients of `mixkernels.candidate_attention` in all its floating inputs; arguments as there.
+    """Cost of the gradients of `mixkernels.candidate_attention` in all its floating inputs; arguments as in
+    `candidate_attention_cost`.
 
-    FLOPs: five products of 2 D a logit: scores again, dP, dQ, dK, dV; for own keys whose logits are given, dP and dV
-    alone. Two kernels that each compute scores and dP do seven, which is their loss.
+    FLOPs: five products of 2 D per logit: scores again, dP, dQ, dK, dV; for own keys whose logits are given, only dP
+    and dV. Two kernels that each compute scores and dP do seven; the two extra ones are not counted here.
     Bytes: the forward's inputs, outputs, their gradients and log-sum-exps read, input gradients written. Exponentials:
-    one a logit.
+    one per logit.
     """
     rows = _rows(form, num_candidates, num_context, batch, pool_size, has_state=has_state)
     logits_shared = num_heads * (rows.context + rows.state) * num_keys
@@ -187,7 +188,7 @@ def candidate_attention_backward_cost(
 def residual_layer_norm_cost(rows: int, d: int, dtype: torch.dtype) -> Cost:
     """Cost of `mixkernels.residual_layer_norm`, LN(x + residual) over rows of d.
 
-    Bytes: two tensors read, one written, weight and bias read. FLOPs: 8 an element: the sum, 1 for the mean, 3
+    Bytes: two tensors read, one written, weight and bias read. FLOPs: 8 per element: the sum, 1 for the mean, 3
     for centring and variance, 3 for scale, weight and bias.
     """
     return Cost(flops=8 * rows * d, bytes=(3 * rows * d + 2 * d) * dtype.itemsize, exps=0)
@@ -197,7 +198,7 @@ def gate_layer_norm_cost(rows: int, d: int, dtype: torch.dtype, *, has_state: bo
     """Cost of `mixkernels.gate_layer_norm`, LN(z u + (1 - z) h) with z = sigmoid(gate), over rows of d.
 
     Bytes: gate, update and state (not in a first layer, where h = 0) read, one tensor written, weight and bias read.
-    FLOPs: 13 an element, 7 of them the normalisation's and 2 the sigmoid's. Exponentials: one an element.
+    FLOPs: 13 per element, 7 of them the normalisation's and 2 the sigmoid's. Exponentials: one per element.
     """
     tensors = 4 if has_state else 3
     return Cost(flops=13 * rows * d, bytes=(tensors * rows * d + 2 * d) * dtype.itemsize, exps=rows * d)
@@ -213,10 +214,10 @@ def score_candidates_cost(
     additive: bool = False,
     top_k: int | None = None,
 ) -> Cost:
-    """Cost of `mixkernels.score_candidates`: last normalisation, pooling, dot product and, if asked for, the best.
+    """Cost of `mixkernels.score_candidates`: last normalisation, pooling, dot product and, with top_k, selection.
 
-    Bytes: per candidate k + 1 rows of d and as many of their residuals, and 4 of an additive score, are read; 4 a score
-    are written, or 12 (score and 64-bit index) for each of the top_k. FLOPs: 8 an element to normalise, then 1 an
+    Bytes read per candidate: k + 1 rows of d, as many rows of residuals, and 4 of an additive score. Bytes written: 4
+    per score, or 12 (score and 64-bit index) for each of the top_k. FLOPs: 8 per element to normalise, then 1 per
     element to pool context rows and 2 for the dot product.
     """
     candidates = batch * num_candidates

@@ -1,4 +1,4 @@
-"""Bytes and FLOPs of the ATen operators under a call, which `mixkernels.profile` sets beside their times."""
+"""Count bytes and FLOPs of the ATen operators in a call; `mixkernels.profile` shows them next to their times."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -10,17 +10,17 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 
 class Work(NamedTuple):
-    """Bytes and FLOPs of all runs of one ATen operator under a call; FLOPs are None where PyTorch has no formula."""
+    """Bytes and FLOPs of all runs of one ATen operator in a call; FLOPs are None where PyTorch has no formula."""
 
     bytes: int
     flops: int | None
 
 
 class WorkCounter(TorchDispatchMode):
-    """Counts what each ATen operator reads and writes, and its FLOPs, by its own arguments.
+    """Counts the bytes that each ATen operator reads and writes, and its FLOPs, from its arguments.
 
-    For calls on the CPU. It looks into the operators of mixkernels. A broadcast dimension is counted once; views and
-    allocations are free.
+    For calls on the CPU. For operators of mixkernels, the ATen operators inside are counted. A broadcast dimension is
+    counted once; views and allocations are free.
     """
 
     _OVERWRITES = ("aten::copy_", "aten::fill_", "aten::zero_")
@@ -30,10 +30,10 @@ class WorkCounter(TorchDispatchMode):
         self.work: dict[str, Work] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Run one operator and note its work."""
+        """Run one operator and count its work."""
         kwargs = kwargs or {}
         if func.namespace == "mixkernels":
-            # to the operator's own implementation, with this mode still in force
+            # run the operator's implementation with this mode active, to count what is inside
             with self:
                 return func.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs)
         out = func(*args, **kwargs)
@@ -41,7 +41,7 @@ class WorkCounter(TorchDispatchMode):
         done = self.work.get(name, Work(0, None))
         flops = done.flops
         if name == "aten::_scaled_dot_product_flash_attention_for_cpu":
-            # the one attention of PyTorch without a formula of its own (2.13)
+            # the only attention of PyTorch without a FLOP formula (2.13)
             flops = (flops or 0) + sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
         elif func.overloadpacket in flop_registry:
             flops = (flops or 0) + flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
@@ -74,6 +74,6 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
 
 
 def _memory(tensor: Tensor) -> int:
-    """Bytes of memory that a tensor stands on: expanded dimensions count once."""
+    """Bytes of memory that a tensor occupies; expanded dimensions count once."""
     sizes = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
     return torch.Size(sizes).numel() * tensor.element_size() if tensor.numel() else 0

@@ -12,6 +12,9 @@ from typing import Any
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+    # a thread that spins while it waits takes the core that another process needs: tests of two threads took five times
+    # as long
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # what a shell starts in the background ignores Ctrl-C, and so would every process that a test starts
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -27,6 +30,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 
 KERNEL_RUNS = pytest.StashKey[int]()
+SLOW_FILES = {"test_bits.py", "test_learning.py", "test_index_faults.py", "test_checkpoint_faults.py"}
+"""Files that take most of a minute, to be given to a process of pytest-xdist before the others are."""
 
 # fmt: off
 WORDS = ["the", "a", "how", "to", "cook", "rice", "undo", "git", "commit", "paris", "is", "capital", "of", "france",
@@ -128,13 +133,20 @@ def dual(backbone_path: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module", params=["mixencoder", "cross-encoder", "late-interaction"])
 def engine(request: pytest.FixtureRequest, backbone_path: Path) -> Any:
     """Return tiny engines: one that has an index, one that encodes nothing ahead, one that does."""
-    from tests.base.front_doors import untrained
+    from tests.base.engine_cases import untrained
 
     return untrained(request.param, backbone_path)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep pytest-xdist from starting files in the order of their numbers of tests: a slow file may have few."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave tests out of a run that asks for benchmarks alone, instead of listing each as skipped."""
+    """Put slow files first, and leave tests out of a run that asks for benchmarks alone, instead of skipping each."""
+    items.sort(key=lambda item: item.path.name not in SLOW_FILES)
     if config.getoption("benchmark_only", False):
         tests = [item for item in items if not item.path.name.startswith("bench_")]
         config.hook.pytest_deselected(items=tests)

@@ -1,1 +1,1 @@
-"""How the bundled checkpoint was made: free text pairs beside the public data, training and choice."""
+"""How the bundled checkpoint was made: free text pairs in addition to public data, training, and choices."""

@@ -1,7 +1,7 @@
 """The bundled checkpoint's card, written from records: ``python -m benchmarks.checkpoint.card``.
 
 Reads the checkpoint's configuration, its training.json, share.json and head.json, and quality_default.json,
-quality_untrained.json and quality_equal_dual.json of benchmarks/results; the frame is card.md beside this file. A test
+quality_untrained.json and quality_equal_dual.json of benchmarks/results; card.md in this folder is the template. A test
 fails when card and records differ.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.measuring.markdown import with_line
+from benchmarks.measuring.markdown import markdown_table
 from benchmarks.measuring.provenance import ROOT
 
 PRETRAINED = ROOT / "mixencoder" / "pretrained"
@@ -21,7 +21,7 @@ CARD = PRETRAINED / "README.md"
 FRAME = Path(__file__).with_name("card.md")
 STAGES = ("training.yaml", "training-second.yaml")
 QUALITY = ("default", "untrained", "equal_dual")
-"""Names of the records of `mixencoder evaluate` that the card shows, the checkpoint's own first."""
+"""Names of the records of `mixencoder evaluate` that the card shows, first the checkpoint's own."""
 MEASURES = ("nDCG@10", "Success@1")
 WIDTH = 120
 """Characters of a line."""
@@ -41,13 +41,13 @@ TERMS = {
     "mnli_mismatched": ("MultiNLI, its mismatched dev part", "OANC and mixed open terms"),
     "joci": ("JOCI", "as published"),
 }
-"""Start of a source's name -> what it is, and its terms."""
+"""Beginning of a source's name -> its description and licence terms."""
 
 Results = dict[str, Any]
 
 
 def quality_rows(default: Results, untrained: Results, equal: Results) -> list[list[str]]:
-    """Every ranking task's measures: two dual-encoders, and the default's score whole and by parts."""
+    """Every ranking task's measures: two dual-encoders, and the default's whole score and its parts."""
     tasks = [task for task, parts in default["results"].items() if "dual" in parts]
     columns = [
         ("all-MiniLM-L6-v2, untrained", untrained, "dual"),
@@ -76,7 +76,7 @@ def classification_rows(default: Results) -> list[list[str]]:
 
 
 def verdict(default: Results, untrained: Results, equal: Results) -> str:
-    """Say where the whole score is no better than its dual term, the untrained encoder, or one trained alike."""
+    """Say on which tasks the full score does not beat its dual term, the untrained encoder, or one trained alike."""
     measure, lines = MEASURES[0], []
     for label, report, part in (
         ("the dual term alone", default, "dual"),
@@ -97,7 +97,7 @@ def verdict(default: Results, untrained: Results, equal: Results) -> str:
 
 
 def share_rows(share: dict[str, Any]) -> list[list[str]]:
-    """Every development set's figure by the interaction's share b, and their mean."""
+    """Figures of every development set, and their mean, by the interaction's share b."""
     rows = [["b", *share["figures"], "mean"]]
     for b, average in share["means"].items():
         label = f"{b}, chosen" if float(b) == share["chosen"] else b
@@ -117,7 +117,7 @@ def lesson(share: dict[str, Any]) -> str:
 
 
 def data_rows(stages: list[dict[str, Any]], examples: dict[str, int]) -> list[list[str]]:
-    """Every source with the share of batches that it had in either stage."""
+    """Every source with its share of batches in each stage."""
     shares: dict[str, list[float]] = {}
     for number, stage in enumerate(stages):
         weights = {entry.partition("=")[0]: float(entry.partition("=")[2] or 1) for entry in stage["data"]}
@@ -140,9 +140,9 @@ def rendered(pretrained: Path, results: Path) -> str:
     calibration = config["calibration"]
     fields = {
         "classes": ", ".join(config["id2label"].values()),
-        "quality": with_line(quality_rows(*quality)),
+        "quality": markdown_table(quality_rows(*quality)),
         "verdict": fill(verdict(*quality), WIDTH),
-        "classification": with_line(classification_rows(quality[0])),
+        "classification": markdown_table(classification_rows(quality[0])),
         "head": fill(
             f"The head was trained alone, after all else, for {len(head['held_out_accuracy'])} epochs over "
             f"{head['pairs']:,} pairs, of which that with the best accuracy on {head['held_out']:,} others was kept.",
@@ -150,7 +150,7 @@ def rendered(pretrained: Path, results: Path) -> str:
         ),
         "measure": share["measure"],
         "queries": str(share["queries"]),
-        "share": with_line(share_rows(share)),
+        "share": markdown_table(share_rows(share)),
         "lesson": fill(lesson(share), WIDTH),
         "calibration": fill(
             f"**Probabilities** are `sigmoid(score / {calibration['temperature']:.3g} {calibration['bias']:+.3g})`, "
@@ -163,7 +163,7 @@ def rendered(pretrained: Path, results: Path) -> str:
             for number, stage in enumerate(stages, 1)
         )
         + f" The second took {record['seconds'] / 60:.0f} minutes, threads: {record['threads']}.",
-        "data": with_line(data_rows(stages, record["examples"])),
+        "data": markdown_table(data_rows(stages, record["examples"])),
     }
     text = FRAME.read_text(encoding="utf-8")
     for name, value in fields.items():

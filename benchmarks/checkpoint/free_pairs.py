@@ -1,11 +1,11 @@
-"""Text pairs out of free sources: ``python -m benchmarks.checkpoint.free_pairs --data-dir DATA --output FOLDER``.
+"""Make text pairs from free sources: ``python -m benchmarks.checkpoint.free_pairs --data-dir DATA --output FOLDER``.
 
 Needs a Debian system with its package lists (``apt-get update``) and ``apt-get download`` of two packages:
 
-- descriptions of Debian's packages, by their maintainers, each under its package's free licence: the one-line summary
-  finds the long description;
-- glosses of WordNet 3.0 (package wordnet-base, WordNet licence): a word finds what it means;
-- entries of the Free On-line Dictionary of Computing (package dict-foldoc, GFDL), as an unseen domain to choose by;
+- descriptions of Debian's packages, by their maintainers, each under its package's free licence: the query is the
+  one-line summary, the positive the long description;
+- glosses of WordNet 3.0 (package wordnet-base, WordNet licence): a word and its meaning;
+- entries of the Free On-line Dictionary of Computing (package dict-foldoc, GFDL), an unseen domain for development;
 - questions of QNLI in DATA (SQuAD, CC BY-SA) with the sentence that answers them.
 
 Writes packages.jsonl.gz, wordnet.jsonl.gz, foldoc.jsonl.gz and qnli.jsonl.gz, rows of query and positive.
@@ -25,15 +25,15 @@ from typing import NamedTuple
 
 SEED = 0
 MOST = 20_000
-"""Pairs of a source, drawn at random."""
+"""Most pairs of a source, drawn at random."""
 SHORTEST_SUMMARY, SHORTEST_TEXT, LONGEST_TEXT = 3, 12, 120
-"""Words."""
+"""Lengths in words."""
 _NOT_TEXT = re.compile(
     r"^(this|the) package (contains|provides|includes|is)|^transitional|dummy package|debug(ging)? symbols"
     r"|development (files|headers)|documentation for|^homepage:",
     re.IGNORECASE,
 )
-"""Sentences that many packages share and that say nothing of the subject."""
+"""Sentences of many packages that say nothing about the subject."""
 
 
 class Pair(NamedTuple):
@@ -44,7 +44,7 @@ class Pair(NamedTuple):
 
 
 def package_pairs(paragraphs: str) -> Iterator[Pair]:
-    """Summary and long description out of an apt translation list; the first of several packages that share one."""
+    """Summary and long description from an apt translation list; of packages with the same description the first."""
     seen: set[str] = set()
     for stanza in paragraphs.split("\n\n"):
         _, mark, text = stanza.partition("Description-en: ")
@@ -63,7 +63,7 @@ def package_pairs(paragraphs: str) -> Iterator[Pair]:
 
 
 def wordnet_pairs(lines: Iterable[str]) -> Iterator[Pair]:
-    """The first word of a synset, with its kin to tell senses apart where there is one, and its gloss."""
+    """The first two words of a synset (the second tells senses apart) and its gloss."""
     for line in lines:
         if line.startswith("  "):
             continue
@@ -94,7 +94,7 @@ def answer_pairs(rows: Iterable[dict[str, str]]) -> Iterator[Pair]:
 
 
 def write_pairs(pairs: Iterable[Pair], path: Path) -> int:
-    """Write at most `MOST` of the pairs, whose queries are all different, and return how many."""
+    """Write at most `MOST` of the pairs with distinct queries, and return how many."""
     distinct = list({pair.query: pair for pair in pairs}.values())
     random.Random(SEED).shuffle(distinct)
     chosen = distinct[:MOST]
@@ -126,7 +126,7 @@ def _translations(folder: Path) -> str:
 
 
 def _unpacked(folder: Path, *packages: str) -> Path:
-    """Unpack packages, without installing them, and return where."""
+    """Unpack packages, without installing them, and return the folder."""
     subprocess.run(["apt-get", "download", "-qq", *packages], check=True, cwd=folder)
     for archive in folder.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", archive, folder / "root"], check=True)
@@ -141,7 +141,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # apt reads as a user of its own
+        # apt reads as another user
         folder.chmod(0o755)
         root = _unpacked(folder, "wordnet-base", "dict-foldoc")
         wordnet = (root / "usr/share/wordnet/data.noun").read_text(encoding="utf-8").splitlines()

@@ -1,7 +1,7 @@
-"""Hard negatives for the second stage: ``python -m benchmarks.checkpoint.hard_lists --data-dir DATA --free FREE``.
+"""Mine hard negatives for the second stage: ``python -m benchmarks.checkpoint.hard_lists --data-dir DATA --free FREE``.
 
-Draws pairs of every source, and for each the wrong documents of its source that the dual term of a trained model ranks
-highest, the first passed over, as it may be right. Writes FREE/hard/NAME.jsonl.gz.
+Draws pairs of every source, and for each the wrong documents of that source with the highest dual term of a trained
+model, without the very first, which may be right. Writes FREE/hard/NAME.jsonl.gz.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint.hard_lists", description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of the public data")
     parser.add_argument("--free", type=Path, required=True, help="folder that free_pairs wrote")
-    parser.add_argument("--model", help="checkpoint that mines; the bundled one by default")
+    parser.add_argument("--model", help="checkpoint whose scores are used (default: the bundled one)")
     options = parser.parse_args()
     limits = {"max_query_length": MAX_QUERY_TOKENS, "max_document_length": MAX_DOCUMENT_TOKENS}
     engine = MixEncoder.from_pretrained(options.model).with_limits(**limits)

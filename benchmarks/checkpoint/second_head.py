@@ -1,8 +1,8 @@
 """Train the classification head alone: ``python -m benchmarks.checkpoint.second_head --model CHOSEN --output FINAL``.
 
-Everything below the head stays as it is, so that rankings keep their bits, and what the head reads is computed once.
-The epoch is chosen on pairs held out of the training data. Writes the checkpoint FINAL, and how the head was trained to
-FINAL/head.json.
+Everything below the head stays unchanged, so rankings keep their bits, and the head's inputs are computed only once.
+The epoch is chosen on pairs held out of the training data. Writes the checkpoint FINAL, and a record of the training
+to FINAL/head.json.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from mixencoder.data.examples import Example, read_source
 from mixencoder.evaluation.files import write_text
 
 DATA = {"nli/mnli_mismatched.train.jsonl.gz": 2.0, "nli/snli.train.jsonl.gz": 1.0, "nli/joci.train.jsonl.gz": 0.5}
-"""File of labelled pairs -> weight of its pairs in the loss. The first one's held out pairs choose the epoch."""
+"""File of labelled pairs -> weight of its pairs in the loss. The epoch is chosen on held-out pairs of the first."""
 HELD_OUT, SEED = 1000, 0
 EPOCHS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 12, 128, 3e-4, 0.05
 MAX_TOKENS = 96
 
 
 def head_inputs(engine: MixEncoder, examples: Sequence[Example], batch_size: int = 64) -> Tensor:
-    """What the classification head reads of each pair, (R, 6 d) float32."""
+    """Inputs of the classification head for each pair, (R, 6 d) float32."""
     model = engine.model
     width = 6 * model.config.hidden_size
     found = torch.empty(len(examples), width)
@@ -53,10 +53,10 @@ def head_inputs(engine: MixEncoder, examples: Sequence[Example], batch_size: int
 def train_head(
     head: PairClassifier, inputs: Tensor, targets: Tensor, weights: Tensor, held_out: tuple[Tensor, Tensor]
 ) -> list[float]:
-    """Train a head from where it starts, leave it as after its best epoch, and return every epoch's accuracy.
+    """Train a head, restore the weights of its best epoch, and return every epoch's accuracy.
 
     Args:
-        head: reads rows (6 d); inputs are scaled to unit variance for training, which is folded into its weights.
+        head: reads rows (6 d); inputs are scaled to unit variance for training; the scale is folded into its weights.
         inputs: (R, 6 d).
         targets, weights: (R,), class numbers and weights of the rows in the loss.
         held_out: inputs and targets that the epoch is chosen on.

@@ -1,8 +1,8 @@
-"""How much the interaction should count: ``python -m benchmarks.checkpoint.share --model TRAINED --output CHOSEN``.
+"""Choose the weight of the interaction: ``python -m benchmarks.checkpoint.share --model TRAINED --output CHOSEN``.
 
-The score is ``b h . e + a cos(q, c)``; training says b = 1 on the domains that it saw. Here b is chosen on development
-sets of other domains, none of them trained on or reported, and folded into the weights, so that the model's form stays
-as it was. Writes the checkpoint CHOSEN, and the figures to CHOSEN/share.json.
+The score is ``b h . e + a cos(q, c)``; training uses b = 1. Here b is chosen on development sets of other domains, none
+of them trained on or reported, and folded into the weights, so that the form of the model does not change. Writes the
+checkpoint CHOSEN, and the figures to CHOSEN/share.json.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from mixencoder.modeling import MixEncoderModel
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 POOLS = ("free/foldoc.jsonl.gz", "pairs/quora.dev.jsonl.gz")
-"""Pairs: every query ranks the right documents of all."""
+"""Files of pairs: every query ranks the positives of all pairs."""
 LISTS = ("answers/wikiqa.dev.jsonl.gz", "dialogue/mutual.dev.jsonl.gz", "dialogue/dailydialogpp.dev.jsonl.gz")
 QUERIES, POOL, SEED = 200, 600, 0
 MAX_DOCUMENT_TOKENS = 128
@@ -34,22 +34,22 @@ MEASURE = "nDCG@10"
 
 
 def pool_task(path: Path) -> RankingTask:
-    """Queries of a file of pairs, each to find its document among the documents of many."""
+    """Make a ranking task from a file of pairs: every query ranks the documents of all drawn pairs."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = random.Random(SEED).sample([json.loads(line) for line in file], POOL)
     documents = list(dict.fromkeys(row["positive"] for row in rows))
-    number = {text: place for place, text in enumerate(documents)}
-    asked = rows[:QUERIES]
+    position = {text: number for number, text in enumerate(documents)}
+    queries = rows[:QUERIES]
     return RankingTask(
         name=path.name.partition(".")[0],
         source=path,
         files=(path,),
-        queries=[row["query"] for row in asked],
-        query_ids=[str(place) for place in range(len(asked))],
+        queries=[row["query"] for row in queries],
+        query_ids=[str(number) for number in range(len(queries))],
         documents=documents,
-        candidates=[list(range(len(documents)))] * len(asked),
-        document_ids=[[str(place) for place in range(len(documents))]] * len(asked),
-        qrels=[{str(number[row["positive"]]): 1} for row in asked],
+        candidates=[list(range(len(documents)))] * len(queries),
+        document_ids=[[str(number) for number in range(len(documents))]] * len(queries),
+        qrels=[{str(position[row["positive"]]): 1} for row in queries],
     )
 
 
@@ -69,9 +69,9 @@ def figures_by_share(task: RankingTask, parts: Mapping[str, list[Tensor]]) -> di
 
 
 def scale_interaction(model: MixEncoderModel, share: float) -> None:
-    """Multiply ``h . e`` by share > 0, and leave everything else that the model computes as it is.
+    """Multiply ``h . e`` by share > 0 in the weights, without changing anything else that the model computes.
 
-    h and e leave the last LayerNorm, each gets the square root; a classification head reads them divided by it.
+    h and e come from the last LayerNorm; each gets the square root as a factor, which a classification head divides by.
     """
     root, d = share**0.5, model.config.hidden_size
     with torch.no_grad():

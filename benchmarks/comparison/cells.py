@@ -36,35 +36,35 @@ from mixencoder.evaluation.tasks import Task
 from mixencoder.training.run import RECORD, TrainConfig, train
 
 
-class Places(NamedTuple):
-    """Where things are."""
+class Paths(NamedTuple):
+    """Paths of data, backbone and work folder."""
 
     data: Path
     """The public data."""
     backbone: Path
-    """Encoder that all contenders start from."""
+    """The encoder that all contenders start from."""
     work: Path
-    """Trained models and made lists."""
+    """Trained models and generated lists."""
 
     def model(self, setting: str, task: str, name: str, seed: int) -> Path:
-        """Return where a trained contender lies."""
+        """Return the folder of a trained contender."""
         return self.work / setting / task / f"{name}.{seed}"
 
 
 class Cell(NamedTuple):
-    """What one record is about."""
+    """A contender, a task and a seed: one record."""
 
     task: str
     name: str
-    """Of the contender or ablation."""
+    """Name of the contender or ablation."""
     contender: Contender
     seed: int
     long_lists: bool = True
-    """Measure quality as lists grow, too."""
+    """Whether to measure on the long lists too."""
 
     @property
     def file_name(self) -> str:
-        """Of the record."""
+        """File name of the record."""
         return f"{self.task}.{self.name}.{self.seed}.json"
 
     def learns_from(self, other: "Cell") -> bool:
@@ -86,27 +86,27 @@ def wanted_cells(what: str, setting: str, contenders: list[str] | None = None) -
     ]
 
 
-def run_cell(cell: Cell, setting: str, places: Places) -> dict[str, Any]:
-    """Train, measure and return the record. A model that an earlier run trained is measured only.
+def run_cell(cell: Cell, setting: str, paths: Paths) -> dict[str, Any]:
+    """Train, measure and return the record. A model that an earlier run trained is only measured.
 
     Raises:
         InputError: the contender's teacher is not trained yet.
     """
     task, name, contender, seed, long_lists = cell
-    compared, how = TASKS[task], SETTINGS[setting]
-    output = places.model(setting, task, name, seed)
+    compared, scale = TASKS[task], SETTINGS[setting]
+    output = paths.model(setting, task, name, seed)
     training = _training(compared, contender, setting)
     start = time.perf_counter()
     if not (output / RECORD).is_file():
-        teacher = contender.teacher and places.model(setting, task, contender.teacher, seed)
+        teacher = contender.teacher and paths.model(setting, task, contender.teacher, seed)
         if teacher and not (teacher / RECORD).is_file():
             raise InputError(f"{name} learns from {contender.teacher}, expected at {teacher}; run that first")
         config = TrainConfig(
             output=str(output),
             data=list(compared.train),
-            data_dir=str(places.data),
+            data_dir=str(paths.data),
             architecture=contender.architecture,
-            backbone=str(places.backbone),
+            backbone=str(paths.backbone),
             config={"query_truncation_side": "left", **contender.config},
             teacher=teacher and str(teacher),
             seed=seed,
@@ -124,7 +124,7 @@ def run_cell(cell: Cell, setting: str, places: Places) -> dict[str, Any]:
     for entry in compared.reports:
         if entry.path == LONG and not long_lists:
             continue
-        found |= measure(engine, output, entry, how, places)
+        found |= measure(engine, output, entry, scale, paths)
     return {
         "task": task,
         "contender": name,
@@ -137,16 +137,16 @@ def run_cell(cell: Cell, setting: str, places: Places) -> dict[str, Any]:
     }
 
 
-def make_record(cell: Cell, setting: str, places: Places, folder: Path) -> dict[str, Any]:
+def make_record(cell: Cell, setting: str, paths: Paths, folder: Path) -> dict[str, Any]:
     """Run a cell, write its record into a folder and return it."""
-    record = run_cell(cell, setting, places)
+    record = run_cell(cell, setting, paths)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / cell.file_name, json.dumps(record, indent=1) + "\n")
     return record
 
 
 def _training(compared: ComparedTask, contender: Contender, setting: str) -> dict[str, Any]:
-    """Return the fields of TrainConfig that say how it is trained."""
+    """Return the fields of `TrainConfig` for a contender on a task."""
     fields = {
         **TRAINING,
         "steps": compared.steps[setting],
@@ -159,18 +159,18 @@ def _training(compared: ComparedTask, contender: Contender, setting: str) -> dic
     return {**fields, **contender.training}
 
 
-def measure(engine: Engine, model: Path, entry: Report, how: Setting, places: Places) -> dict[str, Any]:
+def measure(engine: Engine, model: Path, entry: Report, scale: Setting, paths: Paths) -> dict[str, Any]:
     """Return {task name: figures with provenance} of one report."""
-    path = places.data / entry.path
-    limit = how.queries
+    path = paths.data / entry.path
+    limit = scale.queries
     if entry.path == LONG:
-        path = places.work / LONG
+        path = paths.work / LONG
         if not path.is_file():
-            write_long_lists(places.data / LONG_SOURCE, path, LONG_CANDIDATES, SAMPLE_SEED)
+            write_long_lists(paths.data / LONG_SOURCE, path, LONG_CANDIDATES, SAMPLE_SEED)
         if engine.reads_jointly:
-            limit = how.joint_long_queries
+            limit = scale.joint_long_queries
     if entry.measure == "accuracy":
-        limit = how.pairs
+        limit = scale.pairs
     label2id = engine.config.label2id if "classification" in engine.config.heads else None
     options = {} if limit is None else {"limit": limit, "sample": SAMPLE_SEED}
     tasks: list[Task] = read_tasks([path], label2id=label2id, **options)
@@ -178,7 +178,7 @@ def measure(engine: Engine, model: Path, entry: Report, how: Setting, places: Pl
     if tasks[0].kind == "ranking":
         scores = tuple(term for term in engine.score_terms if term != "dual" or engine.config.dual_term)
     start = time.perf_counter()
-    found = evaluate(engine, tasks, scores=scores, batch_size=how.measured_at_once, show_progress_bar=False)
+    found = evaluate(engine, tasks, scores=scores, batch_size=scale.measured_at_once, show_progress_bar=False)
     seconds = time.perf_counter() - start
     provenance = describe(engine, model, tasks, untrained=False, seed=0, options=options)
     return {tasks[0].name: {"measure": entry.measure, "seconds": seconds, **report(found, provenance)}}

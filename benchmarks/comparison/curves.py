@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.comparison.cells import Places, measure
+from benchmarks.comparison.cells import Paths, measure
 from benchmarks.comparison.settings import CURVES, JOINT_NEGATIVES, READ_JOINTLY, TRAINING, Curve, Setting
 from benchmarks.measuring.provenance import ROOT, commit
 from mixencoder.architectures import load_engine
@@ -28,13 +28,11 @@ MEASURED = Setting(seeds=(0,), queries=1000, pairs=1000, joint_long_queries=None
 """How every point is measured."""
 
 
-def run_curve(
-    task: str, name: str, seed: int, places: Places, *, bf16: bool, points: tuple[int, ...]
-) -> dict[str, Any]:
+def run_curve(task: str, name: str, seed: int, paths: Paths, *, bf16: bool, points: tuple[int, ...]) -> dict[str, Any]:
     """Train a contender, measure it at every point and return the record; goes on from what an earlier run did."""
     curve = CURVES[task]
     contender = curve.contenders[name]
-    output = places.model("curves", task, name, seed)
+    output = paths.model("curves", task, name, seed)
     fields = {**TRAINING, **contender.training, "steps": points[-1], "bf16": bf16, "seed": seed}
     fields |= {"batch_size": curve.batch_size, "learning_rate": curve.learning_rate}
     if contender.architecture in READ_JOINTLY:
@@ -45,9 +43,9 @@ def run_curve(
             TrainConfig(
                 output=str(output),
                 data=list(curve.train),
-                data_dir=str(places.data),
+                data_dir=str(paths.data),
                 architecture=contender.architecture,
-                backbone=str(places.backbone),
+                backbone=str(paths.backbone),
                 config={"query_truncation_side": "left", **contender.config},
                 schedule="stable",
                 snapshots=list(points[:-1]),
@@ -60,7 +58,7 @@ def run_curve(
     found = []
     for steps in points:
         model = output if steps == points[-1] else snapshot_path(output, steps)
-        found.append({"steps": steps, "reports": _measured(model, curve, places, fields)})
+        found.append({"steps": steps, "reports": _measured(model, curve, paths, fields)})
     return {
         "task": task,
         "contender": name,
@@ -73,7 +71,7 @@ def run_curve(
     }
 
 
-def _measured(model: Path, curve: Curve, places: Places, fields: dict[str, Any]) -> dict[str, Any]:
+def _measured(model: Path, curve: Curve, paths: Paths, fields: dict[str, Any]) -> dict[str, Any]:
     """Measure a point, or read what was measured before an interruption."""
     kept = model / "measured.json"
     if not kept.is_file():
@@ -84,7 +82,7 @@ def _measured(model: Path, curve: Curve, places: Places, fields: dict[str, Any])
         )
         reports: dict[str, Any] = {}
         for report in curve.reports:
-            reports |= measure(engine, model, report, MEASURED, places)
+            reports |= measure(engine, model, report, MEASURED, paths)
         write_text(kept, json.dumps(reports) + "\n")
     return json.loads(kept.read_text(encoding="utf-8"))
 
@@ -104,7 +102,7 @@ def main() -> None:
     known = CURVES[options.task].contenders
     if unknown := sorted(set(options.contender or []) - set(known)):
         parser.error(f"{options.task} has no {', '.join(unknown)}; it has {', '.join(known)}")
-    places = Places(options.data_dir, options.backbone, options.work_dir)
+    paths = Paths(options.data_dir, options.backbone, options.work_dir)
     points = tuple(sorted(set(options.steps or POINTS)))
     folder = ROOT / "benchmarks" / "results" / options.device / "curves"
     for seed in options.seed or [0]:
@@ -112,10 +110,10 @@ def main() -> None:
             path = folder / f"{options.task}.{name}.{seed}.json"
             if path.is_file():
                 continue
-            record = run_curve(options.task, name, seed, places, bf16=options.bf16, points=points)
+            record = run_curve(options.task, name, seed, paths, bf16=options.bf16, points=points)
             folder.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(record, indent=1) + "\n")
-            output = places.model("curves", options.task, name, seed)
+            output = paths.model("curves", options.task, name, seed)
             for steps in points[:-1]:
                 shutil.rmtree(snapshot_path(output, steps), ignore_errors=True)
             hours = sum(record["seconds"].values()) / 3600

@@ -1,8 +1,8 @@
-"""What a query costs each contender: ``python -m benchmarks.comparison.latency --backbone MINILM --device NAME``.
+"""Time of a query for each contender: ``python -m benchmarks.comparison.latency --backbone MINILM --device NAME``.
 
-A query of 16 tokens against 1,000 candidates of 128, float32: from the query's text to the best ten, candidates encoded
-ahead and held in memory where the architecture allows it, MixEncoder's in an index as it is by default (projected,
-float16). In turns, medians. Untrained models time as trained ones.
+A query of 16 tokens against 1,000 candidates of 128, float32: from the query's text to the best ten. Candidates are
+encoded ahead and held in memory where the architecture allows it, MixEncoder's in an index with default settings
+(projected, float16). In turns, medians. Untrained models take the same time as trained ones.
 Writes benchmarks/results/DEVICE/comparison_latency.json.
 """
 
@@ -22,14 +22,14 @@ from benchmarks.measuring.noise import NoisyMeasurementError, quiet_medians
 from benchmarks.measuring.provenance import ROOT, commit, versions, write_json
 from benchmarks.measuring.timing import interleaved_samples
 from mixencoder import MixEncoder
-from mixencoder.architectures import front_door
+from mixencoder.architectures import engine_class
 from mixencoder.base.encoding import EncodingEngine
 from mixencoder.base.engine import Engine
 from mixencoder.ranking.query_cache import QueryStateCache
 
 CANDIDATES, QUERY_TOKENS, DOCUMENT_TOKENS, TOP_K = 1000, 16, 128, 10
 PAIRS = 100
-"""That a model without encoded candidates is timed on; its time grows with their number, and is scaled."""
+"""Pairs on which a model without encoded candidates is timed; its time is scaled to `CANDIDATES`."""
 
 
 def stored_bytes(candidates: Any) -> int:
@@ -41,7 +41,7 @@ def stored_bytes(candidates: Any) -> int:
 
 
 def measure(backbone: Path) -> dict[str, Any]:
-    """Return {contender: seconds of a query, bytes of a candidate (None: its text alone)}.
+    """Return {contender: seconds of a query, bytes per candidate (None: it stores only the text)}.
 
     Raises:
         NoisyMeasurementError: times stayed too far apart.
@@ -51,14 +51,14 @@ def measure(backbone: Path) -> dict[str, Any]:
     scale, sizes = {}, {}
     for name, contender in CONTENDERS.items():
         if contender.teacher is None:
-            engines[name] = front_door(contender.architecture).from_backbone(backbone, **contender.config)
+            engines[name] = engine_class(contender.architecture).from_backbone(backbone, **contender.config)
     for name, engine in engines.items():
         query = texts_of(engine, QUERY_TOKENS, 1, seed=3)
         documents = texts_of(engine, DOCUMENT_TOKENS, CANDIDATES, seed=4)
         if isinstance(engine, EncodingEngine):
             scale[name] = 1.0
             if isinstance(engine, MixEncoder):
-                # every query is encoded anew
+                # encode every query again, without a cache
                 engine._query_states = QueryStateCache(max_bytes=0)
                 index = engine.index(documents)
                 sizes[name] = index.info()["row_bytes"]
@@ -84,7 +84,7 @@ def measure(backbone: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.comparison.latency", description=__doc__)
     parser.add_argument("--backbone", type=Path, required=True, help="encoder that all contenders start from")
-    parser.add_argument("--device", required=True, help="name of the machine, of the folder of results")
+    parser.add_argument("--device", required=True, help="name of the folder of results")
     options = parser.parse_args()
     try:
         found = measure(options.backbone)

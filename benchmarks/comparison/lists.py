@@ -1,4 +1,4 @@
-"""Longer candidate lists out of shorter ones, to see quality as the list grows."""
+"""Make longer candidate lists from shorter ones, to measure quality as lists grow."""
 
 import json
 import random
@@ -9,9 +9,9 @@ from mixencoder.evaluation.files import write_text
 
 
 def write_long_lists(source: Path, target: Path, candidates: int, seed: int) -> None:
-    """Fill every list of a file up with candidates of its other lists, drawn at random.
+    """Extend every list of a file with candidates of its other lists, drawn at random.
 
-    None comes twice, and none is drawn that stands in the query.
+    No candidate occurs twice, and none is drawn that is part of the query.
 
     Args:
         source: file of candidate lists (query, candidates, labels).
@@ -27,9 +27,9 @@ def write_long_lists(source: Path, target: Path, candidates: int, seed: int) -> 
     generator = random.Random(seed)
     lines = []
     for query, texts, labels in rows:
-        # repeated texts would make ties of their own
+        # repeated texts would always tie
         own = dict(zip(reversed(texts), reversed(labels), strict=True))
-        # what stands in the query itself, such as a message of the same dialogue, would be found for that
+        # a text inside the query, such as a message of the same dialogue, would score high just for that
         others = [text for text in pool if text not in own and text not in query]
         if (found := len(own) + len(others)) < candidates:
             raise ValueError(

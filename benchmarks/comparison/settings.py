@@ -1,4 +1,4 @@
-"""What is compared: tasks with their data, contenders, and the settings: two CPU cores, minutes and hours of a GPU."""
+"""Tasks with their data, contenders, and settings: small (two CPU cores), medium (minutes of a GPU), full (hours)."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,20 +9,20 @@ class Report:
     """Data that every contender is measured on."""
 
     path: str
-    """Inside the data folder; ``lists/`` inside the work folder instead."""
+    """Relative to the data folder; for ``lists/`` to the work folder."""
     measure: str
-    """The one that stands in tables; all default measures of its kind are kept."""
+    """The measure shown in tables; records hold all default measures of the task."""
 
 
 @dataclass(frozen=True)
 class ComparedTask:
-    """One of the paper's four tasks on data at hand."""
+    """One of the paper's four tasks, on public data."""
 
     train: tuple[str, ...]
-    """PATH=WEIGHT inside the data folder."""
+    """PATH=WEIGHT, relative to the data folder."""
     reports: tuple[Report, ...]
     batch_size: int
-    """Times the setting's `batch_factor`."""
+    """Batch size, to be multiplied by the setting's `batch_factor`."""
     steps: dict[str, int]
     """Setting -> optimiser steps."""
     learning_rate: float = 5e-5
@@ -31,15 +31,15 @@ class ComparedTask:
 
 @dataclass(frozen=True)
 class Contender:
-    """What is trained and measured."""
+    """An architecture with its configuration and training."""
 
     architecture: str
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of its configuration."""
     training: dict[str, Any] = field(default_factory=dict)
-    """Fields of `TrainConfig` that are its own: none in the comparison, what is varied in an ablation."""
+    """Fields of `TrainConfig` that differ from the others': none in the comparison, the varied ones in an ablation."""
     teacher: str | None = None
-    """Contender of the same task and seed that it learns from beside the labels."""
+    """Contender of the same task and seed whose scores it learns from, in addition to the labels."""
     varied: str = ""
     """What an ablation changes, for its table."""
 
@@ -64,16 +64,16 @@ class Setting:
     queries: int | None
     """Drawn with a fixed seed from every report; None takes all."""
     pairs: int | None
-    """The same of labelled pairs, of which each takes one pass and not as many as there are candidates."""
+    """The same for labelled pairs, which take one pass each instead of one per candidate."""
     joint_long_queries: int | None
     """Queries with a thousand candidates that a model which reads query and candidate together is measured on."""
     bf16: bool
     batch_factor: int = 1
-    """By how much batches are larger than `ComparedTask.batch_size`."""
+    """Factor on `ComparedTask.batch_size`."""
     measured_at_once: int = 32
-    """Texts or pairs."""
+    """Texts or pairs per batch of the evaluation."""
     students: bool = True
-    """Train contenders that learn from another one, too: not worth it where that one has hardly begun to learn."""
+    """Whether to train contenders that have a teacher; pointless if the teacher itself is hardly trained."""
 
 
 MIXENCODER = {"num_context_embeddings": 1, "interaction_layers": [-1], "dual_term": True}
@@ -94,7 +94,7 @@ TASKS = {
         reports=(Report("nli/mnli_matched.dev.jsonl.gz", "accuracy"),),
         batch_size=32,
         steps={"small": 250, "medium": 500, "full": 6000},
-        # little of what the backbone knows already tells a contradiction
+        # the backbone knows little about contradiction, so it must learn more
         learning_rate=1e-4,
     ),
     "replies": ComparedTask(
@@ -126,25 +126,25 @@ TASKS = {
 
 READ_JOINTLY = ("cross-encoder", "deformer")
 JOINT_NEGATIVES = 3
-"""Of the models that read query and candidate together, for which every further one is a whole pass; the others meet
-every candidate of a batch."""
+"""Negatives of the models that read query and candidate together, which need a whole pass for each; the others use all
+candidates of a batch."""
 
 CONTENDERS = {
     "cross-encoder": Contender("cross-encoder"),
     "dual-encoder": Contender("dual-encoder"),
     "poly-encoder": Contender("poly-encoder", {"num_codes": 16}),
-    # the backbone's own token vectors: a projection would start at random, which a short training does not make up for
+    # the backbone's own token vectors: a projection starts at random and would need longer training
     "late-interaction": Contender("late-interaction", {"projection_dim": None}),
     "deformer": Contender("deformer", {"joint_layers": 2}),
     "mixencoder": Contender("mixencoder", MIXENCODER),
-    # the teacher scores lists as long as those that it learned from
+    # lists as long as those that the teacher learned from
     "mixencoder-distilled": Contender(
         "mixencoder", MIXENCODER, {"negatives": JOINT_NEGATIVES}, teacher="cross-encoder"
     ),
 }
 
 _PAIRS = 80 * 16
-"""Of an ablation's training, which batches of other sizes see as well."""
+"""Training pairs of an ablation, the same for other batch sizes."""
 
 ABLATIONS = {
     "no-state-row": Contender("mixencoder", MIXENCODER | {"state_row": False}, varied="no state row"),
@@ -178,7 +178,7 @@ ABLATIONS = {
 }
 """MixEncoder as compared, with one thing changed."""
 ABLATED = "replies"
-"""The task that ablations are made on."""
+"""The task of the ablations."""
 
 SETTINGS = {
     "small": Setting(seeds=(0,), queries=300, pairs=1500, joint_long_queries=15, bf16=False, students=False),
@@ -192,10 +192,10 @@ TRAINING: dict[str, Any] = {
     "head_learning_rate": 5e-4,
     "negatives": None,
     "max_query_tokens": 64,
-    # what a cross-encoder may read of 300 lists of 100 passages within the small setting's time
+    # the most that a cross-encoder can read of 300 lists of 100 passages in the small setting's time
     "max_document_tokens": 96,
 }
-"""The same for all, tuned for none."""
+"""The same for all contenders, tuned for none."""
 
 CURVE_CONTENDERS = {
     "cross-encoder": CONTENDERS["cross-encoder"],

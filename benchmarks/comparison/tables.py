@@ -1,4 +1,4 @@
-"""The comparison's tables, out of its records."""
+"""The tables of the comparison, from its records."""
 
 import json
 from collections import defaultdict
@@ -24,7 +24,7 @@ PARTS = {"full": "", "interaction": ", interaction alone", "dual": ", dual term 
 
 
 class Figure(NamedTuple):
-    """A figure, mean over seeds, and its interval where one seed has one."""
+    """A figure, the mean over seeds, and its interval if there is one seed."""
 
     value: float
     interval: tuple[float, float] | None
@@ -41,7 +41,7 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def cells(records: list[Record], part: str = "full") -> dict[str, dict[str, Figure]]:
-    """Return {contender: {measured task: its figure}} of one part of the score; class logits have the whole alone."""
+    """Return {contender: {measured task: its figure}} of one part of the score; classification has only "full"."""
     found: dict[str, dict[str, list[Figure]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         for name, report in record["reports"].items():
@@ -79,8 +79,8 @@ def _names_by_task() -> dict[str, list[str]]:
 
 def comparison_rows(records: list[Record], latency: dict[str, Any], *, intervals: bool) -> list[list[str]]:
     """Every contender's figures, their mean, and what a query and a candidate cost."""
-    head = ["", *COLUMNS.values(), "mean of tasks", "of cross-encoder", "N = 1,000", "bytes a candidate"]
-    rows = [head, ["---"] * len(head)]
+    header = ["", *COLUMNS.values(), "mean of tasks", "of cross-encoder", "N = 1,000", "bytes per candidate"]
+    rows = [header, ["---"] * len(header)]
     found = cells(records)
     best = task_mean(found["cross-encoder"])
     for contender in filter(found.get, CONTENDERS):
@@ -101,7 +101,7 @@ def comparison_rows(records: list[Record], latency: dict[str, Any], *, intervals
 
 
 def part_rows(records: list[Record]) -> list[list[str]]:
-    """MixEncoder's score whole and by its parts, beside the dual-encoder."""
+    """MixEncoder's whole score and its parts, and the dual-encoder."""
     names = [name for name in COLUMNS if name != "mnli_matched.dev"]
     rows = [["", *(COLUMNS[name] for name in names)], ["---"] * (1 + len(names))]
     for contender in CONTENDERS:
@@ -137,8 +137,8 @@ def ablation_rows(base: list[Record], records: list[Record]) -> list[list[str]]:
         records: of the ablations.
     """
     names = [name for name, task in COLUMNS.items() if name.startswith("ubuntu_irc")]
-    head = ["", *(COLUMNS[name] for name in names), *(f"{COLUMNS[name]}, interaction alone" for name in names)]
-    rows = [head, ["---"] * len(head)]
+    header = ["", *(COLUMNS[name] for name in names), *(f"{COLUMNS[name]}, interaction alone" for name in names)]
+    rows = [header, ["---"] * len(header)]
     ours = [record for record in base if (record["task"], record["contender"]) == (ABLATED, "mixencoder")]
     varied = {"mixencoder": "as compared: k = 1, J = 1, dual term"}
     varied |= {name: contender.varied for name, contender in ABLATIONS.items()}

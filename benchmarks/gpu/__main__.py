@@ -1,8 +1,8 @@
-"""Everything a GPU must show for the kernels, correctness first: ``python -m benchmarks.gpu`` (docs/gpu.md).
+"""Check and time the kernels on a GPU: ``python -m benchmarks.gpu`` (docs/gpu.md).
 
-Groups: the tests of the operators with compiled kernels; what calls cost the host; candidate attention at the key
-shapes against every rival; training steps; the rest of the layer; the grid of all shapes. Each writes its own JSON file
-as it goes. Last comes the table of design.md section 7's targets. Needs a GPU, and says so with exit code 2.
+Groups: the tests of the operators with compiled kernels; the host time of calls; candidate attention at the key shapes
+against every rival; training steps; the rest of the layer; the grid of all shapes. Each group writes its own JSON file
+after every shape. At the end the targets of design.md section 7 are printed. Needs a GPU; exits with 2 without one.
 """
 
 import argparse
@@ -54,10 +54,10 @@ _OPERATOR_SWITCHES = ("MIXKERNELS_BACKEND", "MIXKERNELS_CHECKS", "MIXKERNELS_DET
 
 
 def correctness(folder: Path, seconds: float, tests: Sequence[str] = CORRECTNESS_TESTS) -> dict[str, Any]:
-    """Run the operators' tests with compiled kernels; write counts and failures, and pytest's output beside.
+    """Run the operators' tests with compiled kernels; write counts and failures, and pytest's output to a log.
 
     Returns:
-        What is written: "passed" is true if no test failed and some ran.
+        What it wrote: "passed" is true if no test failed and some ran.
     """
     environment = {name: value for name, value in os.environ.items() if name not in _OPERATOR_SWITCHES}
     environment.pop("TRITON_INTERPRET", None)
@@ -112,7 +112,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def correctness_lines(outcome: dict[str, Any]) -> list[str]:
-    """What to say of a run of the tests."""
+    """Lines that summarise a run of the tests."""
     if outcome["passed"]:
         return [f"correctness: {outcome['tests'] - outcome['skipped']} tests passed, {outcome['skipped']} skipped"]
     if outcome["exit_status"] is None:
@@ -137,9 +137,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"a group; may be repeated (default: {', '.join(DEFAULT_GROUPS)})",
     )
     parser.add_argument("--quick", action="store_true", help="a few shapes of every group, and no grid")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing that would outlast this")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="time limit: start nothing that may take longer"
+    )
     parser.add_argument("--keep-going", action="store_true", help="time wrong kernels too")
-    parser.add_argument("--commit", help="what the checkout is at, where it has no repository")
+    parser.add_argument("--commit", help="the commit, if the checkout has no repository")
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="only print the targets of the files in DIR; needs no GPU"
     )
@@ -154,7 +156,7 @@ def report(folder: Path, name: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns 0, 1 if tests or a group failed, 2 without a GPU that runs compiled kernels."""
+    """Run the command line. Returns 0, 1 if tests or a group failed, 2 without a GPU that runs compiled kernels."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
     if options.report is not None:
@@ -182,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(correctness_lines(outcome)), flush=True)
         failed = not outcome["passed"]
         if failed and not options.keep_going:
-            print("nothing was timed: a wrong kernel has no speed (--keep-going times it all the same)")
+            print("nothing was timed, because tests failed (--keep-going times kernels anyway)")
             return 1
     bench = Bench(machine, "triton", folder, deadline, quick=options.quick)
     for group in (group for group in GROUPS if group in groups):

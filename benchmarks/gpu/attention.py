@@ -1,8 +1,8 @@
-"""The GPU benchmark's way to measure, and its groups of candidate attention: attention, grid and training.
+"""Measuring for the GPU benchmark, and its groups of candidate attention: attention, grid and training.
 
-A group takes a `Bench` and writes its file anew after every shape, so that a run that is cut loses one shape at most. A
-contender that is wrong, unsupported or out of memory is recorded as skipped, with the reason. All of it runs on a CPU
-too, at tiny shapes, for tests.
+A group takes a `Bench` and rewrites its file after every shape, so that an interrupted run loses one shape at most. A
+contender that is wrong, unsupported or out of memory is recorded as skipped, with the reason. For tests everything also
+runs on a CPU, at tiny shapes.
 """
 
 import gc
@@ -34,7 +34,7 @@ from benchmarks.gpu.formulations import (
 from benchmarks.gpu.records import Machine, group_records
 from benchmarks.measuring.formulations import Inputs
 from benchmarks.measuring.gpu_timing import Timing, interleaved_timings, peak_bytes_of, reason
-from benchmarks.measuring.noise import noise, quietly
+from benchmarks.measuring.noise import measure_until_quiet, noise
 from benchmarks.measuring.provenance import Record, write_json
 from mixkernels.profile import input_sets
 from mixkernels.roofline import (
@@ -49,11 +49,11 @@ LARGEST_ERROR = {torch.bfloat16: 2e-2, torch.float16: 2e-3, torch.float32: 1e-4,
 
 _CHECKED = 64
 LONGEST_EXPANSION = {"attention": 0.6, "grid": 0.25}
-"""Seconds that a call over expanded keys may take at least in either group; beyond, it is left out."""
+"""By group: if a call over expanded keys takes more seconds than this by a lower bound, it is left out."""
 LARGEST_SPREAD = 0.25
-"""Of a record; those of a quiet H200 have 0.013 at most."""
+"""Largest spread of a record; on a quiet H200 it is 0.013 at most."""
 EAGER_SECONDS, COMPILED_SECONDS = 15.0, 75.0
-"""Time that must be left to begin a shape, without and with compiled contenders."""
+"""Seconds that must be left to begin a shape, without and with compiled contenders."""
 
 
 class Shape(NamedTuple):
@@ -94,7 +94,7 @@ KEY_SHAPES: tuple[tuple[Shape, torch.dtype], ...] = (
     (Shape(1_000_000, 1, 512, 64), BF16),
     (Shape(1000, 1, 64, 64), FP32),
 )
-"""Shapes that meet every rival, compiled ones too, the most telling first."""
+"""Shapes compared with every rival, compiled ones too; the most important first."""
 
 QUICK = 4
 """Key shapes of a quick run."""
@@ -102,20 +102,20 @@ QUICK = 4
 GRID = tuple(
     Shape(n, k, m, d) for n, d, k, m in product((10**5, 10**6, 10**3, 10**4), (64, 32), (1, 3, 10), (16, 64, 128, 512))
 )
-"""Every shape of design.md section 7; those that `KEY_SHAPES` has are left out of the grid's run."""
+"""Every shape of design.md section 7; the run of the grid leaves out those in `KEY_SHAPES`."""
 
 
 @dataclass
 class Bench:
-    """What a run has: a machine, a backend, time, and a folder for its files."""
+    """Settings of a run: machine, backend, time limits, and the folder for its files."""
 
     machine: Machine
     backend: str
     folder: Path
     deadline: float = float("inf")
-    """In seconds of time.monotonic."""
+    """End of the run, in seconds of time.monotonic."""
     seconds: float = 0.3
-    """Time to spend on each contender of a shape, about."""
+    """Rough time to spend on each contender of a shape."""
     quick: bool = False
     largest_spread: float = LARGEST_SPREAD
 
@@ -129,7 +129,7 @@ class Bench:
         return self.deadline - time.monotonic()
 
     def sets(self, set_bytes: int) -> int:
-        """How many sets of inputs must take turns to meet a cold cache."""
+        """Number of input sets to rotate so that none is in cache."""
         if self.device.type != "cuda":
             return 1
         return input_sets(set_bytes, torch.cuda.get_device_properties(self.device).L2_cache_size)
@@ -145,7 +145,7 @@ class Group:
     skipped: list[dict[str, Any]] = field(default_factory=list)
 
     def skip(self, operator: str, shape: Mapping[str, int], dtype: torch.dtype, backend: str, why: str) -> None:
-        """Note a contender that has no record, and why."""
+        """Add a contender that has no record, and why."""
         dtype_name = str(dtype).removeprefix("torch.")
         entry = {"operator": operator, "shape": dict(shape), "dtype": dtype_name, "backend": backend, "reason": why}
         self.skipped.append(entry)
@@ -169,7 +169,7 @@ class Group:
         )
 
     def has_time(self, seconds: float, operator: str, shape: Mapping[str, int], dtype: torch.dtype) -> bool:
-        """Whether so many seconds are left; if not, the shape is noted as skipped."""
+        """Whether `seconds` are left; if not, record the shape as skipped."""
         if self.bench.left() >= seconds:
             return True
         self.skip(operator, shape, dtype, "all", "the run's time was over")
@@ -177,14 +177,14 @@ class Group:
 
 
 class Workload(NamedTuple):
-    """One shape of one operator: what its contenders are timed on and judged by."""
+    """One operator at one shape: contenders, inputs, cost and the check of results."""
 
     operator: str
     shape: dict[str, int]
     dtype: torch.dtype
     cost: Cost
     contenders: Mapping[str, Callable[[Any], Call]]
-    """Makes the timed call for one set of inputs."""
+    """By name, a function that makes the timed call for one set of inputs."""
     inputs: Sequence[Any]
     """Sets of inputs."""
     error_of: Callable[[Any, Any], float]
@@ -192,7 +192,7 @@ class Workload(NamedTuple):
 
 
 def measure(group: Group, work: Workload) -> None:
-    """Check every contender, time those that are right side by side, and write the group's file."""
+    """Check every contender, time the correct ones side by side, and write the group's file."""
     bench = group.bench
     checked: dict[str, _Checked] = {}
     for name, prepare in work.contenders.items():
@@ -213,7 +213,7 @@ def measure(group: Group, work: Workload) -> None:
         }
         return {name: why for name, why in judged.items() if why}
 
-    (timings, failures), refused = quietly(
+    (timings, failures), refused = measure_until_quiet(
         lambda: interleaved_timings(calls, bench.device, seconds=bench.seconds), noise_of
     )
     timings = {name: timing for name, timing in timings.items() if name not in refused}
@@ -241,7 +241,7 @@ def measure(group: Group, work: Workload) -> None:
 
 
 class _Checked(NamedTuple):
-    """A contender that is right."""
+    """A contender whose result is correct."""
 
     calls: list[Call]
     error: float
@@ -254,7 +254,7 @@ def _checked(work: Workload, prepare: Callable[[Any], Call], device: torch.devic
     calls = [prepare(inputs) for inputs in work.inputs]
     result = calls[0]()
     error, output_bytes = work.error_of(result, work.inputs[0]), _bytes_of(result)
-    # NaN is not within any bound
+    # written so that NaN counts as wrong
     if not error <= LARGEST_ERROR[work.dtype]:
         raise UnavailableError(f"wrong: off by {error:.2g}, allowed are {LARGEST_ERROR[work.dtype]:.2g}")
     del result
@@ -290,7 +290,7 @@ def relative_error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
         ((got.double() - want.double()).norm() / want.double().norm()).item()
         for got, want in zip(found, wanted, strict=True)
     ]
-    # max would let a NaN pass that does not come first
+    # max would ignore a NaN that does not come first
     return max(distances) if all(distance == distance for distance in distances) else float("nan")
 
 
@@ -324,7 +324,7 @@ def attention(bench: Bench, shapes: Sequence[tuple[Shape, torch.dtype]] = KEY_SH
     group = Group("attention", bench)
     for shape, dtype in shapes[:QUICK] if bench.quick else shapes:
         if group.has_time(COMPILED_SECONDS, "candidate_attention", shape.names(), dtype):
-            # one compilation for every shape: beyond a few, dynamo would fall back to eager without a word
+            # compile again for every shape: after a few recompilations dynamo falls back to eager silently
             torch.compiler.reset()
             _attention_shape(group, shape, dtype, _affordable(eager_rivals(), "attention") | compiled_rivals())
     group.save(complete=True)
@@ -356,11 +356,11 @@ def _attention_shape(group: Group, shape: Shape, dtype: torch.dtype, rivals: Map
 
 
 def _affordable(rivals: dict[str, Prepare], group: str) -> dict[str, Prepare]:
-    """Leave out an expansion that takes too long to be repeated."""
+    """Return the rivals with a check that an expansion does not take too long to be repeated."""
     prepare, most = rivals["sdpa-expanded"], LONGEST_EXPANSION[group]
 
     def checked(inputs: Inputs) -> Call:
-        # written, then read; a copy moves some 3 TB/s at best
+        # written, then read; 3 TB/s is about the best rate of a copy
         seconds = 2 * expanded_bytes(inputs) / 3e12
         if seconds > most:
             raise UnavailableError(f"would take {seconds:.1f} s a call at least")
@@ -388,13 +388,13 @@ def gradients(forward: Callable[..., tuple[Tensor, Tensor]], step: Step) -> tupl
 
 
 def backward_alone(forward: Callable[..., tuple[Tensor, Tensor]], step: Step) -> Call:
-    """Return the backward pass of a forward pass that was made ahead."""
+    """Run the forward pass now, and return a call of its backward pass."""
     outputs = forward(*step.tensors)
     return lambda: torch.autograd.grad(outputs, step.tensors, step.grads, retain_graph=True)
 
 
 def reference_gradients(step: Step, *, chunk: int = 4096) -> tuple[Tensor, ...]:
-    """Gradients by the reference in float64, over chunks of candidates whose shared gradients add up."""
+    """Gradients by the reference in float64, in chunks of candidates; those of shared keys and values are summed."""
     *candidates, key, value = step.tensors
     by_candidate, shared = [], [torch.zeros_like(t, dtype=torch.float64) for t in (key, value)]
     for start in range(0, len(candidates[0]), chunk):
@@ -410,7 +410,7 @@ def reference_gradients(step: Step, *, chunk: int = 4096) -> tuple[Tensor, ...]:
 def training_workload(
     bench: Bench, shape: Shape, dtype: torch.dtype, *, forward_too: bool, compile_too: bool
 ) -> Workload:
-    """One training step, or its backward pass alone, of a pool that all queries share."""
+    """One training step, or only its backward pass, of a pool that all queries share."""
     arguments = (shape.n, shape.k, shape.m, shape.h, shape.d, dtype)
     cost = candidate_attention_backward_cost(*arguments, batch=shape.batch)
     if forward_too:
@@ -471,7 +471,7 @@ def training(
         if not group.has_time(COMPILED_SECONDS, operator, shape.names(), dtype):
             continue
         torch.compiler.reset()
-        # a compiled backward that is run again needs the buffers that it would give away
+        # a compiled backward pass that runs again needs the buffers that it would donate
         with torch._functorch.config.patch(donated_buffer=False):
             try:
                 work = training_workload(bench, shape, dtype, forward_too=forward_too, compile_too=compile_too)

@@ -1,9 +1,8 @@
-"""Candidate attention on a GPU as the best of PyTorch and FlashInfer compute it: what `benchmarks.gpu` compares with.
+"""Candidate attention on a GPU with PyTorch and FlashInfer at their best: the rivals of `benchmarks.gpu`.
 
-Builds on `benchmarks.measuring.formulations`, whose functions serve where they fit a GPU. Here stand the forms that a
-GPU wants: chunks below its grid limits, one two-pass merge over any fused attention, FlexAttention over keys that were
-laid out ahead, FlashInfer's cascade, and the batch forms of a training step. Functions are parametrised by their
-inputs' device.
+Functions of `benchmarks.measuring.formulations` are used where they suit a GPU. This module adds the forms for a GPU:
+chunks below its grid limits, a two-pass merge over any fused attention, FlexAttention over keys that are laid out
+ahead, FlashInfer's cascade, and the batch forms of a training step. Functions run on the device of their inputs.
 """
 
 import importlib.util
@@ -28,7 +27,7 @@ GRID_LIMIT = 65_535
 """Blocks that a CUDA grid takes along its second and third axis, where fused attention puts the batch."""
 
 EXPANDED_BYTES = 4 * 2**30
-"""Memory that expanded keys and values of a chunk may take."""
+"""Largest memory of a chunk's expanded keys and values."""
 
 
 class UnavailableError(Exception):
@@ -59,7 +58,7 @@ def expanded_bytes(inputs: Inputs) -> int:
 
 
 def sdpa_expanded(inputs: Inputs) -> Result:
-    """SDPA over expanded keys, expansion timed, in chunks as large as grid and memory allow."""
+    """SDPA over expanded keys, in chunks as large as grid and memory allow; the expansion is timed."""
     n = len(inputs.context_query)
     chunk = min(GRID_LIMIT, max(EXPANDED_BYTES * n // expanded_bytes(inputs), 1))
     parts = [inputs.rows(start, start + chunk) for start in range(0, n, chunk)]
@@ -67,7 +66,7 @@ def sdpa_expanded(inputs: Inputs) -> Result:
 
 
 def sdpa_pre_expanded(inputs: Inputs, *, most_bytes: int) -> Call:
-    """SDPA over keys that were expanded ahead, which is not timed."""
+    """SDPA over keys that are expanded ahead; the expansion is not timed."""
     if expanded_bytes(inputs) > most_bytes:
         raise UnavailableError(f"expanded keys and values would take {expanded_bytes(inputs) / 1e9:.0f} GB")
     key, value = expand(inputs)
@@ -93,7 +92,7 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, 
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
     elif query.dtype == torch.float32:
         out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)
-        # padded to whole tiles
+        # log-sum-exps are padded to whole tiles
         lse = lse[..., : query.shape[-2]]
     else:
         out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)
@@ -112,8 +111,8 @@ def two_pass(inputs: Inputs, *, attend: Attend, fused_own: bool) -> Result:
     Args:
         inputs: of one query.
         attend: the fused attention.
-        fused_own: own keys by `attend` too, in chunks that its grid takes; else by elementwise products, which
-            a compiler fuses with the merge.
+        fused_own: compute own keys by `attend` too, in chunks below the grid limit; otherwise by elementwise products,
+            which a compiler fuses with the merge.
     """
     shared, shared_lse = _shared_rows(inputs.context_query, inputs, attend)
     state, _ = _shared_rows(inputs.state_query.unsqueeze(1), inputs, attend)
@@ -153,7 +152,7 @@ def _own_products(inputs: Inputs, shared: Tensor, shared_lse: Tensor) -> Tensor:
 
 
 class FlexLayout(NamedTuple):
-    """Where keys stand: the query's first, padded to whole blocks, then every candidate's own."""
+    """Order of keys in a buffer: the query's first, padded to whole blocks, then every candidate's own."""
 
     num_candidates: int
     num_context: int
@@ -173,12 +172,12 @@ class FlexLayout(NamedTuple):
 
 
 def flex_layout(n: int, k: int, m: int) -> FlexLayout:
-    """Layout whose key blocks a short query does not leave mostly empty."""
+    """Return a layout with smaller key blocks for a short query, which would leave large ones mostly empty."""
     return FlexLayout(n, k, m, row_block=128, key_block=64 if m <= 64 else 128)
 
 
 def flex_mask(layout: FlexLayout) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Whether a row may attend to a key: to the query's, and to its own candidate's."""
+    """Return a function that says whether a row attends to a key: to the query's and to its own candidate's."""
     k, m, own_start = layout.num_context, layout.num_keys, layout.own_start
 
     def own_or_shared(b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
@@ -189,7 +188,7 @@ def flex_mask(layout: FlexLayout) -> Callable[[Tensor, Tensor, Tensor, Tensor], 
 
 
 def flex_block_mask(layout: FlexLayout, device: torch.device) -> Any:
-    """`flex_mask` as a BlockMask, written down directly: create_block_mask would hold a mask of rows x keys."""
+    """`flex_mask` as a BlockMask, built directly, because create_block_mask would allocate a mask of rows x keys."""
     from torch.nn.attention.flex_attention import BlockMask
 
     row_blocks = -(-layout.rows // layout.row_block)
@@ -199,7 +198,7 @@ def flex_block_mask(layout: FlexLayout, device: torch.device) -> Any:
     full, shared = layout.num_keys // layout.key_block, layout.own_start // layout.key_block
     first_row = torch.arange(row_blocks, device=device) * layout.row_block
     last_row = (first_row + layout.row_block - 1).clamp(max=layout.rows - 1)
-    # own keys of the first and last candidate that a block of rows meets
+    # own keys of the first and the last candidate in a block of rows
     k = layout.num_context
     first = (layout.own_start + first_row // k * k) // layout.key_block
     last = (layout.own_start + last_row // k * k + k - 1) // layout.key_block
@@ -223,7 +222,7 @@ def flex_block_mask(layout: FlexLayout, device: torch.device) -> Any:
 
 
 def flex_prepare(attend: Callable[..., Tensor], block_mask: Any, layout: FlexLayout, inputs: Inputs) -> Call:
-    """FlexAttention over one buffer of keys in which candidates lie ready; the query's tokens are copied in, timed."""
+    """FlexAttention over one buffer that already holds the candidates' keys; copying the query's in is timed."""
     n, k, h, d = inputs.context_query.shape
     m, start = layout.num_keys, layout.own_start
     buffers = []
@@ -275,7 +274,7 @@ def flashinfer_merge(inputs: Inputs) -> Result:
 
 
 def flashinfer_cascade_prepare(inputs: Inputs) -> Call:
-    """FlashInfer's two-level cascade: pages of one token, the query's first; plan and candidates' pages ahead."""
+    """FlashInfer's two-level cascade over pages of one token; plan and candidates' pages are made ahead, untimed."""
     import flashinfer
 
     n, k, h, d = inputs.context_query.shape
@@ -317,11 +316,11 @@ def flashinfer_cascade_prepare(inputs: Inputs) -> Call:
 
 
 Prepare = Callable[[Inputs], Call]
-"""Makes the timed call for one set of inputs; what it does itself is not timed. Raises `UnavailableError`."""
+"""Makes the timed call for one set of inputs, untimed itself. Raises `UnavailableError`."""
 
 
 def compiled(function: Callable[[Inputs], Result]) -> Prepare:
-    """A function of tensors under torch.compile, for one shape."""
+    """Compile a formulation with torch.compile, for one shape."""
     run = torch.compile(lambda *tensors: function(Inputs(*tensors)), dynamic=False, fullgraph=True)
     return lambda inputs: partial(run, *vars(inputs).values())
 
@@ -341,7 +340,7 @@ def eager_rivals(*, most_expanded_bytes: int = 24 * 10**9) -> dict[str, Prepare]
 
 
 def compiled_rivals() -> dict[str, Prepare]:
-    """Rivals under torch.compile, compiled anew, and FlashInfer: made once for a shape."""
+    """Rivals under torch.compile, and FlashInfer; call it again for every shape."""
     return {
         "einsum-compiled": compiled(einsum_concatenated),
         "two-pass-compiled": compiled(partial(two_pass, attend=fused_attention, fused_own=False)),
@@ -356,7 +355,7 @@ def _flex_compiled() -> Prepare:
     from torch.nn.attention.flex_attention import flex_attention
 
     attend = torch.compile(flex_attention, dynamic=False, fullgraph=True)
-    # one mask for all sets of inputs, which share their shape
+    # all sets of inputs have one shape and share a mask
     mask = cache(flex_block_mask)
 
     def prepare(inputs: Inputs) -> Call:
@@ -381,7 +380,7 @@ def _with_flashinfer(prepare: Prepare) -> Prepare:
 
 @dataclass(frozen=True)
 class Batch:
-    """Random inputs of B queries that share a pool: as `Inputs`, with keys and values (B, m, H, D)."""
+    """Random inputs of B queries that share a pool: like `Inputs`, with keys and values (B, m, H, D)."""
 
     context_query: Tensor
     context_key: Tensor
@@ -394,7 +393,7 @@ class Batch:
     def random(
         cls, batch: int, n: int, k: int, m: int, h: int, d: int, dtype: torch.dtype, device: str, seed: int = 0
     ) -> "Batch":
-        """Differentiable leaves, drawn from a generator of their own."""
+        """Draw differentiable leaves, from a separate generator."""
         generator = torch.Generator(device).manual_seed(seed)
         shapes = [(n, k, h, d)] * 3 + [(n, h, d)] + [(batch, m, h, d)] * 2
         drawn = (torch.randn(shape, generator=generator, device=device).to(dtype) for shape in shapes)
@@ -412,7 +411,7 @@ def ours_batch(*tensors: Tensor, backend: str) -> Result:
 
 
 def sdpa_expanded_batch(*tensors: Tensor) -> Result:
-    """SDPA with every pair of query and candidate a batch entry of its own."""
+    """SDPA with one batch entry for every pair of query and candidate."""
     batch = Batch(*tensors)
     (b, m), (n, k, h, d) = batch.key.shape[:2], batch.context_query.shape
 
@@ -446,4 +445,4 @@ BATCH_RIVALS: Mapping[str, Callable[..., Result]] = {
     "sdpa-expanded": sdpa_expanded_batch,
     "einsum-concatenated": einsum_batch,
 }
-"""Differentiable rivals of a training step; "einsum-compiled" is made by the benchmark."""
+"""Differentiable rivals of a training step; the benchmark makes "einsum-compiled"."""

@@ -1,4 +1,4 @@
-"""The GPU benchmark's groups beside attention: the rest of the layer, and what calls cost the host."""
+"""The GPU benchmark's groups besides attention: the rest of the layer, and the host time of calls."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -64,12 +64,12 @@ def plain_score_candidates(
 
 
 class LayerOperator(NamedTuple):
-    """One operator of the rest of the layer beside its plain form."""
+    """One operator of the rest of the layer, and its plain PyTorch form."""
 
     ours: Callable[..., Any]
     plain: Callable[..., Any]
     shapes: Callable[[int, int], list[tuple[int, ...]]]
-    """Of the inputs before weight and bias, for N candidates (k = 1) of width d."""
+    """Shapes of the inputs before weight and bias, for N candidates (k = 1) of width d."""
     cost: Callable[[int, int, torch.dtype], Cost]
 
 
@@ -123,7 +123,7 @@ def layer_error(name: str, result: Any, tensors: tuple[Tensor, ...]) -> float:
     """Distance of a result's first and last rows, or of the best scores, from plain PyTorch in float64."""
     *rows, weight, bias = tensors
     if name == "score_candidates":
-        # the best differ where scores nearly tie; their scores do not
+        # where scores nearly tie, other candidates may be chosen, but with nearly the same scores
         ids = result[1]
         picked = [row[ids].double() for row in rows]
         pooled = plain_residual_layer_norm(*picked[:2], weight.double(), bias.double()).mean(-2)
@@ -166,7 +166,7 @@ HOST_SHAPE = Shape(64, 1, 16, 64)
 
 
 def host_calls(bench: Bench, shape: Shape, dtype: torch.dtype) -> dict[str, dict[str, Call]]:
-    """Calls on tiny inputs by what they measure, this library's beside PyTorch's own operator."""
+    """Calls on tiny inputs, by what they measure: this library's and PyTorch's own operator."""
     batch = Batch.random(1, shape.n, shape.k, shape.m, shape.h, shape.d, dtype, str(bench.device))
     leaves = batch.tensors()
     plain = tuple(t.detach() for t in leaves)
@@ -196,7 +196,7 @@ def host_calls(bench: Bench, shape: Shape, dtype: torch.dtype) -> dict[str, dict
 
 
 def host(bench: Bench, shape: Shape = HOST_SHAPE, dtype: torch.dtype = BF16, *, calls: int = 200) -> list[Record]:
-    """Time what a call costs the host, and the replay of a graph of one call."""
+    """Measure the host time of calls, and of replaying a CUDA graph of one call."""
     group = Group("host", bench)
     cost = candidate_attention_cost(*shape[:3], shape.h, shape.d, dtype)
     measured = host_calls(bench, shape, dtype)
@@ -205,7 +205,7 @@ def host(bench: Bench, shape: Shape = HOST_SHAPE, dtype: torch.dtype = BF16, *, 
             graph = captured(measured["candidate_attention"][bench.backend])
         measured["replayed graph"] = {bench.backend: graph.replay}
     for name, contenders in measured.items():
-        # grad mode costs the host: off, but where it is measured
+        # grad mode costs host time: it is off unless it is measured
         with torch.set_grad_enabled(name.endswith("gradients")):
             taken = {label: host_seconds_of(call, bench.device, calls=calls) for label, call in contenders.items()}
         timings = {label: Timing(seconds, 0.0, seconds, calls) for label, seconds in taken.items()}

@@ -1,9 +1,9 @@
 """Rankings on a GPU, end to end: ``python -m benchmarks.gpu.ranking`` (docs/gpu.md, "Ranking an index").
 
 The targets of design.md section 7 that `benchmarks.gpu` leaves out: a million candidates for a query, resident and
-streamed; and a thousand beside a cross-encoder of BERT-base's shape, from token ids. Random weights and embeddings,
+streamed; and a thousand against a cross-encoder of BERT-base's shape, from token ids. Random weights and embeddings,
 bfloat16, k = 1, one interaction layer. Median wall time, the device synchronised before and after each call. Writes
-gpu_ranking.json into benchmarks/results/NAME-OF-THE-GPU or --output. Needs a GPU, and says so with exit code 2.
+gpu_ranking.json into benchmarks/results/NAME-OF-THE-GPU or --output. Needs a GPU; exits with 2 without one.
 """
 
 import argparse
@@ -37,7 +37,7 @@ RUNS = 9
 
 
 class Shape(NamedTuple):
-    """Of the backbone."""
+    """Sizes of the backbone."""
 
     layers: int
     d: int
@@ -66,7 +66,7 @@ def engines(shape: Shape, device: torch.device) -> tuple[MixEncoder, CrossEncode
 
 
 def random_rows(engine: MixEncoder, count: int, device: torch.device) -> tuple[RecordFormat, list[Rows]]:
-    """Chunks of rows that no text was encoded for, in the memory of a device."""
+    """Chunks of random rows, instead of encoded texts, in the memory of a device."""
     record_format = RecordFormat(engine.model, "projected", "bfloat16")
     generator = torch.Generator(device).manual_seed(1)
     chunks = []
@@ -101,23 +101,23 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     return quiet_medians(take)["a ranking"]
 
 
-def many(count: int, device: torch.device, shape: Shape = MINILM) -> dict[str, Any]:
-    """A query that is encoded already and all candidates."""
+def rank_many(count: int, device: torch.device, shape: Shape = MINILM) -> dict[str, Any]:
+    """Rank all candidates for a query that is already encoded."""
     engine, _ = engines(shape, device)
     state = engine.encode_query(texts_of(engine, QUERY_TOKENS, 1, seed=3))
     plan, seconds = plan_for(device), {}
-    for place in ("resident", "streamed"):
-        record_format, rows = random_rows(engine, count, device if place == "resident" else torch.device("cpu"))
+    for residence in ("resident", "streamed"):
+        record_format, rows = random_rows(engine, count, device if residence == "resident" else torch.device("cpu"))
         for replayed in (True, False) if plan.replayed else (False,):
             ranker = StreamRanker(engine.model, record_format, plan=plan._replace(replayed=replayed))
-            name = f"{place}{', replayed' * replayed}"
+            name = f"{residence}{', replayed' * replayed}"
             seconds[name] = seconds_of(lambda ranker=ranker, rows=rows: ranker.rank(state, rows, TOP_K), device)
         del rows
     return {"what": "scores and top-k", "N": count, "shape": shape._asdict(), "seconds": seconds}
 
 
 def beside_cross_encoder(count: int, device: torch.device, shape: Shape = BERT_BASE) -> dict[str, Any]:
-    """From token ids to a ranking, and to the scores of as many pairs."""
+    """Rank candidates from token ids, and score as many pairs with a cross-encoder."""
     engine, cross = engines(shape, device)
     queries = engine.read_query(texts_of(engine, QUERY_TOKENS, 1, seed=3))
     documents = engine.read_document(texts_of(engine, DOCUMENT_TOKENS, count, seed=1))
@@ -138,12 +138,12 @@ def beside_cross_encoder(count: int, device: torch.device, shape: Shape = BERT_B
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns 0, 1 if the measurement was refused, 2 without a GPU."""
+    """Run the command line. Returns 0, 1 if the measurement was too noisy, 2 without a GPU."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.ranking", description=__doc__)
     parser.add_argument("--output", type=Path, metavar="DIR")
     parser.add_argument("--count", type=int, default=1_000_000, help="candidates of the large ranking")
-    parser.add_argument("--commit", help="what the checkout is at, where it has no repository")
+    parser.add_argument("--commit", help="the commit, if the checkout has no repository")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("python -m benchmarks.gpu.ranking needs a GPU: none is visible", file=sys.stderr)
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device, name = torch.device("cuda"), torch.cuda.get_device_name()
     started = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        records = [beside_cross_encoder(1000, device), many(options.count, device)]
+        records = [beside_cross_encoder(1000, device), rank_many(options.count, device)]
     except NoisyMeasurementError as error:
         print(f"nothing is recorded: {error}", file=sys.stderr)
         return 1

@@ -1,6 +1,6 @@
-"""Records of the GPU benchmark: what each claim carries, how files are written, and section 7's targets.
+"""Records of the GPU benchmark, and the targets of design.md section 7.
 
-A record is a dictionary that goes into JSON as it is; `RECORD_KEYS` are always there.
+A record is a dictionary that is written as JSON; it always has `RECORD_KEYS`.
 """
 
 import json
@@ -47,14 +47,14 @@ RECORD_KEYS = (
 
 
 class Machine(NamedTuple):
-    """Where and from what a run was made, and what the device can do."""
+    """The device of a run, its peak rates, and the provenance of the run."""
 
     device: torch.device
     name: str
     peaks: Callable[[torch.dtype], tuple[Peaks, str]]
-    """Data-sheet peaks by dtype, and where they come from."""
+    """Takes a dtype; returns peaks of the data sheet, and where they come from."""
     measured: Peaks
-    """Of a large product in bfloat16 and a large copy."""
+    """Peaks measured with a large product in bfloat16 and a large copy."""
     versions: dict[str, str]
     commit: str
     provenance: dict[str, str]
@@ -96,10 +96,10 @@ def group_records(
     output_bytes: int,
     errors: Mapping[str, float],
 ) -> list[Record]:
-    """One record for every contender of a group: same shape, same run.
+    """Make one record for every contender of a group, timed at one shape in one run.
 
     Args:
-        machine: where.
+        machine: the device of the run.
         timings: of every contender.
         operator: what was computed.
         own: name of this library's contender; all others are rivals.
@@ -168,7 +168,7 @@ class Target(NamedTuple):
     goal: float
     stretch: float | None
     value: float | None
-    """The worst that was measured, None if nothing was."""
+    """The worst measured value, None if there is none."""
     unit: str
     where: str
     at_most: bool = False
@@ -188,13 +188,13 @@ class Target(NamedTuple):
 
 
 _ROUNDING = 2 * 2**20
-"""Memory that the allocator may round up to, over all outputs of a call."""
+"""Bytes by which the allocator may round up all outputs of a call together."""
 
 
 def targets(records: Iterable[Record]) -> list[Target]:
-    """Section 7's targets for an H100, judged by the worst record that each covers.
+    """Section 7's targets for an H100, each with the worst record that it covers.
 
-    Covered are this library's bfloat16 records at k = 1, of `candidate_attention` with N of 1e5 or more.
+    Targets cover this library's bfloat16 records at k = 1; of `candidate_attention`, those with N of 1e5 or more.
     """
     everything = list(records)
     own = [
@@ -209,7 +209,7 @@ def targets(records: Iterable[Record]) -> list[Target]:
     narrow = [r for r in large if r["shape"]["D"] == 32 and r["shape"]["m"] == 128]
     backward = [r for r in own if r["operator"] == "candidate_attention backward" and r["shape"]["m"] == 512]
     host = [r for r in own if r["operator"] == "host: candidate_attention"]
-    replay = [r for r in own if r["operator"] == "host: replayed graph"]
+    graph_replay = [r for r in own if r["operator"] == "host: replayed graph"]
 
     def ratio_to(belongs: Callable[[str], bool]) -> Callable[[Record], float | None]:
         return lambda record: min((r for name, r in record["ratios"].items() if belongs(name)), default=None)
@@ -244,7 +244,7 @@ def targets(records: Iterable[Record]) -> list[Target]:
         _worst("times SDPA expanded, D=64", 20, None, "x", wide, ratio_to(lambda name: name == "sdpa-expanded")),
         _worst("forward workspace", 0, None, "MiB", large, workspace, at_most=True),
         _worst("host cost of one operator call", 30, 15, "us", host, microseconds, at_most=True),
-        _worst("host cost of a replayed graph", 5, None, "us", replay, microseconds, at_most=True),
+        _worst("host cost of a replayed graph", 5, None, "us", graph_replay, microseconds, at_most=True),
     ]
 
 

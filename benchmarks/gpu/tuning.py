@@ -1,8 +1,8 @@
-"""Launch configurations, timed: what `mixkernels.attention.triton_launch.TABLE` should hold for a GPU.
+"""Time launch configurations, to fill `mixkernels.attention.triton_launch.TABLE` for a GPU.
 
-For every kind all of `launch.alternatives` are timed in interleaved rounds, and the taller tiles that the shipped rule
-avoids; the best by the geometric mean over shapes is emitted. Compilation is spread over processes that share Triton's
-cache on disk.
+For every `Kind`, all of `launch.alternatives` and taller tiles, which the shipped rule avoids, are timed in interleaved
+rounds; the best by the geometric mean over shapes is printed. Several processes compile ahead and share Triton's cache
+on disk.
 """
 
 import math
@@ -38,14 +38,14 @@ _KIND_SECONDS = 60.0
 
 
 class Trial(NamedTuple):
-    """A kind of kernel and the shapes that judge its configurations."""
+    """A kind of kernel, and the shapes at which its configurations are timed."""
 
     kind: Kind
     shapes: tuple[Shape, ...]
 
 
 def _trial(kernel: str, k: int, d: int, shapes: Sequence[tuple[int, int, int]]) -> Trial:
-    """Trial in 16-bit precision; shapes are (B, N, m)."""
+    """Make a trial in 16 bits; shapes are (B, N, m)."""
     return Trial(Kind(kernel, k, k + 1, d, 2), tuple(Shape(n, k, m, d, batch=batch) for batch, n, m in shapes))
 
 
@@ -62,7 +62,7 @@ TRIALS = (
     _trial("forward", 3, 64, _SHORT),
     _trial("forward", 10, 64, _SHORT),
 )
-"""The most telling first."""
+"""The most important first."""
 
 
 def candidates(kind: Kind) -> list[LaunchConfig]:
@@ -73,7 +73,7 @@ def candidates(kind: Kind) -> list[LaunchConfig]:
 
 @contextmanager
 def configured(gpu: str, kind: Kind, config: LaunchConfig) -> Iterator[None]:
-    """Launch one kind of kernel with one configuration."""
+    """Inside the block, launch one kind of kernel with one configuration."""
     table = launch.TABLE.setdefault(gpu, {})
     before = table.get(kind)
     table[kind] = config
@@ -105,16 +105,16 @@ def with_config(call: Call, gpu: str, kind: Kind, config: LaunchConfig) -> Call:
 
 
 def compile_once(kind: Kind, shape: Shape, config: LaunchConfig) -> None:
-    """Compile what a trial will launch, in a process of its own: the result is Triton's cache on disk."""
+    """Compile what a trial will launch, in a process of a pool; the result is in Triton's cache on disk."""
     small = shape._replace(n=min(shape.n, _COMPILED_CANDIDATES))
-    # a configuration that does not fit fails again, and is noted, when it is timed
+    # a configuration that does not fit fails again when it is timed, and is recorded there
     with suppress(Exception):
         call = call_of(kind, random_step(small, torch.bfloat16, "cuda"), "triton")
         with_config(call, torch.cuda.get_device_name(), kind, config)()
 
 
 def _compile_ahead(pool: ProcessPoolExecutor, trial: Trial, seconds: float) -> None:
-    # backward kernels write other dtypes where they split their sums
+    # backward kernels that split their sums write another dtype, so every shape is compiled
     shapes = trial.shapes[:1] if trial.kind.kernel in FORWARD else trial.shapes
     jobs = [(trial.kind, shape, config) for config in candidates(trial.kind) for shape in shapes]
     # what is not compiled here is compiled when it is timed
@@ -126,7 +126,7 @@ def _compile_ahead(pool: ProcessPoolExecutor, trial: Trial, seconds: float) -> N
 def _right_calls(
     bench: Bench, kind: Kind, step: Step, configs: Sequence[LaunchConfig]
 ) -> tuple[dict[str, list[Call]], dict[str, str]]:
-    """Calls by number of the configuration, and why some have none: they fail, or differ from the rule's result."""
+    """Calls by number of the configuration, and why some are left out: they fail, or differ from the rule's result."""
     plain = call_of(kind, step, bench.backend)
     wanted = with_config(plain, bench.machine.name, kind, configs[0])()
     calls, failures = {}, {}
@@ -145,7 +145,7 @@ def _right_calls(
 
 
 def best(tried: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the configuration of the least geometric mean of time over the rule's, of those timed at every shape."""
+    """Return the configuration, timed at every shape, with the least geometric mean of its time over the rule's."""
     complete = [entry for entry in tried if entry["of_rule"] is not None]
     return min(complete, key=lambda entry: entry["of_rule"], default=None)
 

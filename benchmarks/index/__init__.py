@@ -1,1 +1,1 @@
-"""Candidate indexes measured by themselves: speed, a million candidates, what stored precisions cost."""
+"""Benchmarks of candidate indexes: speed, a million candidates, and the quality of stored precisions."""

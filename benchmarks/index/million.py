@@ -1,8 +1,8 @@
 """A million candidates on disk: ``python -m benchmarks.index.million --device cpu-zen3-2-threads``.
 
-By given embeddings, since encoding a million texts takes a day on two cores. Compact float16 records: time to fill, to
-open and to rank, bytes of the array files beside the arrays' own, and the process's anonymous memory before and at the
-most while ranking. Linux only. Writes benchmarks/results/DEVICE/index_million.json.
+Uses random embeddings, since encoding a million texts takes a day on two cores. Compact float16 records: time to fill,
+to open and to rank, bytes of the array files and of the arrays in them, and the process's anonymous memory before
+ranking and its peak while ranking. Linux only. Writes benchmarks/results/DEVICE/index_million.json.
 """
 
 import argparse
@@ -28,16 +28,16 @@ def anonymous_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
-class Watch:
-    """The most anonymous memory while it is entered."""
+class PeakMemory:
+    """Measures the peak of anonymous memory inside a with block."""
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "PeakMemory":
         self.most, self._done = anonymous_bytes(), threading.Event()
-        self._thread = threading.Thread(target=self._look)
+        self._thread = threading.Thread(target=self._poll)
         self._thread.start()
         return self
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         while not self._done.wait(0.05):
             self.most = max(self.most, anonymous_bytes())
 
@@ -68,7 +68,7 @@ def run(count: int) -> dict[str, Any]:
         # the first ranking prepares weights and buffers
         engine.rank("what is this about", index, TOP_K, ids=list(index.snapshot().ids(range(1000))))
         before = anonymous_bytes()
-        with Watch() as watch:
+        with PeakMemory() as peak:
             start = time.perf_counter()
             engine.rank("how does this end", index, TOP_K)
             ranked = time.perf_counter() - start
@@ -78,7 +78,7 @@ def run(count: int) -> dict[str, Any]:
         "array_file_bytes": files,
         "array_bytes": documents * found["row_bytes"],
         "catalogue_bytes": found["catalogue_bytes"],
-        "anonymous_bytes": {"before ranking": before, "most while ranking": watch.most},
+        "anonymous_bytes": {"before ranking": before, "most while ranking": peak.most},
     }
 
 

@@ -1,8 +1,8 @@
-"""What stored precision, layout, int8 products and the prefilter cost in quality:
+"""Quality by stored precision, layout, int8 products and prefilter:
 ``python -m benchmarks.index.precision BEIR_FOLDER --device cpu-zen3-2-threads``.
 
 The bundled checkpoint ranks the folder's whole corpus for some of its test queries through an index of every format.
-Reported: bytes a candidate, nDCG@10, and the share of float32's best ten that are found again. Writes
+Reported: bytes per candidate, nDCG@10, and the share of float32's best ten that are found again. Writes
 benchmarks/results/DEVICE/index_precision.json.
 """
 
@@ -30,13 +30,13 @@ TOP_K = 10
 def measure(
     engine: MixEncoder, index: CandidateIndex, queries: dict[str, str], qrels: dict[str, dict[str, int]], **options: Any
 ) -> dict[str, Any]:
-    """Quality and time a query of one way to rank."""
+    """Quality and time per query of one way to rank."""
     engine.query_states(list(queries.values()))
     start = time.perf_counter()
     rankings = [engine.rank(text, index, TOP_K, **options) for text in queries.values()]
     seconds = (time.perf_counter() - start) / len(queries)
     run = {
-        query: {entry["id"]: float(-place) for place, entry in enumerate(ranking)}
+        query: {entry["id"]: float(-rank) for rank, entry in enumerate(ranking)}
         for query, ranking in zip(queries, rankings, strict=True)
     }
     ndcg = ir_measures.calc_aggregate([ir_measures.nDCG @ 10], {name: qrels[name] for name in queries}, run)
@@ -48,7 +48,7 @@ def measure(
 
 
 def overlap(found: Sequence[Sequence[str]], expected: Sequence[Sequence[str]]) -> float:
-    """Share of the expected best that are found, mean over queries."""
+    """Share of the expected best candidates that are found, mean over queries."""
     shares = [len({*one} & {*other}) / len(other) for one, other in zip(found, expected, strict=True)]
     return sum(shares) / len(shares)
 

@@ -1,10 +1,10 @@
 """Ranking stored candidates on a CPU: ``python -m benchmarks.index.speed --device cpu-zen3-2-threads``.
 
-For every N the time of a query and of its parts, beside the bare matrix products of the same shapes, the cross-encoder
-of the same backbone, a dual-encoder and late interaction on as many candidates, and the published model written plainly
-in eager PyTorch. All in one process, in turns, medians; from `ONCE_FROM` candidates on one run of the few that matter
-there. Random weights of the shape of MiniLM-L6, which time the same as trained ones. A million candidates take some
-8 GB of memory, 8 GB of disk and ten minutes. Writes benchmarks/results/DEVICE/index_speed.json.
+For every N the time of a query and of its parts, against the bare matrix products of the same shapes, the cross-encoder
+of the same backbone, a dual-encoder and late interaction on N candidates, and the published model in plain eager
+PyTorch. All in one process, in turns, medians; from `ONCE_FROM` candidates on, one run of the most important ones.
+Random weights of the shape of MiniLM-L6, which take the same time as trained ones. A million candidates take about 8 GB
+of memory, 8 GB of disk and ten minutes. Writes benchmarks/results/DEVICE/index_speed.json.
 """
 
 import argparse
@@ -42,9 +42,9 @@ QUERY_TOKENS, DOCUMENT_TOKENS, TOP_K = 16, 128, 10
 CROSS_PAIRS = 32
 """Pairs that the cross-encoder is timed on; its time grows with their number, and is scaled to N."""
 LATE_MOST = 1000
-"""Candidates that late interaction is timed on at most: 128 vectors each."""
+"""Most candidates on which late interaction is timed: 128 vectors each."""
 ONCE_FROM = 500_000
-"""Candidates from which on every call takes most of a minute."""
+"""From this number of candidates on, each call takes most of a minute and runs once."""
 PLAIN_BATCH = 1000
 CHUNK = 4096
 """Rows that a source hands over at once."""
@@ -53,7 +53,7 @@ BLOCK = 50_000
 CROSS = f"cross-encoder, {CROSS_PAIRS} pairs"
 ON_DISK = "text to ranking, index on disk, projected float16"
 DEFAULT = ", default"
-"""Ends the names of what has the settings of the bundled checkpoint."""
+"""Suffix of names: with the settings of the bundled checkpoint."""
 FORMATS = (
     ("projected", "float32", "native"),
     ("projected", "float16", "native"),
@@ -93,21 +93,21 @@ def build_engines() -> Engines:
             MixEncoder.from_backbone(folder, dual_term=True),
             *(peer.from_backbone(folder) for peer in (CrossEncoder, DualEncoder, LateInteraction)),
         )
-    # every query is encoded anew
+    # encode every query again, without a cache
     for engine in (engines.published, engines.default):
         engine._query_states = QueryStateCache(max_bytes=0)
     return engines
 
 
 def distinct_tokens(late: LateInteraction, count: int) -> PackedTokens:
-    """Vectors of length 1 for every token of so many candidates, no two alike: equal ones would be scored once."""
+    """Unit vectors for every token of `count` candidates, all different, because equal ones would be scored once."""
     generator = torch.Generator().manual_seed(4)
     drawn = torch.randn(count, DOCUMENT_TOKENS, late.config.token_size, generator=generator)
     return PackedTokens.from_texts(F.normalize(drawn, dim=-1).unbind())
 
 
 def texts_of(engine: MixEncoder, tokens: int, count: int, seed: int) -> list[str]:
-    """Texts of exactly so many tokens, special ones included: words that are one token each."""
+    """Texts of exactly `tokens` tokens, special ones included, from words that are one token each."""
     words = sorted(word for word in engine.tokenizer.get_vocab() if word.isascii() and word.isalpha() and len(word) > 2)
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(words), (count, tokens - 2), generator=generator).tolist()
@@ -128,9 +128,9 @@ def source_of(rows: dict[str, Tensor], count: int) -> list[Rows]:
 
 
 def bare_products(model: MixEncoderModel, count: int, m: int) -> Callable[[], None]:
-    """The products of N candidates whose first layer is stored, without bias and into memory that is kept.
+    """The matrix products of N candidates whose first layer is stored, without bias and into reused memory.
 
-    In pieces as large as the ranker's, the last one no larger than what is left.
+    In pieces of the ranker's size; the last one may be smaller.
     """
     layer, d = model.interaction[0], model.config.hidden_size
     heads, wide = layer.num_heads, layer.intermediate.out_features
@@ -193,14 +193,14 @@ def plain_scores(model: MixEncoderModel, query: QueryState, context: Tensor) -> 
 
 
 def top_k_alone(count: int) -> Callable[[], object]:
-    """The running top-k over scores that are there already."""
-    scores, places = torch.randn(1, count), torch.arange(count)
+    """Only the running top-k, over scores that are already computed."""
+    scores, positions = torch.randn(1, count), torch.arange(count)
 
     @torch.inference_mode()
     def run() -> object:
         best = RunningBest(1, TOP_K, repeats=False, device=torch.device("cpu"))
         for start in range(0, count, PIECE):
-            best.add(scores[:, start : start + PIECE], places[start : start + PIECE])
+            best.add(scores[:, start : start + PIECE], positions[start : start + PIECE])
         return best.result()
 
     return run
@@ -235,10 +235,10 @@ def resident_rankings(engines: Engines, query: list[str], context: Tensor) -> di
 
 
 def measure(engines: Engines, context: Tensor, folder: Path) -> dict[str, Any]:
-    """One record: seconds of all parts and rivals at N = len(context).
+    """Make one record: seconds of all parts and rivals at N = len(context).
 
     Raises:
-        NoisyMeasurementError: some stayed noisy.
+        NoisyMeasurementError: some times stayed noisy.
     """
     engine, count = engines.published, len(context)
     query, once = texts_of(engine, QUERY_TOKENS, 1, seed=3), count >= ONCE_FROM
@@ -283,7 +283,7 @@ def measure(engines: Engines, context: Tensor, folder: Path) -> dict[str, Any]:
 
 
 def seconds_once(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Seconds of one run of each call; those that take less than a second, and whatever came first, run twice."""
+    """Time one run of each call; a call of less than a second runs twice, and the second run counts."""
     seconds = {}
     for name, call in calls.items():
         for _ in range(2):
@@ -296,7 +296,7 @@ def seconds_once(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def ratios(record: dict[str, Any]) -> dict[str, float]:
-    """What the targets are about."""
+    """The ratios for which docs/design.md has targets."""
     seconds, whole = record["seconds"], {}
     cross = seconds[CROSS] / CROSS_PAIRS
     passes = seconds["tokenise and query pass"], seconds[f"tokenise and query pass{DEFAULT}"]
@@ -310,7 +310,7 @@ def ratios(record: dict[str, Any]) -> dict[str, float]:
     found |= {
         f"{name} / products": seconds[name] / seconds["products"] for name in published if name.startswith("rank ")
     }
-    # without the query pass, which products have no part in
+    # without the query pass, which the bare products do not include
     found |= {
         f"{name}, scoring / products": (whole[name] - passes[0]) / seconds["products"]
         for name in published
@@ -350,7 +350,7 @@ def run(counts: Iterable[int]) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    """Command line; returns 1 if something was refused."""
+    """Run the command line. Returns 1 if a number of candidates was too noisy to record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", required=True, help="name of the folder of results")
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 100, 1000, 10_000, 100_000, 1_000_000])

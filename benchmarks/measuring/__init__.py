@@ -1,1 +1,1 @@
-"""How anything is measured: clocks, noise, what a machine can do, costs, and where a record comes from."""
+"""How benchmarks measure: timing, noise, peak rates of machines, costs, and the provenance of records."""

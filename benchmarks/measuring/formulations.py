@@ -1,4 +1,4 @@
-"""Candidate attention as people write it without this library: the standard formulations, each at its best.
+"""Candidate attention without this library: the standard formulations, each as fast as we could write it.
 
 Every function takes ``Inputs`` and returns (context (N, k, H, D), state (N, H, D)) for one query.
 """
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 Result = tuple[Tensor, Tensor]
 
 EXPANDED_CHUNK = 1000
-"""Candidates expanded at once: GPU grids stop at 65,535 rows, and memory would go first."""
+"""Candidates expanded at once, limited by memory; a GPU grid would stop at 65,535 rows."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Inputs:
 
 
 def expand(inputs: Inputs) -> Result:
-    """Keys and values (N, H, m + k, D): the query's, repeated for every candidate, and its own."""
+    """Keys and values (N, H, m + k, D): the query's, repeated for every candidate, then the candidate's own."""
     n = len(inputs.context_query)
 
     def joined(shared: Tensor, own: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def expand(inputs: Inputs) -> Result:
 
 
 def sdpa_on_expanded(inputs: Inputs, key: Tensor, value: Tensor) -> Result:
-    """SDPA over keys that were expanded before, expansion not timed."""
+    """SDPA over keys that were expanded before; the expansion is not timed."""
     m = len(inputs.key)
     context = F.scaled_dot_product_attention(inputs.context_query.transpose(1, 2), key, value)
     state = F.scaled_dot_product_attention(inputs.state_query.unsqueeze(2), key[:, :, :m], value[:, :, :m])
@@ -59,7 +59,7 @@ def sdpa_on_expanded(inputs: Inputs, key: Tensor, value: Tensor) -> Result:
 
 
 def sdpa_expanded(inputs: Inputs) -> Result:
-    """SDPA over expanded keys, in chunks, expansion timed: what a model without special kernels does."""
+    """SDPA over expanded keys, in chunks; the expansion is timed, as in a model without special kernels."""
     n = len(inputs.context_query)
     parts = []
     for start in range(0, n, EXPANDED_CHUNK):
@@ -117,7 +117,7 @@ def two_pass_compiled(inputs: Inputs) -> Result:
 
 
 def flex_compiled(inputs: Inputs) -> Result:
-    """Compiled FlexAttention: all own keys stand behind the shared ones, a block mask leaves each row its own."""
+    """Compiled FlexAttention: all own keys follow the shared ones, and a block mask lets each row see its own."""
     from torch.nn.attention.flex_attention import flex_attention
 
     n, k, h, d = inputs.context_query.shape
@@ -159,4 +159,4 @@ RIVALS: dict[str, Callable[[Inputs], Result]] = {
     "two-pass-compiled": two_pass_compiled,
     "flex-compiled": flex_compiled,
 }
-"""The rivals that need no preparation; "sdpa-pre-expanded" is made by the benchmark, which expands beforehand."""
+"""The rivals that need no preparation; the suite makes "sdpa-pre-expanded", whose keys it expands first."""

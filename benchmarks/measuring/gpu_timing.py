@@ -1,6 +1,6 @@
-"""Timing on a GPU: interleaved rounds between events, inputs that rotate past the cache, the host's cost, peak memory.
+"""Timing on a GPU: interleaved rounds between events, inputs that rotate past the cache, host time, peak memory.
 
-On a CPU the same functions read the host's clock, so that the benchmark's logic is testable without a GPU.
+On a CPU the same functions read the host's clock, so that the benchmark's logic can be tested without a GPU.
 """
 
 import time
@@ -16,11 +16,11 @@ from benchmarks.measuring.timing import peak_bytes
 Call = Callable[[], object]
 
 ROUNDS = 5
-"""Turns of every contender. Clocks and temperature drift over all of them alike."""
+"""Rounds, in which contenders take turns, so that drift of clocks and temperature affects all alike."""
 
 _SLOW, _LEAST_SLOW = 0.1, 5
 _CYCLES = 2e9
-"""Clock cycles a second, of any GPU at most: how long a spin of so many cycles lasts at least."""
+"""Clock cycles per second, at most, of any GPU: a spin of this many cycles lasts one second at least."""
 _LONGEST_LEAD = 0.02
 
 
@@ -30,9 +30,9 @@ class Timing(NamedTuple):
     seconds: float
     """On the device."""
     spread: float
-    """Distance of the quartiles, over the median."""
+    """Distance of the quartiles divided by the median."""
     host_seconds: float
-    """That the host was busy with the call."""
+    """Time for which the call kept the host busy."""
     samples: int
 
 
@@ -44,16 +44,16 @@ def interleaved_timings(
     least: int = 20,
     most: int = 100,
 ) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Time contenders in turns, and say why some have no time.
+    """Time contenders in turns; also return why some could not be timed.
 
-    In its turn a contender runs once untimed, then several times timed, each time on the next of its inputs. A spin on
-    the device before each timed call lets the host run ahead, so that the device's time holds no gaps of the host's.
+    In its turn a contender runs once untimed, then several times timed, each time on the next of its inputs. The device
+    spins before each timed call while the host runs ahead, so that the device never waits for the host in between.
 
     Args:
-        contenders: for each, one call for every set of inputs; enough sets that none is found in cache.
+        contenders: for each, one call per set of inputs, with enough sets that none is in cache.
         device: where they run.
         seconds: to spend on each contender, about.
-        least, most: bounds of the samples of each; a call of over 0.1 s may have 5.
+        least, most: bounds of the samples of each; a call of over 0.1 s needs only 5.
     """
     failures: dict[str, str] = {}
     samples: dict[str, list[tuple[float, float]]] = {}
@@ -112,7 +112,7 @@ def _summary(samples: list[tuple[float, float]]) -> Timing:
 
 
 def reason(error: Exception) -> str:
-    """First line of an error, short."""
+    """Return the first line of an error, shortened."""
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"
     lines = str(error).strip().splitlines() or [""]
@@ -120,7 +120,7 @@ def reason(error: Exception) -> str:
 
 
 def peak_bytes_of(call: Call, device: torch.device) -> int:
-    """Most bytes that a call held in tensors of its own at once, results included."""
+    """Most bytes that a call had allocated at once, results included."""
     if device.type != "cuda":
         return peak_bytes(call)
     torch.cuda.synchronize(device)
@@ -133,7 +133,7 @@ def peak_bytes_of(call: Call, device: torch.device) -> int:
 
 
 def host_seconds_of(call: Call, device: torch.device, *, calls: int = 200, batches: int = 25) -> float:
-    """Median host time of a call whose device work is shorter, over batches of calls that wait for nothing."""
+    """Median host time of a call whose device work is shorter, over batches of calls without synchronisation."""
 
     def synchronise() -> None:
         if device.type == "cuda":
@@ -152,7 +152,7 @@ def host_seconds_of(call: Call, device: torch.device, *, calls: int = 200, batch
 
 
 def captured(call: Call) -> torch.cuda.CUDAGraph:
-    """A CUDA graph of one call."""
+    """Capture one call as a CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

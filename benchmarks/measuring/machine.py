@@ -1,4 +1,4 @@
-"""The machine at hand as a record names it, and which recorded machine is like it."""
+"""Facts about this machine for records, and the search for a recorded machine of the same kind."""
 
 import platform
 import re
@@ -24,10 +24,10 @@ KIND = (
     "tiles",
     "threads",
 )
-"""What decides which of two contenders is faster: ratios of machines that differ in one of these do not compare. The
-processor alone does not: a virtual machine or a variable may hide instructions that it has."""
-_LATER = ("native_int8", "tiles")
-"""Those that the first records did not note; there they are taken as the processor's."""
+"""Facts that decide which of two contenders is faster: ratios of machines that differ in one of these cannot be
+compared. The processor alone is not enough: a virtual machine or a variable may hide some of its instructions."""
+_ADDED_LATER = ("native_int8", "tiles")
+"""Facts that the first records lack; a missing one is not compared."""
 
 _NAMES = {
     ("AuthenticAMD", "23", "49"): "zen2",
@@ -40,15 +40,15 @@ _NAMES = {
     ("GenuineIntel", "6", "173"): "granite-rapids",
     ("GenuineIntel", "6", "207"): "emerald-rapids",
 }
-"""What processors that many servers have are called; others go by their numbers."""
+"""Names of common server processors, by vendor, family and model; others are named by these numbers."""
 
 
 class MachineError(ValueError):
-    """A folder of results and a machine do not go together."""
+    """A folder of results belongs to another kind of machine, or has nothing to compare with."""
 
 
 def machine_facts() -> dict[str, Any]:
-    """What this CPU is and how it is used: all of `KIND`, and its name."""
+    """Facts about this CPU and its use: all of `KIND`, and its name."""
     cpu = _cpuinfo()
     return {
         "kind": "cpu",
@@ -58,7 +58,7 @@ def machine_facts() -> dict[str, Any]:
         "tiles": torch.cpu._is_amx_tile_supported(),
         "threads": torch.get_num_threads(),
         "name": cpu.get("model name", platform.processor() or platform.machine()),
-        # what ARM's processors say stands second
+        # the second field is that of ARM's processors
         "vendor": cpu.get("vendor_id") or cpu.get("CPU implementer", platform.machine()),
         "family": cpu.get("cpu family") or cpu.get("CPU architecture", ""),
         "model": cpu.get("model") or cpu.get("CPU part", platform.processor()),
@@ -67,7 +67,7 @@ def machine_facts() -> dict[str, Any]:
 
 @contextmanager
 def computing_threads(count: int) -> Generator[None]:
-    """Compute on so many threads for a while."""
+    """Compute on `count` threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -77,7 +77,7 @@ def computing_threads(count: int) -> Generator[None]:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """Fields of the first processor; none where the system does not have them."""
+    """Fields of the first processor in /proc/cpuinfo; empty where there is no such file."""
     path = Path("/proc/cpuinfo")
     if not path.is_file():
         return {}
@@ -86,8 +86,8 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def machine_kind(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a machine's facts must agree before figures are compared."""
-    return {fact: facts.get(fact) for fact in KIND if fact in facts or fact not in _LATER}
+    """The facts of a machine that must agree before figures are compared."""
+    return {fact: facts.get(fact) for fact in KIND if fact in facts or fact not in _ADDED_LATER}
 
 
 def kind_name(facts: Mapping[str, Any]) -> str:
@@ -100,16 +100,16 @@ def kind_name(facts: Mapping[str, Any]) -> str:
 
 @cache
 def built_from() -> dict[str, Any]:
-    """Versions and commit, as every record carries them; asked for once a process."""
+    """Versions and commit for records, looked up once per process."""
     return {"versions": versions(), "commit": commit()}
 
 
 def nearest(machine: Mapping[str, Any], recorded: Mapping[str, Mapping[str, Any]]) -> tuple[str | None, str]:
-    """The recorded machine that a machine's ratios may be compared with, and why that one or none.
+    """Return the recorded machine to compare a machine's ratios with, and one line that says why that one or none.
 
     Args:
-        machine: of `machine_facts`.
-        recorded: facts by name of the folder of results.
+        machine: result of `machine_facts`.
+        recorded: facts of machines, by name of their folder of results.
 
     Returns:
         Name of a machine of the same kind, the one that agrees in most other facts; or None.
@@ -127,7 +127,7 @@ def nearest(machine: Mapping[str, Any], recorded: Mapping[str, Mapping[str, Any]
 
 
 def kind_differences(machine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """In what the kinds of two machines differ."""
+    """List how the kinds of two machines differ."""
     return _differences(machine_kind(machine), machine_kind(other), KIND)
 
 
@@ -135,5 +135,5 @@ def _differences(machine: Mapping[str, Any], other: Mapping[str, Any], facts: Se
     return [
         f"{fact} is {machine.get(fact)!r} here, {other.get(fact)!r} there"
         for fact in facts
-        if machine.get(fact) != other.get(fact) and (fact not in _LATER or {fact} <= machine.keys() & other.keys())
+        if machine.get(fact) != other.get(fact) and (fact not in _ADDED_LATER or (fact in machine and fact in other))
     ]

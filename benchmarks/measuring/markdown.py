@@ -1,4 +1,4 @@
-"""Tables of cells as Markdown, for documents that are rendered from records."""
+"""Markdown tables, for documents that are rendered from records."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ Rows = Sequence[Sequence[str]]
 
 
 def markdown(rows: Rows) -> str:
-    """A table of cells; the second row is the line under the head, of ``---``."""
+    """Format rows of cells as a table; the second row is the line of ``---`` under the header."""
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def with_line(rows: Rows) -> str:
-    """A table whose first row is its head, the line under it added."""
-    head, *body = rows
-    return markdown([head, ["---"] * len(head), *body])
+def markdown_table(rows: Rows) -> str:
+    """Format rows of cells as a table; the first row is the header, and the line under it is added."""
+    header, *body = rows
+    return markdown([header, ["---"] * len(header), *body])

@@ -1,4 +1,4 @@
-"""Models of MiniLM's shape with random weights, made here, with nothing to download: they time as trained ones do."""
+"""Models of MiniLM's shape with random weights: nothing to download, and as fast as trained ones."""
 
 import importlib.util
 import tempfile
@@ -36,7 +36,7 @@ def _tokenizer() -> Any:
 
 
 def _saved(model: Any) -> tempfile.TemporaryDirectory:
-    """A model in a folder, beside the tokenizer."""
+    """Save a model and the tokenizer in a temporary folder."""
     folder = tempfile.TemporaryDirectory()
     model.save_pretrained(folder.name)
     _tokenizer().save_pretrained(folder.name)
@@ -52,10 +52,10 @@ def _backbone() -> tempfile.TemporaryDirectory:
 
 @cache
 def engine(kind: type[Kind]) -> Kind:
-    """Make an architecture over the backbone, once a process.
+    """Make an architecture over the backbone, once per process.
 
     The MixEncoder is as published: without the dual term, so that its query pass stops at the last tap. It encodes
-    every query anew.
+    every query again, without a cache.
     """
     torch.manual_seed(0)
     made = kind.from_backbone(_backbone().name)
@@ -73,7 +73,7 @@ def rival_unavailable() -> str | None:
 
 @cache
 def sentence_transformers_cross_encoder() -> Any:
-    """Make sentence-transformers' CrossEncoder of the same shape, once a process."""
+    """Make sentence-transformers' CrossEncoder of the same shape, once per process."""
     from sentence_transformers import CrossEncoder as TheirCrossEncoder
 
     torch.manual_seed(0)

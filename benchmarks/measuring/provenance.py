@@ -1,4 +1,4 @@
-"""Where a record comes from, versions and commit, and how files of records are written."""
+"""Provenance of records, that is versions and commit, and writing of their files."""
 
 import json
 import os
@@ -20,7 +20,7 @@ Record = dict[str, Any]
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a time; what is not installed is left out."""
+    """Versions of the packages and drivers that affect times; those not installed are left out."""
     found = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda or ""}
     for package in ("triton", "flashinfer-python"):
         try:
@@ -35,7 +35,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return the checkout's commit, "-dirty" where tracked files differ, or "unknown" without a repository."""
+    """Return the checkout's commit, with "-dirty" if tracked files differ, or "unknown" without a repository."""
     if not (ROOT / ".git").exists() or not (found := _output_of("git", "-C", str(ROOT), "rev-parse", "HEAD")):
         return "unknown"
     changed = _output_of("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
@@ -49,12 +49,12 @@ def _output_of(*command: str) -> str:
 
 
 def slug(name: str) -> str:
-    """Name of a device's folder of results."""
+    """Turn the name of a device into the name of its folder of results."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a document, whole or not at all; lists of objects take a line for each."""
+    """Write a document, whole or not at all, with one line for each entry of a list."""
     lines = []
     for key, value in document.items():
         text = json.dumps(value)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from torch.profiler import ProfilerActivity, profile
 
 _SLOW = 1.0
-"""Seconds of a call from which on it is timed twice alone."""
+"""Seconds; a call that takes longer has `slow_most` rounds and no warm-up."""
 
 
 def interleaved_samples(
@@ -18,14 +18,15 @@ def interleaved_samples(
     most: int = 40,
     slow_most: int = 2,
 ) -> dict[str, list[float]]:
-    """Seconds of each call, several times. Rounds take turns, so that a machine that slows down slows all of them.
+    """Time each call several times. Calls take turns in rounds, so that a machine that slows down slows all of them.
 
-    In its turn each call runs twice and the second run is timed: the first one pays for caches and an allocator that
-    the call before, perhaps one of hundreds of megabytes, left behind. A call of over a second does not notice.
+    In its turn each call runs twice and the second run is timed: the first one refills caches and the allocator after
+    the call before, which may have used hundreds of megabytes. A call of over a second runs once, since it hardly
+    matters there.
 
     Args:
         calls: what to time.
-        seconds: time to spend on each call, about.
+        seconds: rough time to spend on each call.
         least, most: bounds of the number of rounds of each call.
         slow_most: bound for one that takes over a second.
     """
@@ -52,8 +53,8 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """Return the most bytes that a call held in tensors of its own at once, results included."""
-    # it reports its own starts and stops otherwise
+    """Return the most bytes that a call had allocated at once, results included."""
+    # otherwise the profiler logs its own starts and stops
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()

@@ -1,1 +1,1 @@
-"""Whole processes measured: how long they take to start, and how threads get along beside others."""
+"""Benchmarks of whole processes: start-up time, and threads next to other busy processes."""

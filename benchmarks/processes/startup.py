@@ -1,8 +1,8 @@
 """Start of the command line: ``python -m benchmarks.processes.startup --device cpu-zen3-2-threads``.
 
-Times whole processes, in turns, medians: ``mixencoder rank`` over twenty candidates with the bundled model, beside
-``import torch, transformers``, which no program on these libraries can do without, and beside the import of
-transformers' own model class, which the backbone is. Writes benchmarks/results/DEVICE/startup.json.
+Times whole processes, in turns, medians: ``mixencoder rank`` over twenty candidates with the bundled model, against
+``import torch, transformers``, which every program on these libraries needs, and against the import of the backbone's
+model class from transformers. Writes benchmarks/results/DEVICE/startup.json.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def seconds_of(arguments: list[str]) -> float:
 
 
 def run(rounds: int) -> dict[str, Any]:
-    """Medians of so many rounds, after one that fills the system's cache."""
+    """Medians of `rounds`, after one round that fills the system's file cache."""
     samples: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for turn in range(rounds + 1):
         for name, arguments in COMMANDS.items():

@@ -1,12 +1,12 @@
-"""Threads beside other busy processes, on a machine that is quiet otherwise.
+"""Encode with one and two threads next to other busy processes, on an otherwise quiet machine.
 
 ``python -m benchmarks.processes.threads --device cpu-zen3-2-threads``
 
-The bundled default encodes texts of mixed lengths with one thread and with two, alone and beside as many busy processes
-as there are cores. It also ranks raw texts beside sentence-transformers' bi-encoder (extra ``rivals``), which encodes
-the same texts in batches of 32: the default's own backbone with random weights, and the mean of its tokens. In one
-process, in turns, medians. What stays noisy alone is refused; beside busy processes the spread is recorded as it is.
-Writes benchmarks/results/DEVICE/threads.json.
+The bundled default encodes texts of mixed lengths with one thread and with two, alone and next to one busy process per
+core. It also ranks raw texts, against sentence-transformers' bi-encoder (extra ``rivals``), which encodes the same
+texts in batches of 32: the default's backbone with random weights and mean pooling. All in one process, in turns,
+medians. A noisy time is not recorded; next to busy processes it is, with its spread. Writes
+benchmarks/results/DEVICE/threads.json.
 """
 
 import argparse
@@ -41,20 +41,20 @@ Calls = dict[str, Callable[[], object]]
 
 
 class Sizes(NamedTuple):
-    """How much is measured."""
+    """Numbers of texts, and time to spend."""
 
     encoded: int = 300
     """Texts that are encoded."""
     ranked: int = 100
     """Texts that are ranked."""
     seconds: float = 10.0
-    """To spend on each call, about."""
+    """Rough time to spend on each call."""
     least: int = 5
-    """Rounds of each call; one that takes over a second has so many."""
+    """Least rounds of each call; also the rounds of a call that takes over a second."""
 
 
 def mixed_texts(tokenizer: Any, count: int, seed: int) -> list[str]:
-    """Texts of `SHORTEST` to `LONGEST` tokens, special ones included, evenly spread and in no order."""
+    """Texts of `SHORTEST` to `LONGEST` tokens, special ones included, evenly spread and in random order."""
     words = sorted(word for word in tokenizer.get_vocab() if word.isascii() and word.isalpha() and len(word) > 2)
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.linspace(SHORTEST, LONGEST, count).round().long()[torch.randperm(count, generator=generator)]
@@ -65,7 +65,7 @@ def mixed_texts(tokenizer: Any, count: int, seed: int) -> list[str]:
 
 
 def rival_encoder(engine: MixEncoder) -> Any:
-    """sentence-transformers' model of the default's own backbone, with random weights, and its tokens' mean."""
+    """sentence-transformers' model on the default's own backbone, with random weights and mean pooling."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
@@ -82,12 +82,12 @@ def rival_encoder(engine: MixEncoder) -> Any:
 
 @contextmanager
 def busy_processes(count: int) -> Generator[None]:
-    """Keep so many processes computing for a while."""
+    """Keep `count` processes computing inside the block."""
     command = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(count)]
     try:
         for process in running:
-            # it has begun
+            # wait until it runs
             process.stdout.readline()
         yield
     finally:
@@ -97,7 +97,7 @@ def busy_processes(count: int) -> Generator[None]:
 
 
 def calls_of(sizes: Sizes, engine: MixEncoder, rival: Any) -> dict[str, Calls]:
-    """What is timed, by what belongs together; texts are encoded anew at each call."""
+    """Calls to time, in groups that are compared; texts are encoded again at each call."""
     texts = mixed_texts(engine.tokenizer, sizes.encoded, seed=0)
     candidates = mixed_texts(engine.tokenizer, sizes.ranked, seed=1)
     ranking: Calls = {RANK: lambda: engine.rank("how does this end", candidates)}
@@ -107,7 +107,7 @@ def calls_of(sizes: Sizes, engine: MixEncoder, rival: Any) -> dict[str, Calls]:
 
 
 def measure(sizes: Sizes, calls: dict[str, Calls]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Records of all calls by threads and neighbours, and what was refused with the reasons."""
+    """Records of all calls by threads and busy processes, and the refused ones with reasons."""
     records, refused = [], []
     for what, together in calls.items():
         for threads in THREADS:
@@ -136,9 +136,9 @@ def measure(sizes: Sizes, calls: dict[str, Calls]) -> tuple[list[dict[str, Any]]
 
 
 def run(device: str, sizes: Sizes, arguments: Sequence[str]) -> int:
-    """Measure and write; returns 1 if something was refused."""
+    """Measure and write; returns 1 if a time was too noisy to record."""
     engine, reason = MixEncoder.from_pretrained(), rival_unavailable()
-    # every query is encoded anew
+    # encode every query again, without a cache
     engine._query_states = QueryStateCache(max_bytes=0)
     rival = None if reason else rival_encoder(engine)
     provenance = {
@@ -172,13 +172,13 @@ def _version() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns 1 if something was refused, and is not recorded."""
+    """Run the command line. Returns 1 if a time was too noisy to record."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m benchmarks.processes.threads", description=__doc__)
-    parser.add_argument("--device", help="name of the folder of results; without it this kind of machine's")
+    parser.add_argument("--device", help="name of the folder of results (default: named after this kind of machine)")
     parser.add_argument("--encoded", type=int, default=Sizes().encoded, help="texts to encode")
     parser.add_argument("--ranked", type=int, default=Sizes().ranked, help="texts to rank")
-    parser.add_argument("--seconds", type=float, default=Sizes().seconds, help="to spend on each call, about")
+    parser.add_argument("--seconds", type=float, default=Sizes().seconds, help="rough time to spend on each call")
     options = parser.parse_args(arguments)
     sizes = Sizes(options.encoded, options.ranked, options.seconds)
     return run(options.device or kind_name(machine_facts()), sizes, arguments)

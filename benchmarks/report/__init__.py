@@ -1,5 +1,5 @@
-"""From committed results to documents: ``python -m benchmarks.report`` writes every table and picture.
+"""Render documents from committed results: ``python -m benchmarks.report`` writes every table and picture.
 
-A document says where: what stands between ``<!-- NAME table: begin -->`` and its end mark is written anew, and likewise
-for pictures. No figure there is typed by hand; tests/benchmarks/test_report.py fails when documents and results differ.
+The text between ``<!-- NAME table: begin -->`` and its end mark in a document is replaced; likewise for pictures. No
+figure there is typed by hand; tests/benchmarks/test_report.py fails when documents and results differ.
 """

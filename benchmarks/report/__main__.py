@@ -1,6 +1,6 @@
 """``python -m benchmarks.report [--check]``: render README, docs and model card from benchmarks/results.
 
-Pictures need the extra ``plots``. With --check nothing is written; exit code 1 says that something differs.
+Pictures need the extra ``plots``. With --check nothing is written; exit code 1 means that something differs.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from benchmarks.report.pictures import PICTURES, is_current, picture_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns 1 if something differs (with --check) or could not be drawn."""
+    """Run the command line. Returns 1 if something differs (with --check) or could not be drawn."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing, name what differs")
+    parser.add_argument("--check", action="store_true", help="write nothing, list what differs")
     options = parser.parse_args(arguments)
     stale = []
     for path in documents():

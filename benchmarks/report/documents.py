@@ -1,4 +1,4 @@
-"""Documents with marks, and what stands between them."""
+"""Find documents with marks, and render the text between the marks."""
 
 import os
 import re
@@ -22,25 +22,25 @@ def documents() -> list[Path]:
 
 
 def rendered(text: str, folder: Path) -> str:
-    """Return a document's text with all that stands between marks made anew.
+    """Return a document's text with the text between marks rendered again.
 
     Args:
         text: of the document.
-        folder: that it lies in, for links.
+        folder: of the document, for links.
 
     Raises:
-        ValueError: a mark names nothing that there is, or has no end.
+        ValueError: a mark names an unknown table or picture, or has no end mark.
     """
-    parts, place = [], 0
+    parts, position = [], 0
     for begin in _BEGIN.finditer(text):
         name, kind = begin.groups()
         end = f"<!-- {name} {kind}: end -->"
         stop = text.find(end, begin.end())
         if stop < 0:
-            raise ValueError(f"{begin.group()} has no {end} behind it")
-        parts += [text[place : begin.end()], "\n", _block(name, kind, folder), "\n"]
-        place = stop
-    return "".join([*parts, text[place:]])
+            raise ValueError(f"{begin.group()} has no {end} after it")
+        parts += [text[position : begin.end()], "\n", _block(name, kind, folder), "\n"]
+        position = stop
+    return "".join([*parts, text[position:]])
 
 
 def _block(name: str, kind: str, folder: Path) -> str:

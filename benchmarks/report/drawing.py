@@ -1,6 +1,6 @@
-"""Draws pictures as SVG (extra ``plots``). A file holds the digest of its data; its bytes are no one's to compare.
+"""Draw pictures as SVG (extra ``plots``). A file holds the digest of its data; compare digests, not bytes.
 
-The same data may be other bytes on another machine, whose instructions round a coordinate's last bit otherwise.
+The same data may give other bytes on another machine, which may round the last bit of a coordinate differently.
 """
 
 import math
@@ -46,26 +46,26 @@ def figure_of(picture: Picture) -> Figure:
     size = (8.6, 0.4 + 4.0 * rows) if picture.columns == 1 else (5.2 * picture.columns, 0.6 + 3.9 * rows)
     figure, axes = pyplot.subplots(rows, picture.columns, figsize=size, squeeze=False, layout="constrained")
     styles = _styles(picture)
-    for place, panel in zip(axes.flat, picture.panels, strict=False):
-        _draw_panel(place, panel, styles)
-    for place in axes.flat[len(picture.panels) :]:
-        place.set_visible(False)
+    for one_axes, panel in zip(axes.flat, picture.panels, strict=False):
+        _draw_panel(one_axes, panel, styles)
+    for one_axes in axes.flat[len(picture.panels) :]:
+        one_axes.set_visible(False)
     if any(not one.joined and not _is_named(panel) for panel in picture.panels for one in panel.series):
         # marks mean the same in all panels
         known = {}
-        for place in axes.flat:
-            known |= dict(zip(*reversed(place.get_legend_handles_labels()), strict=True))
+        for one_axes in axes.flat:
+            known |= dict(zip(*reversed(one_axes.get_legend_handles_labels()), strict=True))
         figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 
 def _is_named(panel: Panel) -> bool:
-    """Whether every series is a point that bears its name."""
+    """Whether every series is a single point with its name next to it."""
     return all(len(one.x) == 1 and one.notes for one in panel.series)
 
 
 def _styles(picture: Picture) -> dict[str, tuple[str, str]]:
-    """Colour and mark of every name, the same in all panels: reds are ours; loose points have marks of their own."""
+    """Colour and mark of every name, the same in all panels: reds are ours; unjoined points keep their marks."""
     ours, others, marks, found = cycle(_RED), cycle(_COLOURS), cycle(_MARKS), {}
     for one in (one for panel in picture.panels for one in panel.series):
         if one.role == LIMIT:
@@ -81,7 +81,7 @@ def _styles(picture: Picture) -> dict[str, tuple[str, str]]:
 
 
 def _name(series: Series) -> str:
-    """First of the names that a series bears."""
+    """The first name of a series."""
     return series.label.split(" = ")[0]
 
 
@@ -115,17 +115,17 @@ def _draw_panel(axes: Axes, panel: Panel, styles: Mapping[str, tuple[str, str]])
     axes.set_ylabel(panel.y_label)
     axes.grid(alpha=0.25, which="major")
     if _is_named(panel):
-        # names stand to the right and need room
+        # names are to the right of points and need space
         low, high = axes.get_xlim()
         axes.set_xlim(low, high * (high / low) ** 0.25)
         axes.margins(y=0.15)
     elif all(one.joined for one in panel.series):
         # in the order in which lines end
         handles, labels = axes.get_legend_handles_labels()
-        order = sorted(range(len(labels)), key=lambda place: -panel.series[place].y[-1] / panel.series[place].x[-1])
+        order = sorted(range(len(labels)), key=lambda number: -panel.series[number].y[-1] / panel.series[number].x[-1])
         axes.legend(
-            [handles[place] for place in order],
-            [labels[place] for place in order],
+            [handles[number] for number in order],
+            [labels[number] for number in order],
             frameon=False,
             fontsize=9,
             loc="center left",
@@ -134,7 +134,7 @@ def _draw_panel(axes: Axes, panel: Panel, styles: Mapping[str, tuple[str, str]])
 
 
 def _plain(axis: Axis, *, one_two_five: bool) -> None:
-    """Write numbers as numbers, 10,000 rather than a power of ten; more of them on an axis of few decades."""
+    """Label an axis with plain numbers, 10,000 instead of a power of ten; more of them if it spans few decades."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if one_two_five else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_formatter(NullFormatter())

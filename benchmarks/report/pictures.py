@@ -1,7 +1,6 @@
-"""What the pictures show, out of committed results; `benchmarks.report.drawing` draws it.
+"""The data of the pictures, from committed results; `benchmarks.report.drawing` draws them.
 
-A picture is data until it is drawn, so that a test can tell, without drawing, whether a file is up to date: it holds
-the digest of its data.
+A file holds the digest of its picture's data, so that a test can tell without drawing whether the file is up to date.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ OURS, RIVAL, LIMIT = "ours", "rival", "limit"
 
 @dataclass(frozen=True)
 class Series:
-    """Points that belong together."""
+    """Points of one contender or mode."""
 
     label: str
     x: tuple[float, ...]
@@ -31,10 +30,10 @@ class Series:
     role: str
     """`OURS`, `RIVAL` or `LIMIT`."""
     mark: str = "o"
-    """A marker of matplotlib's; "" for none."""
+    """A marker of matplotlib; "" for none."""
     joined: bool = True
     notes: tuple[str, ...] = ()
-    """Beside the points."""
+    """Texts next to the points."""
 
 
 @dataclass(frozen=True)
@@ -50,26 +49,26 @@ class Panel:
 
 @dataclass(frozen=True)
 class Picture:
-    """What one file shows."""
+    """The data of one file."""
 
     alt: str
-    """In words, for those who do not see it."""
+    """Description in words, for readers who cannot see it."""
     panels: tuple[Panel, ...]
     columns: int = 1
 
     @property
     def digest(self) -> str:
-        """Of all that is drawn."""
+        """Digest of everything that is drawn."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 def picture_path(name: str) -> Path:
-    """Where a picture lies."""
+    """Path of a picture."""
     return ROOT / "docs" / "images" / f"{name.replace(' ', '-')}.svg"
 
 
 def is_current(name: str) -> bool:
-    """Whether the file shows what the results say; without results there must be none."""
+    """Whether the file shows the current results; without results there must be no file."""
     picture, path = PICTURES[name](), picture_path(name)
     if picture is None:
         return not path.exists()
@@ -77,7 +76,7 @@ def is_current(name: str) -> bool:
 
 
 def _rounded(values: Iterable[float]) -> tuple[float, ...]:
-    """Six digits, the same on every machine."""
+    """Round to six digits, so that the digest is the same on every machine."""
     return tuple(float(f"{value:.6g}") for value in values)
 
 
@@ -87,7 +86,7 @@ def _series(label: str, points: Iterable[tuple[float, float]], role: str, **opti
 
 
 def _merged(series: Iterable[Series]) -> tuple[Series, ...]:
-    """Series whose points are the same as one that bears all their names."""
+    """Replace series with the same points by one with all their names."""
     found: dict[tuple[tuple[float, ...], ...], Series] = {}
     for one in series:
         first = found.get((one.x, one.y))
@@ -162,7 +161,7 @@ _OPERATORS = (ATTENTION, "residual_layer_norm", "gate_layer_norm", "score_candid
 
 
 def roofline_picture() -> Picture | None:
-    """Every operator beneath the roof of this machine, float32: FLOP/s against FLOPs a byte."""
+    """FLOP/s of every operator against FLOPs per byte, below the roof of this machine, float32."""
     path = FOLDER / "operators.json"
     peaks = read_results(path).peaks.get("float32") if path.is_file() else None
     panels = [panel for name in _OPERATORS if peaks and (panel := _roofline(name, peaks))]
@@ -185,11 +184,11 @@ def _roofline(operator: str, peaks: Mapping[str, float]) -> Panel | None:
         for label, points, role in ((mode, ours, OURS), (f"{mode}, best rival", rivals, RIVAL)):
             if points:
                 for record in points:
-                    # none lies above the roof
+                    # raises if one lies above the roof
                     share_of_limit(record)
-                places = [(r["flops"] / r["bytes"], r["flops"] / r["seconds"] / 1e9) for r in points]
+                coordinates = [(r["flops"] / r["bytes"], r["flops"] / r["seconds"] / 1e9) for r in points]
                 notes = tuple(map(_sizes, points)) if role == OURS and len(points) > 1 else ()
-                series.append(_series(label, places, role, mark=mark, joined=False, notes=notes))
+                series.append(_series(label, coordinates, role, mark=mark, joined=False, notes=notes))
     if not series:
         return None
     left, right = (pick([x for one in series for x in one.x]) for pick in (min, max))
@@ -214,7 +213,7 @@ _TRAINED = {
 
 
 def quality_picture() -> Picture | None:
-    """Mean quality of the architectures trained alike, against the time of a query; a panel a setting."""
+    """Mean quality of the architectures trained alike, against the time of a query; one panel per setting."""
     path = FOLDER / "comparison_latency.json"
     if not path.is_file():
         return None
@@ -232,7 +231,7 @@ def quality_picture() -> Picture | None:
                 notes=(name,),
             )
             for name, contender in CONTENDERS.items()
-            # the taught one costs what the other costs
+            # a contender with a teacher costs the same as the one without
             if name in found and not contender.teacher and (quality := task_mean(found[name])) is not None
         )
         if series:
@@ -248,4 +247,4 @@ PICTURES: Mapping[str, Callable[[], Picture | None]] = {
     "roofline": roofline_picture,
     "quality": quality_picture,
 }
-"""By the name between a document's marks."""
+"""By the name in a document's marks."""

@@ -1,4 +1,4 @@
-"""The tables of README and docs, out of committed results. Losses stand beside wins."""
+"""The tables of README and docs, from committed results. Losses are shown as well as wins."""
 
 import json
 import math
@@ -10,13 +10,13 @@ from benchmarks.comparison.tables import ablation_rows, comparison_rows, growth_
 from benchmarks.comparison.tables import read_records as read_comparison
 from benchmarks.gpu.records import read_records as read_gpu_records
 from benchmarks.gpu.records import targets
-from benchmarks.measuring.markdown import markdown, with_line
+from benchmarks.measuring.markdown import markdown, markdown_table
 from benchmarks.report.process_tables import startup_table, threads_table
 from benchmarks.suite.case import Record
 from benchmarks.suite.results import RESULTS, case_name, read_results
 
 DEVICE = "cpu-zen3-2-threads"
-"""The machine that the documents speak of."""
+"""The machine whose results the documents show."""
 FOLDER = RESULTS / DEVICE
 GPU_FOLDER = RESULTS / "nvidia-h200"
 ATTENTION = "candidate_attention"
@@ -25,8 +25,8 @@ STEP = "candidate_attention training step"
 Rows = list[list[str]]
 
 
-def missing(group: str) -> str:
-    """What stands where a group has no record yet."""
+def not_recorded(group: str) -> str:
+    """The text in place of a table whose group has no record yet."""
     return f"Not recorded yet: `python -m benchmarks.record --device {DEVICE} --only {group}` does it."
 
 
@@ -34,7 +34,7 @@ def share_of_limit(record: Record) -> float:
     """A record's fraction of the limit.
 
     Raises:
-        ValueError: it is above 1, so that the time or the peaks are wrong: such a figure is not shown.
+        ValueError: it is above 1, so the time or the peaks are wrong, and the figure must not be shown.
     """
     fraction = record["fraction_of_limit"]
     if not fraction <= 1:
@@ -46,14 +46,14 @@ def share_of_limit(record: Record) -> float:
 
 
 def suite_records(group: str, *operators: str) -> list[Record]:
-    """Records of a group, of some operators if named; none if there is no file."""
+    """Records of a group, only of `operators` if given; empty if there is no file."""
     path = FOLDER / f"{group}.json"
     records = read_results(path).records if path.is_file() else []
     return [record for record in records if not operators or record["operator"] in operators]
 
 
 def by_case(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records of each operator, shape and precision, in the order of the file; variants of a case are one."""
+    """Records by operator, shape and dtype, in the order of the file; variants of a case are together."""
     found: dict[str, list[Record]] = {}
     for record in records:
         found.setdefault(json.dumps([record["operator"], record["shape"], record["dtype"]]), []).append(record)
@@ -65,7 +65,7 @@ def _own(records: Sequence[Record]) -> Record:
 
 
 def _ratios(records: Sequence[Record]) -> dict[str, float]:
-    """Every rival's time over ours, those of variants behind; a rival of several runs counts by the first."""
+    """Every rival's time over ours, rivals of variants last; of a rival with several runs the first counts."""
     found: dict[str, float] = {}
     for record in records:
         if record["own"] and record["backend"] == _own(records)["backend"]:
@@ -75,7 +75,7 @@ def _ratios(records: Sequence[Record]) -> dict[str, float]:
 
 
 def _machine(group: str) -> str:
-    """What a table was measured on and with, as its last line."""
+    """The last line of a table: machine, PyTorch and commit of its results."""
     results = read_results(FOLDER / f"{group}.json")
     built = sorted({(record["versions"]["torch"], record["commit"][:10]) for record in results.records})
     machine = results.machine
@@ -88,13 +88,13 @@ def _sizes(shape: Mapping[str, int], *names: str) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """Three digits."""
+    """Write a time in milliseconds, with three digits."""
     value = seconds * 1000
     return f"{value:,.0f} ms" if value >= 99.95 else f"{value:.3g} ms"
 
 
 def multiple(ratio: float) -> str:
-    """Three digits, or all before the point."""
+    """Write a ratio with three digits, or as a whole number from 1,000 on."""
     return f"{ratio:,.0f}x" if ratio >= 999.5 else f"{ratio:.3g}x"
 
 
@@ -102,7 +102,7 @@ def attention_table() -> str:
     """For every shape the torch backend's time, and every rival's time as a multiple of it."""
     cases = by_case(suite_records("operators", ATTENTION))
     if not cases:
-        return missing("operators")
+        return not_recorded("operators")
     rivals = list(dict.fromkeys(name for records in cases.values() for name in _ratios(records)))
     rows = [["N", "k", "m", "precision", "torch backend", "of the limit", *rivals], ["---"] * (6 + len(rivals))]
     for records in cases.values():
@@ -120,11 +120,11 @@ def attention_table() -> str:
 
 
 def training_table() -> str:
-    """Every contender's training step: time, memory of its own, and its time as a multiple of the torch backend's."""
+    """Every contender's training step: time, allocated memory, and time as a multiple of the torch backend's."""
     cases = by_case(suite_records("operators", STEP))
     if not cases:
-        return missing("operators")
-    rows = [["step by", "queries x candidates", "time", "beside ours", "tensors of its own"], ["---"] * 5]
+        return not_recorded("operators")
+    rows = [["step by", "queries x candidates", "time", "relative to ours", "peak memory of the call"], ["---"] * 5]
     for records in cases.values():
         own = _own(records)
         for record in (one for one in records if not one["variant"]):
@@ -152,14 +152,14 @@ def layers_table() -> str:
 
 
 def index_operations_table() -> str:
-    """Build, open, update, rank, and what a file of vectors kept by hand takes for it."""
+    """Build, open, update and rank an index, and the same with a file of vectors written by torch.save."""
     return _ratio_table("index", suite_records("index"))
 
 
 def _ratio_table(group: str, records: Sequence[Record]) -> str:
     cases = by_case(records)
     if not cases:
-        return missing(group)
+        return not_recorded(group)
     rows = [["what", "shape", "by", "time", "of the limit", "rivals, as multiples"], ["---"] * 6]
     for found in cases.values():
         for record in (one for one in found if one["own"] and not one["variant"]):
@@ -178,10 +178,10 @@ def _ratio_table(group: str, records: Sequence[Record]) -> str:
 
 
 def end_to_end_table() -> str:
-    """For every N the time from text to ranking, and everybody else's as a multiple of it."""
+    """For every N the time from text to ranking, and the other contenders' as multiples of it."""
     cases = by_case(suite_records("end_to_end"))
     if not cases:
-        return missing("end_to_end")
+        return not_recorded("end_to_end")
     records = [record for found in cases.values() for record in found]
     others = list(dict.fromkeys(record["backend"] for record in records))
     others.remove(_own(records)["backend"])
@@ -202,7 +202,7 @@ def end_to_end_table() -> str:
 def quality_table() -> str:
     """Every task's measures: two dual-encoders, and the default's score whole and by parts."""
     found = (json.loads((FOLDER / f"quality_{name}.json").read_text(encoding="utf-8")) for name in QUALITY)
-    return with_line(quality_rows(*found))
+    return markdown_table(quality_rows(*found))
 
 
 def index_table() -> str:
@@ -218,7 +218,7 @@ def index_table() -> str:
         "late interaction": ("beside", "late interaction"),
         "dual-encoder": ("beside", "dual-encoder"),
         "int8 products": ("seconds", f"{disk} int8 products"),
-        "cross-encoder, to int8": ("ratios", f"cross-encoder / {disk} int8 products"),
+        "cross-encoder / int8 products": ("ratios", f"cross-encoder / {disk} int8 products"),
     }
     rows = [["N", *columns], ["---"] * (1 + len(columns))]
     for record in json.loads(path.read_text(encoding="utf-8"))["records"]:
@@ -245,7 +245,7 @@ def _precision_records() -> list[dict]:
 def precision_table() -> str:
     """Every stored format: size and quality."""
     rows = [
-        ["layout", "precision", "bytes a candidate", "nDCG@10", "best ten found again", "time a query"],
+        ["layout", "precision", "bytes per candidate", "nDCG@10", "best ten found again", "time per query"],
         ["---"] * 6,
     ]
     for record in _precision_records():
@@ -257,8 +257,8 @@ def precision_table() -> str:
 
 
 def prefilter_table() -> str:
-    """Every prefilter: what is lost and saved."""
-    rows = [["prefilter", "nDCG@10", "best ten found again", "time a query"], ["---"] * 4]
+    """Every prefilter: quality and time."""
+    rows = [["prefilter", "nDCG@10", "best ten found again", "time per query"], ["---"] * 4]
     for record in _precision_records():
         if (record["layout"], record["precision"]) == ("projected", "float16") and "products" not in record:
             kept = "dual score alone" if "score" in record else str(record.get("prefilter", "none"))
@@ -267,7 +267,7 @@ def prefilter_table() -> str:
 
 
 def million_table() -> str:
-    """What a large index takes."""
+    """Time and memory of a large index."""
     path = FOLDER / "index_million.json"
     found = json.loads(path.read_text(encoding="utf-8"))
     seconds, memory = found["seconds"], found["anonymous_bytes"]
@@ -278,7 +278,7 @@ def million_table() -> str:
         ["to fill", f"{seconds['fill']:.0f} s"],
         ["to open", f"{seconds['open'] * 1000:.0f} ms"],
         ["to rank all for a query", f"{seconds['rank']:.0f} s"],
-        ["array files, beside the arrays' own bytes", f"{found['array_file_bytes'] / found['array_bytes']:.4f}"],
+        ["size of the array files / bytes of the arrays", f"{found['array_file_bytes'] / found['array_bytes']:.4f}"],
         ["ids and checksums", f"{found['catalogue_bytes'] / 1e6:.0f} MB"],
         ["anonymous memory gained while ranking", f"{gained / 1e6:.1f} MB"],
     ]
@@ -291,7 +291,7 @@ def _quality(record: dict) -> list[str]:
 
 
 COMPARISONS = {"small": FOLDER / "comparison_small", "medium": GPU_FOLDER / "comparison_medium"}
-"""Setting -> its records, on the machine that it is for."""
+"""Setting -> folder of its records."""
 
 
 def _comparison(rows: Callable[[list[dict[str, Any]]], Rows], setting: str = "small") -> str:
@@ -319,7 +319,7 @@ def ablation_table(setting: str = "small") -> str:
     return _comparison(lambda records: ablation_rows(records, read_comparison(folder)), setting)
 
 
-_TELLING_RIVALS = ("two-pass-cudnn-compiled", "flex-compiled", "einsum-compiled", "sdpa-expanded")
+_SUMMARY_RIVALS = ("two-pass-cudnn-compiled", "flex-compiled", "einsum-compiled", "sdpa-expanded")
 
 
 def gpu_attention_table(only: Collection[str] = ()) -> str:
@@ -330,7 +330,7 @@ def gpu_attention_table(only: Collection[str] = ()) -> str:
     document = json.loads(path.read_text(encoding="utf-8"))
     own = [record for record in document["records"] if record["backend"] == "triton"]
     named = {name for record in own for name in record["ratios"] if not only or name in only}
-    # one that skipped the first shape comes last
+    # a rival that skipped the first shape comes last
     rivals = sorted(named, key=lambda name: own[0]["ratios"].get(name, math.inf))
     rows = [["N", "k", "m", "D", "kernel", "of the limit", "bound by", "TFLOP/s", *rivals]]
     rows.append(["---"] * len(rows[0]))
@@ -351,7 +351,7 @@ def gpu_attention_table(only: Collection[str] = ()) -> str:
 
 
 def gpu_targets_table() -> str:
-    """What a GPU is to reach, and the worst that was measured."""
+    """Targets for a GPU, and the worst measured value of each."""
     rows = [["target", "goal", "worst measured", "verdict"], ["---"] * 4]
     for target in targets(read_gpu_records(GPU_FOLDER)):
         sign = "<=" if target.at_most else ">="
@@ -380,9 +380,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "ablation": ablation_table,
     "ablation medium": lambda: ablation_table("medium"),
     "gpu attention": gpu_attention_table,
-    "gpu summary": lambda: gpu_attention_table(_TELLING_RIVALS),
+    "gpu summary": lambda: gpu_attention_table(_SUMMARY_RIVALS),
     "gpu targets": gpu_targets_table,
     "threads": threads_table,
     "startup": startup_table,
 }
-"""By the name between a document's marks."""
+"""By the name in a document's marks."""

@@ -1,4 +1,4 @@
-"""The suite: what is timed, one module a group, each a list of cases (`benchmarks.suite.case.Case`).
+"""The suite: one module per group, each with a list of cases (`benchmarks.suite.case.Case`).
 
-`benchmarks.bench_suite` runs them under pytest, `benchmarks.compare` as a gate; `results` keeps what they found.
+`benchmarks.bench_suite` runs them under pytest, `benchmarks.compare` checks a few in CI; `results` stores the results.
 """

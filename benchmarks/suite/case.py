@@ -1,6 +1,7 @@
 """A case of the suite: contenders that do the same work, checked, timed in turns in one run, recorded side by side.
 
-`benchmarks.cases` says what they are; `bench_*.py` run them under pytest, `benchmarks.compare` as a gate.
+The modules of `benchmarks.suite` define the cases; `benchmarks.bench_suite` runs them under pytest, and
+`benchmarks.compare` checks a few of them in CI.
 """
 
 import gc
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.measuring.machine import built_from
-from benchmarks.measuring.noise import noise, quietly, spread
+from benchmarks.measuring.noise import measure_until_quiet, noise, spread
 from benchmarks.measuring.peaks import best_peaks, products_of, with_peaks
 from benchmarks.measuring.timing import interleaved_samples, peak_bytes
 from mixkernels.roofline import Cost
@@ -44,8 +45,8 @@ RECORD_KEYS = (
     "versions",
     "commit",
 )
-"""What every record has. "backend" is the contender, "own" whether it is this library's; "ratio" is the rival's time
-over this contender's, "ratios" the same for all rivals; "facts" are what a case tells of a contender beside."""
+"""Keys of every record. "backend" is the contender, "own" whether it is this library's; "ratio" is the rival's time
+divided by this contender's, "ratios" the same for all rivals; "facts" is what else a case says about a contender."""
 
 
 class Contender(NamedTuple):
@@ -53,12 +54,12 @@ class Contender(NamedTuple):
 
     call: Callable[[], object]
     cost: Cost | None = None
-    """What it must do at least, where contenders do different work; None is the case's."""
+    """Its least work, where contenders do different work; None: the case's."""
     factor: float = 1.0
-    """Seconds of the case over seconds of the call: more than 1 where the call does a part of the work."""
+    """Seconds of the case divided by seconds of the call: more than 1 if the call does a part of the work."""
     facts: Mapping[str, Any] = {}
-    """Recorded as they are; "products" names the products of `benchmarks.measuring.peaks` that set the limit, if they
-    are not those of the case."""
+    """Recorded unchanged; "products" is one of `benchmarks.measuring.peaks.PRODUCTS`, if its peaks set the limit
+    instead of those of the case's dtype."""
 
 
 class Prepared(NamedTuple):
@@ -80,7 +81,7 @@ class Budget(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One row of comparisons: a task at one shape and precision, and all who do it."""
+    """One comparison: a task at one shape and dtype, and all contenders."""
 
     group: str
     """operators, layers, end_to_end or index."""
@@ -88,22 +89,22 @@ class Case:
     shape: Mapping[str, int]
     dtype: torch.dtype
     own: tuple[str, ...]
-    """This library's contenders, the one that documents show first."""
+    """This library's contenders; documents show the first."""
     rivals: tuple[str, ...]
     prepare: Callable[[Collection[str]], Prepared]
-    """Makes the inputs of contenders, whose names it is given."""
+    """Takes names of contenders and prepares their inputs."""
     rival: str | None = None
-    """The rival that a record's ratio is to; None takes the fastest."""
+    """The rival of a record's "ratio"; None: the fastest."""
     unavailable: Callable[[str], str | None] = lambda name: None
     """Why a contender does not run here, or None."""
     variant: str = ""
-    """Tells apart cases of one operator and shape."""
+    """Distinguishes cases of one operator, shape and dtype."""
     gradients: bool = False
     """Whether calls need autograd."""
     long: bool = False
-    """Left out unless asked for: it takes minutes, or a compiler."""
+    """Runs only with -m "long or not long": it takes minutes, or a compiler."""
     quick: tuple[str, ...] = ()
-    """Rivals that the gate meets on every push; without any it leaves the case out."""
+    """Rivals in the comparison that CI runs on every push; without any, the case is not part of it."""
 
     @property
     def contenders(self) -> tuple[str, ...]:
@@ -112,13 +113,13 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Operator, shape, precision and variant."""
+        """Operator, shape, dtype and variant."""
         sizes = " ".join(f"{name}={size}" for name, size in self.shape.items())
         return " ".join(filter(None, [self.operator, sizes, str(self.dtype).removeprefix("torch."), self.variant]))
 
 
 class Outcome(NamedTuple):
-    """What a run of a case found, by contender."""
+    """Result of running a case, by contender."""
 
     records: dict[str, Record]
     samples: dict[str, list[float]]
@@ -134,7 +135,7 @@ def run_case(case: Case, budget: Budget = DEFAULT_BUDGET) -> Outcome:
     """Check and time all contenders of a case that run here.
 
     Raises:
-        AssertionError: a contender's result is wrong; wrong results have no speed.
+        AssertionError: a contender's result is wrong; the time of a wrong result means nothing.
     """
     names = [name for name in case.contenders if case.unavailable(name) is None]
     prepared = case.prepare(names)
@@ -152,21 +153,21 @@ def run_case(case: Case, budget: Budget = DEFAULT_BUDGET) -> Outcome:
     return Outcome(records, samples)
 
 
-def run_quietly(case: Case, budget: Budget = DEFAULT_BUDGET) -> Outcome:
-    """Run a case for a record: again while a contender is noisy, and without those that stay noisy.
+def run_until_quiet(case: Case, budget: Budget = DEFAULT_BUDGET) -> Outcome:
+    """Run a case for a record: repeat it while a contender is noisy, then leave out those that stayed noisy.
 
     Raises:
         AssertionError: a contender's result is wrong.
     """
-    outcome, refused = quietly(lambda: run_case(case, budget), _noise_of)
-    return _without(case, outcome, refused) if refused else outcome
+    outcome, refused = measure_until_quiet(lambda: run_case(case, budget), _noise_of)
+    return _without_refused(case, outcome, refused) if refused else outcome
 
 
 def _noise_of(outcome: Outcome) -> dict[str, str]:
-    """Contenders that are noisy and why; where one is faster than its limit the peaks are measured once more first."""
+    """Noisy contenders and why; if one is faster than its limit, the peaks are measured again first."""
     found, records = {}, outcome.records
     for products in {products_of(record) for record in records.values() if record["fraction_of_limit"] > 1}:
-        best_peaks(products, look_again=True)
+        best_peaks(products, remeasure=True)
     for name, record in records.items():
         records[name] = with_peaks(record, best_peaks(products_of(record)))
         if why := noise(record["spread"], records[name]["fraction_of_limit"]):
@@ -174,8 +175,8 @@ def _noise_of(outcome: Outcome) -> dict[str, str]:
     return found
 
 
-def _without(case: Case, outcome: Outcome, refused: Mapping[str, str]) -> Outcome:
-    """An outcome of the other contenders; of none if no two are left to compare."""
+def _without_refused(case: Case, outcome: Outcome, refused: Mapping[str, str]) -> Outcome:
+    """Outcome without the refused contenders; empty unless one of this library's and a rival are left."""
     kept = {name: record for name, record in outcome.records.items() if name not in refused}
     if not set(kept) & set(case.own) or not set(kept) & set(case.rivals):
         others = "; ".join(f"{name} was {why}" for name, why in refused.items())

@@ -1,8 +1,9 @@
 """Ranking N candidates for a query, from its text to the best ten, against every other architecture; MiniLM's shape.
 
-Candidates are encoded ahead and held in memory by all that can. Encoding a hundred thousand texts takes hours here, so
-vectors are those of a few texts with noise added, or random ones: that changes no work. A model that reads query and
-candidate jointly is timed on fewer pairs, and its time scaled to N; "scaled" in a record's facts says from how many.
+Candidates are encoded ahead and held in memory by every architecture that can. Encoding a hundred thousand texts would
+take hours here, so vectors are those of a few texts with noise added, or random: the work is the same. A model that
+reads query and candidate jointly is timed on fewer pairs, and its time is scaled to N; "scaled" in a record's facts
+says from how many.
 """
 
 from collections.abc import Callable, Collection
@@ -34,8 +35,8 @@ COUNTS = (10, 100, 1000, 10_000, 100_000)
 LONG_FROM = 100_000
 QUICK = 100
 CROSS_PAIRS, DEFORMER_PAIRS = 16, 32
-TOKENS_MOST = 10_000
-"""Candidates that a vector for every token is held of: 66 kB each."""
+LATE_INTERACTION_MOST = 10_000
+"""Most candidates for late interaction, which holds a vector for every token: 66 kB per candidate."""
 
 OWN = ("mixencoder", "mixencoder, int8 products")
 CROSS = "cross-encoder"
@@ -62,7 +63,7 @@ def embedded() -> Tensor:
 
 
 def contexts(count: int) -> Tensor:
-    """Context embeddings of so many candidates, (N, 1, d)."""
+    """Context embeddings of `count` candidates, (N, 1, d)."""
     generator = torch.Generator().manual_seed(2)
     few = embedded()
     return few[torch.arange(count) % len(few)] + 0.05 * torch.randn(count, *few.shape[1:], generator=generator)
@@ -88,7 +89,7 @@ def rank_case(count: int) -> Case:
 def _unavailable(count: int, contender: str) -> str | None:
     if contender == THEIRS:
         return rival_unavailable()
-    if contender == "late-interaction" and count > TOKENS_MOST:
+    if contender == "late-interaction" and count > LATE_INTERACTION_MOST:
         size = count * DOCUMENT_TOKENS * engine(LateInteraction).config.token_size * torch.float32.itemsize
         return f"late-interaction: its vectors of {count:,} candidates would take {size / 1e9:.1f} GB"
     return None
@@ -96,7 +97,7 @@ def _unavailable(count: int, contender: str) -> str | None:
 
 def _prepare(count: int, names: Collection[str]) -> Prepared:
     context = contexts(count)
-    # one for both kinds of products
+    # one index for both kinds of products
     index = cache(lambda: engine(MixEncoder).index(embeddings=context, store_text=False))
     makers: dict[str, Callable[[], Contender]] = {
         OWN[0]: lambda: _ours(index(), "native"),
@@ -135,7 +136,7 @@ def _ours(index: CandidateIndex, products: str) -> Contender:
 
 
 def _plain(context: Tensor) -> Contender:
-    """The same model from cached E_0, written plainly, nothing of the first layer stored."""
+    """The same model in plain PyTorch from cached E_0; nothing of the first layer is stored."""
     mix, count, dtype = engine(MixEncoder), len(context), torch.float32
 
     def call() -> Any:
@@ -151,7 +152,7 @@ def _plain(context: Tensor) -> Contender:
 
 
 def _encoded(kind: type[EncodingEngine], candidates: Tensor | PackedTokens, query_vectors: int) -> Contender:
-    """An architecture that keeps vectors of a candidate: after the query pass products are left."""
+    """An architecture that stores vectors of a candidate: after the query pass only products remain."""
     peer, count = engine(kind), len(candidates)
     held = candidates.vectors if isinstance(candidates, PackedTokens) else candidates
 
@@ -182,7 +183,7 @@ def _joint(count: int, model: Callable[[], Any]) -> Contender:
 
 
 def _deformer(count: int) -> Contender:
-    """DeFormer's upper layers; its query pass, which would be scaled too, is left out, and that favours it."""
+    """DeFormer's upper layers; its query pass is left out, because scaling would multiply it: this favours DeFormer."""
     peer, few = engine(DeFormer), min(count, DEFORMER_PAIRS)
     candidates = peer.encode_document(documents()[:few])
     state = peer.encode_query([query_text()])

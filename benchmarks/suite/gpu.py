@@ -1,4 +1,4 @@
-"""The operators on a GPU: a few telling shapes of ``python -m benchmarks.gpu``, which measures them all (docs/gpu.md).
+"""The operators on a GPU: a few important shapes of ``python -m benchmarks.gpu``, which measures all (docs/gpu.md).
 
 Timed by `benchmarks.gpu.attention`, whose records hold medians.
 """
@@ -62,7 +62,7 @@ CASES = (
 
 
 def run_gpu_case(case: GpuCase, bench: Bench) -> Group:
-    """Time all contenders; the group holds a record of each that ran, and the reasons of those that did not."""
+    """Time all contenders; the group holds a record of each that ran, and reasons for the others."""
     group = Group("suite", bench)
     with torch.set_grad_enabled(case.gradients):
         measure(group, case.make(bench))

@@ -1,6 +1,6 @@
-"""The candidate index on disk: build, open, update, rank; against a file of vectors kept by hand, in plain PyTorch.
+"""The candidate index on disk: build, open, update, rank; against a file of vectors written by torch.save.
 
-The rival promises less: no ids, no transaction, no flush to the disk, nothing of the first layer stored.
+The rival does less: no ids, no transaction, no flush to disk, nothing of the first layer stored.
 """
 
 import shutil
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.index.speed import plain_scores
-from benchmarks.measuring.costs import MINILM, copied, interaction_cost, projection_cost, query_cost
+from benchmarks.measuring.costs import MINILM, copy_cost, interaction_cost, projection_cost, query_cost
 from benchmarks.measuring.models import engine
 from benchmarks.suite.case import Case, Contender, Prepared
 from benchmarks.suite.end_to_end import QUERY_TOKENS, TOP_K, contexts, query_text
@@ -32,42 +32,42 @@ def scratch() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory()
 
 
-def _place(name: str) -> Path:
+def _scratch_path(name: str) -> Path:
     return Path(scratch().name, name)
 
 
 def index_case(
     operator: str, prepare: Callable[[Collection[str]], Prepared], rivals: tuple[str, ...] = (RIVAL,)
 ) -> Case:
-    """One thing that an index does."""
+    """One operation of an index."""
     sizes = {"N": CANDIDATES, "k": 1, "d": MINILM.d} | ({"changed": CHANGED} if operator == "update" else {})
     return Case("index", operator, sizes, torch.float32, ("index",), rivals, prepare)
 
 
-def _nothing_wrong(name: str, result: Any) -> None:
-    """Accept what only writes."""
+def _accept_any_result(name: str, result: Any) -> None:
+    """Check nothing: the contenders only write."""
 
 
 def _prepare_build(names: Collection[str]) -> Prepared:
     context, number = contexts(CANDIDATES), counter()
-    target, made = _place("vectors.pt"), _place("built")
+    target, made = _scratch_path("vectors.pt"), _scratch_path("built")
 
     def build() -> int:
         shutil.rmtree(made, ignore_errors=True)
         return len(_built(context, made / str(next(number))))
 
     stored = CANDIDATES * _row_bytes()
-    projected = projection_cost(MINILM, CANDIDATES, 1, torch.float32).and_then(copied(stored))
+    projected = projection_cost(MINILM, CANDIDATES, 1, torch.float32).and_then(copy_cost(stored))
     return Prepared(
         {
             "index": Contender(build, projected, facts={"written": "projected float16"}),
             RIVAL: Contender(
                 partial(torch.save, context.half(), target),
-                copied(context.nbytes // 2),
+                copy_cost(context.nbytes // 2),
                 facts={"written": "E_0, float16"},
             ),
         },
-        _nothing_wrong,
+        _accept_any_result,
     )
 
 
@@ -87,7 +87,7 @@ def _row_bytes() -> int:
 @cache
 def _files() -> tuple[Path, Path]:
     """An index and a file of the same candidates."""
-    context, folder, file = contexts(CANDIDATES), _place("index"), _place("kept.pt")
+    context, folder, file = contexts(CANDIDATES), _scratch_path("index"), _scratch_path("kept.pt")
     _built(context, folder)
     torch.save(context.half(), file)
     return folder, file
@@ -111,14 +111,14 @@ def _prepare_open(names: Collection[str]) -> Prepared:
             RIVAL: Contender(partial(torch.load, file, mmap=True), facts={"checks": "none"}),
         },
         check,
-        # nothing must be read before a query asks for it; a page tells what is there
+        # opening must read one page at least; candidates are read at the first query
         Cost(0, 4096, 0),
     )
 
 
 def _prepare_update(names: Collection[str]) -> Prepared:
     folder, file = _files()
-    own, by_hand = _place("updated"), _place("updated.pt")
+    own, by_hand = _scratch_path("updated"), _scratch_path("updated.pt")
     shutil.copytree(folder, own, dirs_exist_ok=True)
     shutil.copy(file, by_hand)
     fresh, ids = contexts(CHANGED), [str(number) for number in range(CHANGED)]
@@ -137,8 +137,8 @@ def _prepare_update(names: Collection[str]) -> Prepared:
             ),
             RIVAL: Contender(rewrite, facts={"written": "the whole file"}),
         },
-        _nothing_wrong,
-        projection_cost(MINILM, CHANGED, 1, torch.float32).and_then(copied(CHANGED * _row_bytes())),
+        _accept_any_result,
+        projection_cost(MINILM, CHANGED, 1, torch.float32).and_then(copy_cost(CHANGED * _row_bytes())),
     )
 
 

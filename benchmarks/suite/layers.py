@@ -1,8 +1,7 @@
 """One interaction layer and its score, against the same layer over standard attention; MiniLM's shape.
 
-"fused" is the path that ranks an index: what depends on a candidate alone is stored, the rest runs in memory that is
-kept. "torch" is the model's own layer on mixkernels' attention, as in training. Rivals are that layer, its attention
-exchanged.
+"fused" is the path that ranks an index: what depends only on a candidate is stored, and the rest runs in reused memory.
+"torch" is the model's own layer on mixkernels' attention, as in training. Rivals are that layer with another attention.
 """
 
 import copy
@@ -22,7 +21,7 @@ from benchmarks.suite.case import Case, Contender, Prepared
 from benchmarks.suite.operators import checked, mode_call
 from mixencoder.configuration import MixEncoderConfig
 from mixencoder.modeling import Attend, MixEncoderModel, QueryState
-from mixencoder.ranking.interaction import prepared as prepared_layers
+from mixencoder.ranking.interaction import prepare_layers
 from mixencoder.ranking.plan import PIECE
 from mixencoder.ranking.workspace import Workspace
 from mixkernels.roofline import Cost
@@ -45,8 +44,8 @@ def score(model: MixEncoderModel, attend: Attend, context: Tensor) -> Tensor:
     return (h * e).sum(dim=-1)
 
 
-def _attends(key: Tensor, value: Tensor) -> dict[str, Attend]:
-    """Ways to attend to one query's keys and values (m, H, D)."""
+def _attention_functions(key: Tensor, value: Tensor) -> dict[str, Attend]:
+    """Attention of each contender to one query's keys and values (m, H, D)."""
     ways: dict[str, Callable[[Inputs], Any]] = {"torch": partial(ours, backend="torch")}
     ways |= {name: RIVALS[name] for name in ATTENTIONS}
     return {name: _attend_one(way, key, value) for name, way in ways.items()}
@@ -75,10 +74,10 @@ def _prepare_forward(tokens: int, names: Collection[str]) -> Prepared:
     sizes = (tokens, MINILM.heads, MINILM.d // MINILM.heads)
     key, value = (torch.randn(sizes, generator=generator) for _ in range(2))
     context = torch.randn(CANDIDATES, 1, MINILM.d, generator=generator)
-    ways = _attends(key, value)
+    ways = _attention_functions(key, value)
     with torch.no_grad():
         wide = copy.deepcopy(model).double()
-        exact = score(wide, _attends(key.double(), value.double())["einsum-concatenated"], context.double())
+        exact = score(wide, _attention_functions(key.double(), value.double())["einsum-concatenated"], context.double())
     contenders = {
         name: _fused(model, key, value, context)
         if name == "fused"
@@ -93,7 +92,7 @@ def _prepare_forward(tokens: int, names: Collection[str]) -> Prepared:
 
 
 def layer_cost(candidates: int, tokens: int, *, queries: int = 1) -> Cost:
-    """Cost of a layer whose pool of candidates all queries meet, nothing stored: projections are made once."""
+    """Cost of a layer over a pool that all queries share, with nothing stored: the pool is projected once."""
     rest = interaction_cost(
         MINILM, candidates * queries, 1, tokens, torch.float32, stored_bytes=MINILM.d * torch.float32.itemsize
     )
@@ -101,8 +100,8 @@ def layer_cost(candidates: int, tokens: int, *, queries: int = 1) -> Cost:
 
 
 def _fused(model: MixEncoderModel, key: Tensor, value: Tensor, context: Tensor) -> Contender:
-    """The layers as `mixencoder.ranking.streaming` runs them, piece by piece, on inputs that were projected ahead."""
-    layers, workspace = prepared_layers(model), Workspace(torch.float32, torch.device("cpu"))
+    """The layers as `mixencoder.ranking.streaming` runs them, piece by piece, on inputs projected ahead."""
+    layers, workspace = prepare_layers(model), Workspace(torch.float32, torch.device("cpu"))
     lengths = torch.tensor([len(key)])
     query = layers.query(QueryState((key.unsqueeze(0),), (value.unsqueeze(0),), lengths, None), 0)
     pieces = []
@@ -125,7 +124,7 @@ def _fused(model: MixEncoderModel, key: Tensor, value: Tensor, context: Tensor) 
 
 
 def training_case(**options: Any) -> Case:
-    """A training step: B queries that all meet a pool; gradients of the layer's weights and of all that it reads."""
+    """A training step of B queries that share a pool; gradients of the layer's weights and of all its inputs."""
     return Case(
         "layers",
         "interaction layer training step",
@@ -166,7 +165,7 @@ def _prepare_training(names: Collection[str]) -> Prepared:
 
 
 def _weights(model: MixEncoderModel) -> Sequence[Tensor]:
-    """All that gets a gradient: the layer's parameters and the gate's."""
+    """Parameters that get a gradient: the layer's and the gate's."""
     return [*model.interaction.parameters(), *model.gate.parameters()]
 
 

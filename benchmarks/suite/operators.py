@@ -52,10 +52,10 @@ BACKWARD, STEP_OF = "candidate_attention backward", "candidate_attention trainin
 
 
 def checked(found: float, dtype: torch.dtype, name: str) -> None:
-    """Refuse a relative distance from the reference that a precision does not excuse.
+    """Raise if a relative distance from the reference is too large for a dtype.
 
     Raises:
-        AssertionError: it is larger, or NaN.
+        AssertionError: it is larger than `LARGEST_ERROR` of the dtype, or NaN.
     """
     if not found <= LARGEST_ERROR[dtype]:
         raise AssertionError(f"{name} is off by {found:.2g}; allowed are {LARGEST_ERROR[dtype]:.2g}")
@@ -86,7 +86,7 @@ def _attention_unavailable(shape: Shape, dtype: torch.dtype, contender: str) -> 
     if contender == PRE_EXPANDED:
         return f"{PRE_EXPANDED}: expanded keys and values would take gigabytes"
     if contender == EXPANDED and dtype != torch.float32:
-        return f"{EXPANDED}: takes seconds a call, timed in float32 alone"
+        return f"{EXPANDED}: takes seconds per call, timed only in float32"
     return None
 
 
@@ -114,7 +114,7 @@ def _prepare_attention(shape: Shape, dtype: torch.dtype, names: Collection[str])
 def training_case(
     shape: Shape, *, forward_too: bool, rivals: Sequence[str] = tuple(BATCH_RIVALS), **options: Any
 ) -> Case:
-    """A pool of N candidates that B queries meet, float32: the gradients of all six inputs, with or without forward."""
+    """A pool of N candidates shared by B queries, float32: gradients of all six inputs, with or without forward."""
     return Case(
         "operators",
         STEP_OF if forward_too else BACKWARD,
@@ -147,7 +147,7 @@ def _prepare_training(shape: Shape, forward_too: bool, names: Collection[str]) -
 
 
 def mode_call(forward: Callable[..., Any], step: Step, *, forward_too: bool) -> Call:
-    """A training step, or its backward pass alone."""
+    """Return a training step, or only its backward pass."""
     return partial(gradients, forward, step) if forward_too else backward_alone(forward, step)
 
 
@@ -170,7 +170,7 @@ def _layer_functions(operator: str, top_k: bool) -> dict[str, Callable[..., Any]
 
 
 def layer_case(operator: str, rivals: Sequence[str] = ("pytorch",), **options: Any) -> Case:
-    """An operator between the layer's products, forward; scores with the best ten, as ranking wants them."""
+    """An operator between the layer's products, forward; for scores the best ten, as in ranking."""
     return Case(
         "operators",
         operator,

@@ -1,7 +1,7 @@
-"""Cases under pytest-benchmark: one test a contender, whose table shows the very samples that the record is made of.
+"""Cases under pytest-benchmark: one test per contender, whose table shows the same samples as the record.
 
-A case runs once, all its contenders in turns, when the first of its tests asks for it; each test then replays what was
-measured, through a clock that tells it.
+A case runs once, all its contenders in turns, at the first of its tests. Every test then shows pytest-benchmark the
+contender's samples, by a clock that returns recorded times.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,30 +11,30 @@ import pytest
 
 from benchmarks.gpu.attention import Bench, Group
 from benchmarks.measuring.peaks import best_peaks
-from benchmarks.suite.case import Case, Outcome, run_quietly
+from benchmarks.suite.case import Case, Outcome, run_until_quiet
 from benchmarks.suite.gpu import GpuCase, run_gpu_case
 
 
-class ReplayClock:
-    """A timer for pytest-benchmark: asked before and after each round, it tells a time that was measured before."""
+class RecordedClock:
+    """A timer for pytest-benchmark, which reads it before and after each round: it returns recorded times."""
 
     def __init__(self) -> None:
         self._times: Iterator[float] = iter(())
 
     def load(self, samples: Sequence[float]) -> None:
-        """Take the seconds of the rounds to come."""
+        """Set the seconds of the next rounds."""
         self._times = iter([moment for seconds in samples for moment in (0.0, seconds)])
 
     def __call__(self) -> float:
-        """Tell the time."""
+        """Return the time."""
         return next(self._times)
 
 
-CLOCK = ReplayClock()
+CLOCK = RecordedClock()
 
 
 def cases(found: Iterable[Case]) -> Callable[[Callable], Callable]:
-    """Make a benchmark function a test for every contender of every case."""
+    """Decorate a benchmark function: one test for every contender of every case."""
     parameters = [
         pytest.param(case, name, id=f"{case.name}-{name}", marks=[pytest.mark.long] if case.long else [])
         for case in found
@@ -44,26 +44,26 @@ def cases(found: Iterable[Case]) -> Callable[[Callable], Callable]:
     return lambda function: pytest.mark.benchmark(timer=CLOCK)(parametrised(function))
 
 
-class Stage:
-    """Runs cases for a session, and notes in `skipped` what does not run here."""
+class CaseRunner:
+    """Runs the cases of a session, and adds to `skipped` what does not run here."""
 
     def __init__(self, skipped: list[dict[str, Any]]) -> None:
         self._skipped = skipped
         self._found: tuple[Case, Outcome | BaseException] | None = None
 
-    def play(self, benchmark: Any, case: Case, contender: str) -> None:
-        """Run the case, or take what was found, and replay a contender's part.
+    def run(self, benchmark: Any, case: Case, contender: str) -> None:
+        """Run the case, if it has not run yet, and show the samples of a contender.
 
         Raises:
-            AssertionError: a result was wrong, this contender's or another's: a case has no ratios then.
+            AssertionError: this contender's result was wrong or another's; the case has no ratios then.
         """
         if reason := case.unavailable(contender):
             self._skipped.append(skipped_entry(case, contender, reason))
             pytest.skip(reason)
         if self._found is None or self._found[0] is not case:
             try:
-                self._found = case, run_quietly(case)
-                best_peaks(str(case.dtype).removeprefix("torch."), look_again=True)
+                self._found = case, run_until_quiet(case)
+                best_peaks(str(case.dtype).removeprefix("torch."), remeasure=True)
             except Exception as error:
                 self._found = case, error
         outcome = self._found[1]
@@ -72,38 +72,38 @@ class Stage:
         if reason := outcome.refused.get(contender):
             self._skipped.append(skipped_entry(case, contender, reason) | {"refused": True})
             pytest.skip(reason)
-        replay(benchmark, f"{case.group}: {case.name}", contender, outcome.samples[contender])
+        show_samples(benchmark, f"{case.group}: {case.name}", contender, outcome.samples[contender])
         benchmark.extra_info.update(outcome.records[contender])
 
 
-class GpuStage:
-    """The same for the operators on a GPU."""
+class GpuCaseRunner:
+    """Runs the cases of operators on a GPU."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         self._found: tuple[GpuCase, Group] | None = None
 
-    def play(self, benchmark: Any, case: GpuCase, contender: str) -> None:
-        """Run the case, or take what was found, and replay a contender's median."""
+    def run(self, benchmark: Any, case: GpuCase, contender: str) -> None:
+        """Run the case, if it has not run yet, and show the median of a contender."""
         if self._found is None or self._found[0] is not case:
             self._found = case, run_gpu_case(case, self._bench)
         group = self._found[1]
         record = next((record for record in group.records if record["backend"] == contender), None)
         if record is None:
             pytest.skip(next(entry["reason"] for entry in group.skipped if entry["backend"] == contender))
-        replay(benchmark, f"gpu: {case.name}", contender, [record["seconds"]])
+        show_samples(benchmark, f"gpu: {case.name}", contender, [record["seconds"]])
         benchmark.extra_info.update(record)
 
 
-def replay(benchmark: Any, group: str, name: str, samples: Sequence[float]) -> None:
-    """Give pytest-benchmark samples as if it had taken them."""
+def show_samples(benchmark: Any, group: str, name: str, samples: Sequence[float]) -> None:
+    """Give samples to pytest-benchmark as if it had taken them."""
     benchmark.group, benchmark.name = group, name
     CLOCK.load(samples)
     benchmark.pedantic(lambda: None, rounds=len(samples))
 
 
 def skipped_entry(case: Case, contender: str, reason: str) -> dict[str, Any]:
-    """What a file of results says of a contender without a record."""
+    """Entry of a file of results for a contender without a record."""
     return {
         "group": case.group,
         "operator": case.operator,

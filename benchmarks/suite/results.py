@@ -1,4 +1,4 @@
-"""Files of results: what the suite found, by group, as benchmarks/results/DEVICE/GROUP.json keeps it.
+"""Files of the suite's results: benchmarks/results/DEVICE/GROUP.json.
 
 Written by `benchmarks.record`, read by `benchmarks.report` and `benchmarks.compare`.
 """
@@ -17,7 +17,7 @@ from mixkernels.roofline import Peaks
 RESULTS = ROOT / "benchmarks" / "results"
 GROUPS = ("operators", "layers", "end_to_end", "index")
 GATE = "gate"
-"""Name of the file of what CI compares with: a few cases of all groups, on one thread."""
+"""Name of the file that CI compares with: a few cases of all groups, on one thread."""
 
 
 class Results(NamedTuple):
@@ -25,7 +25,7 @@ class Results(NamedTuple):
 
     machine: dict[str, Any]
     peaks: dict[str, dict[str, float]]
-    """What the machine can do at best, measured in the same run, by kind of products."""
+    """Peak rates of the machine, measured in the same run, by kind of products."""
     records: list[Record]
     skipped: list[dict[str, Any]]
     provenance: dict[str, Any]
@@ -44,15 +44,15 @@ def read_results(path: Path) -> Results:
 
 
 def machines(names: Sequence[str] = GROUPS) -> dict[str, dict[str, Any]]:
-    """Facts of the machines that have files of some names, by name of their folder."""
+    """Facts of the machines that have one of the files `names`, by name of their folder."""
     found = {}
     for path in sorted(path for name in names for path in RESULTS.glob(f"*/{name}.json")):
         found.setdefault(path.parent.name, read_results(path).machine)
     return found
 
 
-def of_another_kind(device: str, machine: Mapping[str, Any], names: Sequence[str] = GROUPS) -> str | None:
-    """Why a machine must not write files of some names into a device's folder: those there are of another kind."""
+def kind_mismatch(device: str, machine: Mapping[str, Any], names: Sequence[str] = GROUPS) -> str | None:
+    """Why a machine must not write files `names` into a device's folder, or None: they are of another kind."""
     there = machines(names).get(device)
     if there is None or not (differences := kind_differences(machine, there)):
         return None
@@ -60,19 +60,19 @@ def of_another_kind(device: str, machine: Mapping[str, Any], names: Sequence[str
 
 
 def committed_records(device: str, names: Sequence[str] = GROUPS) -> list[Record]:
-    """All records of a device's files of some names."""
+    """All records of a device's files `names`."""
     paths = [RESULTS / device / f"{name}.json" for name in names]
     return [record for path in paths if path.is_file() for record in read_results(path).records]
 
 
 def split(document: Mapping[str, Any], command: str) -> dict[str, Results]:
-    """Results by group of what pytest-benchmark wrote, without its own statistics and options.
+    """Split a document of pytest-benchmark into results by group, without its own statistics and options.
 
-    Fractions of the limit are those of the best peaks that the whole run saw.
+    Fractions of the limit use the best peaks of the whole run.
 
     Args:
-        document: of ``pytest --benchmark-json``.
-        command: that made it.
+        document: written by ``pytest --benchmark-json``.
+        command: the command that made it.
     """
     info = document["machine_info"]
     provenance = {"command": command, "date": document["datetime"], "timing": "medians of interleaved rounds"}
@@ -99,7 +99,7 @@ def refused(results: Results) -> list[str]:
 
 
 def write_results(device: str, group: str, results: Results) -> Path:
-    """Write a group's file whole and return its path."""
+    """Write a group's file, whole or not at all, and return its path."""
     path = RESULTS / device / f"{group}.json"
     write_json(path, results._asdict())
     return path

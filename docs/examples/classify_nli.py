@@ -1,7 +1,7 @@
-"""Does one sentence follow from another: ``python docs/examples/classify_nli.py``.
+"""Decide whether one sentence follows from another: ``python docs/examples/classify_nli.py``.
 
-Natural language inference: given a premise, a hypothesis is entailed, contradicted, or neither. The model that comes
-with the package has a classification head for this beside its ranking head. Runs offline.
+Natural language inference: a premise entails a hypothesis, contradicts it, or neither. The bundled model has a
+classification head for this, in addition to its ranking head. Runs offline.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Pick the next reply of a dialogue: ``python docs/examples/pick_a_reply.py``.
 
-The replies that a help desk has ready are encoded once; each line of the customer is then a query. Runs offline, with
-the model that comes with the package.
+The prepared replies of a help desk are encoded once; each line of the customer is then a query. Runs offline, with the
+bundled model.
 """
 
 from mixencoder import MixEncoder
@@ -29,7 +29,7 @@ CUSTOMER = [
 
 
 def main() -> None:
-    """Play the dialogue: the customer's lines are given, the replies are picked."""
+    """Print the customer's lines, each with the two best replies."""
     model = MixEncoder.from_pretrained()
     replies = model.encode_document(REPLIES)
     for line in CUSTOMER:

@@ -1,7 +1,7 @@
 """Rerank what a keyword search found: ``python docs/examples/rerank_search_results.py``.
 
-A keyword search finds passages that share words with the query, and puts those first that share the rarest. Then
-MixEncoder reads query and passages. Runs offline, with the model that comes with the package.
+A keyword search (BM25) ranks passages by the words that they share with the query. MixEncoder then ranks them by
+meaning. Runs offline, with the bundled model.
 """
 
 import math
@@ -31,7 +31,7 @@ def words(text: str) -> list[str]:
 
 
 def keyword_search(query: str, passages: list[str]) -> list[str]:
-    """Return the passages by how many words they share with the query, rare ones counting more (BM25)."""
+    """Return the passages, best first by BM25: shared words count, rare words more."""
     texts = [Counter(words(passage)) for passage in passages]
     average = sum(text.total() for text in texts) / len(texts)
 
@@ -43,19 +43,19 @@ def keyword_search(query: str, passages: list[str]) -> list[str]:
             found += rarity * text[word] * 2.2 / (text[word] + 1.2 * (0.25 + 0.75 * text.total() / average))
         return found
 
-    order = sorted(range(len(passages)), key=lambda place: -score(texts[place]))
-    return [passages[place] for place in order]
+    order = sorted(range(len(passages)), key=lambda position: -score(texts[position]))
+    return [passages[position] for position in order]
 
 
 def main() -> None:
-    """Search, rerank, and print what moved."""
+    """Search, rerank, and print both ranks of every passage."""
     found = keyword_search(QUERY, PASSAGES)
     model = MixEncoder.from_pretrained()
-    # with a collection that stays, encode it once: model.index(PASSAGES, path=...), then rank(..., ids=what was found)
+    # for many queries, encode the passages once: model.index(PASSAGES, path=...), rank(query, index, ids=found_ids)
     ranking = model.rank(QUERY, found, return_documents=True)
     print(f"“{QUERY}”\n\n now  was  score")
-    for place, entry in enumerate(ranking, start=1):
-        print(f"{place:4} {entry['corpus_id'] + 1:4} {entry['score']:6.2f}  {entry['text']}")
+    for rank, entry in enumerate(ranking, start=1):
+        print(f"{rank:4} {entry['corpus_id'] + 1:4} {entry['score']:6.2f}  {entry['text']}")
 
 
 if __name__ == "__main__":

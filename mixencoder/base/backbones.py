@@ -1,11 +1,11 @@
-"""The encoders that can serve as backbone: which, how keys and values are tapped, and where a layer's weights stand.
+"""The encoders that can serve as backbone, how their keys and values are tapped, and where their layers' weights are.
 
-What differs from one architecture to the next is said in its `Layout`, and nowhere else.
+All differences between the encoders are in their `Layout`.
 
-Keys and values are tapped through transformers' attention interface. A registered attention function hands them to a
-`KeyValueTap` that travels through the forward pass as a keyword, so that passes in several threads never meet, and then
-calls transformers' own SDPA. The mask function is registered under the same name; without it transformers would drop
-padding masks silently.
+Keys and values are tapped through transformers' attention interface: a registered attention function passes them to a
+`KeyValueTap`, and then calls transformers' own SDPA. The tap is a keyword argument of the forward pass, so concurrent
+passes in several threads do not share it. A mask function is registered under the same name; without it transformers
+would silently drop padding masks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,13 +36,13 @@ class LastTapReached(Exception):  # noqa: N818  (control flow, not an error: see
 class KeyValueTap:
     """Collects keys and values of chosen layers during one forward pass.
 
-    Layers are told apart by counting calls: every layer attends once, in order, and ALBERT's and DistilBERT's modules
-    carry no number of their own (ALBERT's layers even share one module).
+    A layer's number is the count of attention calls before it: every layer attends once, in order. Modules of ALBERT
+    and DistilBERT do not know their layer's number, and ALBERT's layers even share modules.
 
     Args:
         layers: layer numbers, from 0.
         stop_after_last: raise `LastTapReached` as soon as all are known; the caller of the forward pass catches it.
-            The exception and the tap belong to that call alone, so other threads notice nothing.
+            Other threads are not affected.
     """
 
     def __init__(self, layers: Sequence[int], *, stop_after_last: bool) -> None:
@@ -52,7 +52,7 @@ class KeyValueTap:
         self._taken: dict[int, tuple[Tensor, Tensor]] = {}
 
     def take(self, key: Tensor, value: Tensor) -> None:
-        """Keep key and value (B, H, m, D) of the next layer if wanted, as (B, m, H, D)."""
+        """Count a layer's call; if the layer is wanted, keep its key and value (B, H, m, D) as (B, m, H, D)."""
         layer, self._calls = self._calls, self._calls + 1
         if layer in self._wanted:
             self._taken[layer] = (key.transpose(1, 2), value.transpose(1, 2))
@@ -60,10 +60,10 @@ class KeyValueTap:
                 raise LastTapReached
 
     def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Key and value (B, m, H, D) of a tapped layer."""
+        """Return key and value (B, m, H, D) of a tapped layer."""
         if layer not in self._taken:
             raise UnsupportedBackboneError(
-                f"layer {layer} handed out no keys and values; the backbone must use attn_implementation="
+                f"no keys and values came from layer {layer}; the backbone must use attn_implementation="
                 f'"{TAP_ATTENTION}" (was it changed by set_attn_implementation?)'
             )
         return self._taken[layer]
@@ -83,11 +83,11 @@ def _tapped_attention(
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
-def _mask_where_given(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """As transformers' own, but a mask that is given is kept where it hides nothing.
+def _mask_kept(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """As transformers' `sdpa_mask`, but keep a given mask that masks nothing; transformers would drop it.
 
-    Attention with and without a mask rounds differently, and a text's bits must not depend on whether texts beside it
-    are as long.
+    Attention with and without a mask rounds differently, and a text's bits must not depend on the length of other texts
+    in the batch.
     """
     if attention_mask is not None:
         kwargs["allow_is_bidirectional_skip"] = False
@@ -95,7 +95,7 @@ def _mask_where_given(*args: Any, attention_mask: Tensor | None = None, **kwargs
 
 
 AttentionInterface.register(TAP_ATTENTION, _tapped_attention)
-AttentionMaskInterface.register(TAP_ATTENTION, _mask_where_given)
+AttentionMaskInterface.register(TAP_ATTENTION, _mask_kept)
 
 
 class LinearWeights(NamedTuple):
@@ -106,7 +106,7 @@ class LinearWeights(NamedTuple):
 
 
 class LayerSettings(NamedTuple):
-    """What an interaction layer has in common with the backbone's layers, beside hidden size and heads."""
+    """Settings that interaction layers take from the backbone, besides hidden size and number of attention heads."""
 
     intermediate_size: int
     activation: str
@@ -115,12 +115,12 @@ class LayerSettings(NamedTuple):
 
 
 class Layout:
-    """Where an encoder keeps what the model needs: BERT's layout, and what others must override.
+    """Where an encoder keeps its settings, layers and weights: as in BERT, unless a subclass overrides it.
 
     Attributes:
-        model_options: keywords of the model's class that leave its pooler out.
-        attention_dropout: the configuration's name of it.
-        parts: for the modules of an interaction layer, by name, where the layer's module that each starts from stands.
+        model_options: arguments for the encoder's class, to build it without its pooler.
+        attention_dropout: name of the configuration's field for dropout of attention weights.
+        parts: from each module of an interaction layer to the backbone layer's module that it starts as a copy of.
     """
 
     model_options: Mapping[str, Any] = {"add_pooling_layer": False}
@@ -155,26 +155,26 @@ class Layout:
         return list(backbone.encoder.layer)
 
     def start_weights(self, layer: Any) -> dict[str, LinearWeights]:
-        """Return what an interaction layer starts from, by the name of its module; the rest starts fresh."""
+        """Return the weights that an interaction layer starts from, by module name; its other modules start random."""
         modules: dict[str, Any] = {name: layer.get_submodule(part) for name, part in self.parts.items()}
         return {name: LinearWeights(module.weight, module.bias) for name, module in modules.items()}
 
 
 class _RobertaLayout(Layout):
-    """Positions are numbered from behind the padding index."""
+    """RoBERTa and XLM-R: positions start after the padding index."""
 
     def first_position(self, config: PreTrainedConfig) -> int:
         return config.pad_token_id + 1
 
 
 class _ElectraLayout(Layout):
-    """Has no pooler. The projection of narrower embeddings belongs to its forward pass."""
+    """ELECTRA: no pooler. Its forward pass includes the projection of narrower embeddings."""
 
     model_options: Mapping[str, Any] = {}
 
 
 class _DistilBertLayout(Layout):
-    """Other names everywhere, no pooler, and norms whose epsilon is written into the model."""
+    """DistilBERT: other names, no pooler, and a constant epsilon in its norms."""
 
     model_options: Mapping[str, Any] = {}
     attention_dropout = "attention_dropout"
@@ -197,7 +197,7 @@ class _DistilBertLayout(Layout):
 
 
 class _AlbertLayout(Layout):
-    """Layers share weights by groups; interaction layers that read one group start as equals and then part."""
+    """ALBERT: layers share weights by groups. Interaction layers that read one group start equal, but share nothing."""
 
     parts: Mapping[str, str] = {
         "query": "attention.query",
@@ -213,23 +213,23 @@ class _AlbertLayout(Layout):
     def reason_against(self, config: PreTrainedConfig) -> str | None:
         if config.inner_group_num == 1:
             return None
-        return f"its layers attend {config.inner_group_num} times each (inner_group_num), so no keys are a layer's own"
+        return f"its layers attend {config.inner_group_num} times each (inner_group_num), so a layer has no single keys"
 
     def layers(self, backbone: Any) -> list[nn.Module]:
         groups, count = backbone.encoder.albert_layer_groups, backbone.config.num_hidden_layers
-        # transformers' own rule, rounding included: which group runs as a layer
+        # the group of each layer, computed as in transformers, rounding included
         numbers = [int(layer / (count / len(groups))) for layer in range(count)]
         return [groups[number].albert_layers[0] for number in numbers]
 
 
 class _ModernBertLayout(Layout):
-    """Pre-norm with a gated FFN: lends its attention weights alone; an interaction layer's norms and FFN start fresh.
+    """ModernBERT: pre-norm with a gated FFN. Only its attention weights are copied; norms and FFN start random.
 
-    Its keys arrive rotated and are used so: candidates stand at position 0, where the rotation is none.
+    Its keys are tapped after rotation by position. Candidates have position 0, at which nothing is rotated.
     """
 
     model_options: Mapping[str, Any] = {}
-    # transformers drops W_o's output by the same number
+    # transformers uses this field for the dropout after W_o, too
     attention_dropout = "attention_dropout"
 
     def settings(self, config: PreTrainedConfig) -> LayerSettings:
@@ -257,20 +257,21 @@ _LAYOUTS: Mapping[str, Layout] = {
 }
 
 SUPPORTED = tuple(_LAYOUTS)
-"""Model types that are proven to work, by tests that compare tapped keys and values with those computed by hand."""
+"""Model types that work, as tests show that compare tapped keys and values with those computed by hand."""
 
 
 def layout_of(config: PreTrainedConfig) -> Layout:
     """Return the layout of an encoder that can serve as backbone.
 
     Raises:
-        UnsupportedBackboneError: it cannot; with the model type found, the reason, and the supported ones.
+        UnsupportedBackboneError: the encoder cannot; the message gives its model type, the reason and the supported
+            types.
     """
     found = config.model_type
     if found in _LAYOUTS:
         reason = _LAYOUTS[found].reason_against(config)
     else:
-        reason = _REASONS.get(found, "its keys and values have not been shown to be tapped correctly")
+        reason = _REASONS.get(found, "no test has shown that its keys and values are tapped correctly")
     if reason is not None:
         raise UnsupportedBackboneError(
             f'a backbone of model type "{found}" is not supported: {reason}. Supported: {", ".join(SUPPORTED)}'
@@ -279,13 +280,13 @@ def layout_of(config: PreTrainedConfig) -> Layout:
 
 
 def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
-    """Build an encoder without pooler and with fresh weights, its attention tappable.
+    """Build an encoder with random weights, without pooler, whose keys and values can be tapped.
 
     Raises:
         UnsupportedBackboneError: the encoder cannot serve as backbone.
     """
     layout = layout_of(config)
-    # probabilities are never dropped: candidates and queries must meet the same attention (docs/design.md, section 1)
+    # attention weights are never dropped, as in the interaction layers (docs/design.md, section 1)
     setattr(config, layout.attention_dropout, 0.0)
     return AutoModel.from_config(
         config, attn_implementation=TAP_ATTENTION, trust_remote_code=False, **layout.model_options
@@ -298,20 +299,20 @@ def encoder_layers(backbone: PreTrainedModel) -> list[nn.Module]:
 
 
 def start_weights(backbone: PreTrainedModel, layer: int) -> dict[str, LinearWeights]:
-    """Return what an interaction layer that reads encoder layer `layer` (from 0) starts from, by module name."""
+    """Return the weights that an interaction layer on backbone layer `layer` (from 0) starts from, by module name."""
     layout = layout_of(backbone.config)
     return layout.start_weights(layout.layers(backbone)[layer])
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast a model's parameters in place, and leave its buffers: ModernBERT's frequencies of rotation stay float32.
+    """Cast a model's parameters in place, but not its buffers: ModernBERT's rotation frequencies must stay float32.
 
-    ``model.to(dtype)`` would round them, which turns far tokens by a wrong angle; loading leaves them too.
+    ``model.to(dtype)`` would round them and rotate distant tokens by wrong angles. Loading keeps them in float32, too.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 
 
 def max_positions(config: PreTrainedConfig) -> int:
-    """Tokens that the backbone has positions for."""
+    """Return the number of tokens that the backbone has positions for."""
     return config.max_position_embeddings - layout_of(config).first_position(config)

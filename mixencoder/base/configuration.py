@@ -1,4 +1,4 @@
-"""What the configurations of all architectures have in common: `EncoderConfig`, and checks of their fields."""
+"""`EncoderConfig`, the base of all architectures' configurations, and checks of their fields."""
 
 import inspect
 import math
@@ -9,23 +9,23 @@ from transformers import AutoConfig, PreTrainedConfig
 
 HEADS = ("ranking", "classification")
 MIN_TOKENS = 3
-"""Shortest limit of a text: one token between two special ones."""
+"""Smallest limit on a text's length: one token between two special tokens."""
 
 
 class EncoderConfig(PreTrainedConfig):
-    """What the configurations of all architectures have in common.
+    """Base of the configurations of all architectures.
 
     Args:
         backbone_config: configuration of the encoder, as an object or a dictionary with its ``model_type``.
-        heads: which heads the checkpoint has, of "ranking" and "classification"; the first is the default. One alone
-            may be given as its name.
-        max_query_length, max_document_length: tokens read of a text, special tokens included. None: all that the
-            backbone has positions for.
+        heads: which heads the checkpoint has, of "ranking" and "classification"; the first is the default. A single one
+            may be given as a string.
+        max_query_length, max_document_length: most tokens of a text, special tokens included. None: the backbone's
+            number of positions.
         query_truncation_side: "right" keeps the start of a query that is too long; "left" keeps its end, for queries
             that are dialogues.
         classifier_dropout: dropout inside the classification head, and before a learned ranking head.
-        calibration: {"temperature": above 0, "bias": number} of `mixencoder calibrate`: the probability that a document
-            is right is ``sigmoid(score / temperature + bias)``. None: not fitted.
+        calibration: {"temperature": above 0, "bias": number}, fitted by `mixencoder calibrate`: the probability that a
+            document is right is ``sigmoid(score / temperature + bias)``. None: not fitted.
         num_labels, id2label, label2id: classes of the classification head, as in every transformers configuration.
 
     Raises:
@@ -70,7 +70,7 @@ class EncoderConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Width d of the backbone, and of what stands on top of it."""
+        """Width d of the backbone's vectors, and of the layers on top."""
         return self.backbone_config.hidden_size
 
     @property
@@ -87,10 +87,10 @@ class EncoderConfig(PreTrainedConfig):
 
 
 def checked_calibration(value: Mapping[str, float] | None) -> dict[str, float] | None:
-    """Return a calibration as a configuration holds it.
+    """Return a calibration in the form that a configuration stores.
 
     Raises:
-        ValueError: it is none.
+        ValueError: value is not None, and not a temperature above 0 with a bias.
     """
     if value is None:
         return None
@@ -100,11 +100,11 @@ def checked_calibration(value: Mapping[str, float] | None) -> dict[str, float] |
     return fields
 
 
-def check_names(config_class: type[PreTrainedConfig], fields: Iterable[str]) -> None:
-    """Refuse fields that a configuration does not have, which transformers would keep and nobody read.
+def check_field_names(config_class: type[PreTrainedConfig], fields: Iterable[str]) -> None:
+    """Raise if a configuration lacks some of the fields; transformers would store them, and they would have no effect.
 
     Raises:
-        ValueError: naming them and those that there are.
+        ValueError: fields are unknown; the message names them and the known ones.
     """
     known = {"num_labels", "id2label", "label2id"}
     for parent in config_class.__mro__[: config_class.__mro__.index(PreTrainedConfig)]:
@@ -112,24 +112,24 @@ def check_names(config_class: type[PreTrainedConfig], fields: Iterable[str]) -> 
         known |= {entry.name for entry in parameters if entry.kind == entry.POSITIONAL_OR_KEYWORD}
     known -= {"self", "backbone_config"}
     if unknown := sorted(set(fields) - known):
-        raise ValueError(f"there is no field {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
+        raise ValueError(f"there is no field {', '.join(unknown)}; the fields are {', '.join(sorted(known))}")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Refuse a value that is none of the choices.
+    """Check that a value is one of the choices.
 
     Raises:
-        ValueError: with what was found and expected.
+        ValueError: it is not.
     """
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
 
 
 def check_integer(name: str, value: Any, least: int, most: int | None = None) -> None:
-    """Refuse a value that is no integer from least to most.
+    """Check that a value is an integer from least to most.
 
     Raises:
-        ValueError: with what was found and expected.
+        ValueError: it is not.
     """
     if not is_integer(value) or value < least or (most is not None and value > most):
         limit = f"of at least {least}" if most is None else f"from {least} to {most}"
@@ -137,10 +137,10 @@ def check_integer(name: str, value: Any, least: int, most: int | None = None) ->
 
 
 def list_field(name: str, values: Sequence[Any], expected: str) -> list[Any]:
-    """Return a field that holds a list as a list.
+    """Return the values of a field as a list.
 
     Raises:
-        ValueError: it is a string, or no sequence.
+        ValueError: values is a string, or not a sequence.
     """
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise ValueError(f"{name} is {values!r}; expected a list of {expected}")
@@ -148,10 +148,10 @@ def list_field(name: str, values: Sequence[Any], expected: str) -> list[Any]:
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a value is an int, and no bool."""
+    """Whether a value is an int and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite int or float, and no bool."""
+    """Whether a value is a finite int or float and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,6 +1,7 @@
-"""Texts in which a tokenizer finds no token, such as blank ones: read as its special tokens alone, or refused by place.
+"""Texts in which a tokenizer finds no token, such as blank ones: read as its special tokens alone, or rejected.
 
-Readers note where texts stand that may be such (`Suspect`); whoever has the tokenizer asks it and speaks of the first.
+Readers of data files have no tokenizer. They collect texts that may hold no token, with where they were found
+(`Suspect`); `report_tokenless` then checks them with the tokenizer.
 """
 
 import re
@@ -11,24 +12,24 @@ from typing import Any, NamedTuple
 from mixencoder.errors import DataError, EmptyTextWarning, InputError
 
 ON_EMPTY = ("special", "error")
-"""What is done with a text without a token: read as the tokenizer's special tokens alone, or refused."""
+"""What to do with a text without a token: read it as the tokenizer's special tokens alone, or raise an error."""
 _WORD = re.compile(r"\w")
 
 
 class TokenlessWarning(EmptyTextWarning):
-    """The same of data files: the message also holds the place of the first text."""
+    """An `EmptyTextWarning` about data files; the message also says where the first text was found."""
 
 
 class Suspect(NamedTuple):
     """A text that may hold no token."""
 
     where: str
-    """For messages."""
+    """File and line, for messages."""
     text: str
 
 
 def may_be_tokenless(text: str) -> bool:
-    """Return whether a text holds neither letter nor digit: only such have no token, and not all of them."""
+    """Whether a text holds neither letter nor digit. Only such texts can lack tokens; not all do."""
     return _WORD.search(text) is None
 
 
@@ -43,17 +44,17 @@ def tokenless(tokenizer: Callable[..., Any], texts: Sequence[str]) -> list[int]:
 def report_tokenless(
     tokenizer: Callable[..., Any], suspects: Sequence[Suspect], *, on_empty: str = "special", of: str = ""
 ) -> None:
-    """Warn once of the texts without a token, with their number and the first one's place, or refuse them.
+    """Warn once of texts without a token, with their number and where the first one is, or raise an error.
 
     Args:
-        tokenizer: decides.
+        tokenizer: of the model that will read the texts.
         suspects: texts that `may_be_tokenless`.
-        on_empty: of `ON_EMPTY`.
-        of: among what they were counted, such as "20 candidates"; empty where nobody counted.
+        on_empty: one of `ON_EMPTY`.
+        of: the total that was read, such as "20 candidates", for the message; empty if it was not counted.
 
     Raises:
-        DataError: there are some, and on_empty is "error".
-        InputError: on_empty is none of `ON_EMPTY`.
+        DataError: a text holds no token, and on_empty is "error".
+        InputError: on_empty is not one of `ON_EMPTY`.
     """
     check_on_empty(on_empty)
     numbers = tokenless(tokenizer, [suspect.text for suspect in suspects])
@@ -74,10 +75,10 @@ def report_tokenless(
 
 
 def check_on_empty(on_empty: str) -> None:
-    """Check what is to be done with texts without a token.
+    """Check a value of on_empty.
 
     Raises:
-        InputError: it is none of `ON_EMPTY`.
+        InputError: it is not one of `ON_EMPTY`.
     """
     if on_empty not in ON_EMPTY:
         raise InputError(f"on_empty is {on_empty!r}; expected one of {', '.join(ON_EMPTY)}")

@@ -1,16 +1,16 @@
-"""Encoder passes: how texts are gathered into passes of the backbone so that a text's bits are its own.
+"""Group texts into passes of the backbone such that a text's encoding has the same bits whatever texts are beside it.
 
-Three rules make what is computed of a text independent of the texts beside it (docs/determinism.md):
+Three rules make a text's encoding independent of the other texts (docs/determinism.md):
 
-- A text is padded to a length that depends on its own length alone, and the padding is masked, exactly: masked keys
-  have the weight 0.
-- On a CPU a pass runs on one thread, and passes run side by side on as many threads as PyTorch has. A product is then
-  never cut between threads, and no thread waits for another within a pass, which also is what makes encoding beside
-  other busy processes bearable. A pass that is alone takes all threads where that gives the same bits.
-- How many texts stand in a pass may change the routine that a library multiplies with. Which numbers of texts give the
-  same bits is found by trying, once a length (`ShapeTrial`).
+- A text is padded to a length that depends only on its own length, and the padding is masked exactly: masked keys have
+  the weight 0.
+- On a CPU a pass runs on one thread, and as many passes run in parallel as PyTorch has threads. Products are then never
+  cut between threads, and within a pass no thread waits for another, which keeps encoding fast beside other busy
+  processes. A single pass uses all threads if that gives the same bits.
+- The number of texts in a pass may change the routine that a library multiplies with. Which numbers of texts give the
+  same bits is tested once for each length (`ShapeTrial`).
 
-`mixencoder.base.engine` calls this.
+Called by `mixencoder.base.encoding`.
 """
 
 import threading
@@ -27,28 +27,29 @@ from mixencoder.base.backbones import layout_of, max_positions
 from mixencoder.base.threads import on_one_thread, run_in_order
 
 STEP = 8
-"""Texts are padded to a multiple of so many tokens."""
+"""Texts are padded to a multiple of this many tokens."""
 PASS_TOKENS = 256
-"""Tokens of a full pass on a CPU: enough for one thread's products to run at full speed, few enough to share out."""
+"""Tokens of a full pass on a CPU: enough for fast products on one thread, few enough to give every thread a pass."""
 _GPU_PASS_TOKENS = 2**15
 _EFFICIENT_TOKENS = 96
-"""From so many tokens on, a pass runs at nearly full speed."""
+"""A pass of at least this many tokens runs at nearly full speed."""
 
 
 class Pass(NamedTuple):
     """Texts that go through the backbone together."""
 
     numbers: list[int]
-    """Which texts; the pass may hold further rows, repeats of the last."""
+    """Numbers of the texts, one for each row; further rows are copies of the last, to fill the shape."""
     input_ids: Tensor
     """(B, L) int64."""
     attention_mask: Tensor
     """(B, L) int64, 1 for tokens."""
     threads: int
+    """Number of threads that each operator uses."""
 
 
 class PassShape(NamedTuple):
-    """A shape of passes of one length."""
+    """Number of texts and threads of a pass, at a given length."""
 
     texts: int
     threads: int
@@ -59,7 +60,7 @@ class EncoderPasses:
 
     Args:
         backbone: the encoder.
-        pad_id: token id that stands for padding; masked, so that any id will do but where positions are counted by it.
+        pad_id: token id of padding. It is masked; it matters only to encoders that compute positions from it.
     """
 
     def __init__(self, backbone: Any, pad_id: int) -> None:
@@ -75,35 +76,35 @@ class EncoderPasses:
         device: torch.device,
         alone: bool,
     ) -> Iterator[tuple[list[int], Any]]:
-        """Encode token rows; yields the numbers of a pass's texts and what encode made of the pass.
+        """Encode token rows; for each pass yield the numbers of its texts and the result of encode.
 
         Args:
             rows: token ids, special tokens included.
-            encode: from ids and mask, (B, L) each, to results with B rows in the same order, which may be more rows
-                than the pass has texts, and more tokens than a text has.
-            batch_size: most texts of a pass.
-            device: where the model lies.
-            alone: bits are those of a text in a pass of its own with all threads: for queries, of which most calls
-                have one. Otherwise they are those that a full pass gives: for documents, of which there are many.
+            encode: from ids and mask, (B, L) each, to results with B rows in the same order. B may exceed the number of
+                texts in the pass, and L a text's number of tokens.
+            batch_size: most texts in a pass.
+            device: of the model.
+            alone: True gives the bits of a pass with one text and all threads: for queries, as most calls have one.
+                False gives the bits of full passes: for documents, as there are many.
         """
         groups = defaultdict(list)
         for number, row in enumerate(rows):
             groups[min(-(-len(row) // STEP) * STEP, self._longest)].append(number)
         on_cpu = device.type == "cpu"
-        # longest first: what does not fit into memory fails at once
+        # longest first, so that a lack of memory shows at once
         passes = [
-            self._pass([rows[number] for number in numbers], numbers, length, shape, device)
+            self._padded_pass([rows[number] for number in numbers], numbers, length, shape, device)
             for length in sorted(groups, reverse=True)
-            for numbers, shape in self._shared_out(groups[length], length, batch_size, alone=alone, on_cpu=on_cpu)
+            for numbers, shape in self._cut(groups[length], length, batch_size, alone=alone, on_cpu=on_cpu)
         ]
         if len(passes) == 1 and passes[0].threads == 1 and on_cpu:
             passes = [self._with_all_threads(passes[0], alone=alone)]
         yield from _run_all(passes, encode, torch.get_num_threads() if on_cpu else 1)
 
-    def _shared_out(
+    def _cut(
         self, numbers: list[int], length: int, batch_size: int, *, alone: bool, on_cpu: bool
     ) -> Iterator[tuple[list[int], PassShape]]:
-        """Cut the texts of one length into passes; a pass with fewer texts than its shape is filled up."""
+        """Cut the texts of one padded length into passes; the last one may have fewer texts than its shape."""
         if not on_cpu:
             size = max(1, min(batch_size, _GPU_PASS_TOKENS // length))
             for start in range(0, len(numbers), size):
@@ -111,7 +112,7 @@ class EncoderPasses:
                 yield part, PassShape(len(part), 1)
             return
         if alone and len(numbers) == 1:
-            # nothing to try: these are the bits that the others are to have
+            # nothing to test: this shape defines the bits that other shapes must give
             yield numbers, PassShape(1, torch.get_num_threads())
             return
         shapes = self._trial.shapes(length, alone=alone)
@@ -123,13 +124,14 @@ class EncoderPasses:
             yield numbers[start : start + shape.texts], shape
             start += shape.texts
 
-    def _with_all_threads(self, one: Pass, *, alone: bool) -> Pass:
-        texts, length = one.input_ids.shape
+    def _with_all_threads(self, single: Pass, *, alone: bool) -> Pass:
+        """Return the pass with all threads if that gives the same bits, else as it is."""
+        texts, length = single.input_ids.shape
         threads = torch.get_num_threads()
         same = self._trial.agrees(length, PassShape(texts, threads), alone=alone)
-        return one._replace(threads=threads) if same else one
+        return single._replace(threads=threads) if same else single
 
-    def _pass(
+    def _padded_pass(
         self, rows: list[Sequence[int]], numbers: list[int], length: int, shape: PassShape, device: torch.device
     ) -> Pass:
         rows = rows + rows[-1:] * (shape.texts - len(rows))
@@ -139,13 +141,14 @@ class EncoderPasses:
 
 
 class ShapeTrial:
-    """Finds by trying which shapes of passes give a text the same bits, with the operators of the backbone's layer.
+    """Finds by experiment which shapes of passes give a text the same bits.
 
-    The same rows are put into every place of a pass; shapes agree if they come out with the same bits. Only the shapes
-    of the products matter, not the numbers in them. Results are kept by length and number of threads.
+    The operators of a backbone layer run on passes in which every text is the same. Two shapes agree if the results
+    have the same bits. The inputs are random, as only the shapes of products decide which routine computes them.
+    Results are kept by length and number of threads.
 
     Args:
-        backbone: whose first layer says which products there are.
+        backbone: its first layer gives the shapes of the products.
     """
 
     def __init__(self, backbone: Any) -> None:
@@ -157,7 +160,7 @@ class ShapeTrial:
         self._shapes: dict[tuple[int, int, bool, torch.dtype], list[PassShape]] = {}
 
     def shapes(self, length: int, *, alone: bool) -> list[PassShape]:
-        """Return the shapes of passes of a length whose bits agree, most texts first; there is always one."""
+        """Return the shapes of passes of a length whose bits agree, most texts first; at least one."""
         threads = torch.get_num_threads()
         key = length, threads, alone, self._dtype
         with self._lock:
@@ -165,33 +168,37 @@ class ShapeTrial:
                 sizes = [1]
                 while 2 * sizes[-1] * length <= PASS_TOKENS:
                     sizes.append(2 * sizes[-1])
-                tried = [PassShape(size, 1) for size in reversed(sizes)]
+                candidates = [PassShape(size, 1) for size in reversed(sizes)]
                 single = PassShape(1, threads)
                 if alone:
-                    agreeing = [shape for shape in tried if self._agree(length, shape, single)]
+                    agreeing = [shape for shape in candidates if self._agree(length, shape, single)]
                     self._shapes[key] = agreeing if single in agreeing else [*agreeing, single]
                 else:
-                    self._shapes[key] = self._best_class(length, tried)
+                    self._shapes[key] = self._best_class(length, candidates)
             return self._shapes[key]
 
     def agrees(self, length: int, shape: PassShape, *, alone: bool) -> bool:
-        """Whether a pass of a shape has the bits of those that `shapes` returns."""
+        """Whether a pass of a shape gives the same bits as the shapes that `shapes` returns."""
         known = self.shapes(length, alone=alone)
         with self._lock:
             return shape in known or self._agree(length, shape, known[-1])
 
-    def _best_class(self, length: int, tried: list[PassShape]) -> list[PassShape]:
-        """The shapes that agree with one another, of those classes that hold an efficient one the least wasteful."""
+    def _best_class(self, length: int, candidates: list[PassShape]) -> list[PassShape]:
+        """Return the best class of shapes that agree with one another.
+
+        A class needs a shape that is large enough to be efficient; among those the one with the smallest shape wastes
+        least when few texts are left.
+        """
         classes: list[list[PassShape]] = []
-        for shape in tried:
+        for shape in candidates:
             found = next((c for c in classes if self._agree(length, c[0], shape)), None)
             if found is not None:
                 found.append(shape)
             elif self._output(length, shape) is not None:
                 classes.append([shape])
         if not classes:
-            # no shape gives its copies equal bits: one text a pass has no neighbours at least
-            return [tried[-1]]
+            # in every shape bits depend on the row: passes of one text at least have no neighbours
+            return [candidates[-1]]
         efficient = [c for c in classes if c[0].texts * length >= _EFFICIENT_TOKENS] or classes
         return min(efficient, key=lambda shapes: shapes[-1].texts)
 
@@ -204,7 +211,7 @@ class ShapeTrial:
         return all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
     def _output(self, length: int, shape: PassShape) -> tuple[Tensor, ...] | None:
-        """What one text's rows become in a pass of this shape; None if its copies differ."""
+        """Return the operators' results for a text in a pass of this shape; None if they differ between rows."""
         key = length, shape, self._dtype
         if key not in self._outputs:
             run = partial(self._run, length, shape.texts)
@@ -213,15 +220,18 @@ class ShapeTrial:
 
     @torch.inference_mode()
     def _run(self, length: int, texts: int) -> tuple[Tensor, ...] | None:
-        """Every operator's output for the texts that are tried, in passes of so many; None if copies differ."""
+        """Run every operator on copies of random texts, `texts` in a pass; return one copy's results.
+
+        None if the copies' results differ.
+        """
         generator = torch.Generator().manual_seed(length)
-        # a narrow dtype rounds most differences away: only many numbers show one
-        tried = 1 if self._dtype.itemsize >= 4 else max(1, PASS_TOKENS // length)
-        copies = -(-texts // tried)
+        # half precision rounds most differences away, so more distinct texts are needed to see one
+        distinct = 1 if self._dtype.itemsize >= 4 else max(1, PASS_TOKENS // length)
+        copies = -(-texts // distinct)
 
         def rows(width: int) -> Tensor:
-            distinct = torch.randn(tried, length, width, generator=generator, dtype=torch.float32, device="cpu")
-            return distinct.to(self._dtype).repeat(copies, 1, 1)
+            random = torch.randn(distinct, length, width, generator=generator, dtype=torch.float32, device="cpu")
+            return random.to(self._dtype).repeat(copies, 1, 1)
 
         def in_passes(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
             return torch.cat([function(*parts) for parts in zip(*(each.split(texts) for each in inputs), strict=True)])
@@ -234,15 +244,15 @@ class ShapeTrial:
             results.append(in_passes(F.gelu, results[-1]))
         split = (self._heads, self._width // self._heads)
         query, key, value = (rows(self._width).unflatten(-1, split).transpose(1, 2) for _ in range(3))
-        mask = (torch.arange(length, device="cpu") < length - 1).expand(tried * copies, 1, length, length)
+        mask = (torch.arange(length, device="cpu") < length - 1).expand(distinct * copies, 1, length, length)
         results.append(in_passes(F.scaled_dot_product_attention, query, key, value, mask))
-        outputs = [out.unflatten(0, (copies, tried)) for out in results]
+        outputs = [out.unflatten(0, (copies, distinct)) for out in results]
         if not all(torch.equal(out, out[:1].expand_as(out)) for out in outputs):
             return None
         return tuple(out[0].clone() for out in outputs)
 
     def _linears(self) -> dict[tuple[int, int, bool], nn.Linear]:
-        """The layer's products, one of each shape."""
+        """Return the linear layers of the backbone layer, one of each shape."""
         found = {}
         for module in self._layer.modules():
             if isinstance(module, nn.Linear):
@@ -257,13 +267,14 @@ class ShapeTrial:
 def _run_all(
     passes: list[Pass], encode: Callable[[Tensor, Tensor], Any], threads: int
 ) -> Iterator[tuple[list[int], Any]]:
-    """Run passes, those of one thread side by side, and yield what they give in order."""
+    """Run passes, those of one thread in parallel; yield texts' numbers and results in order."""
 
-    def run(one: Pass) -> Any:
+    def run(item: Pass) -> Any:
+        # the mode belongs to a thread, and this may be one of the pool
         with torch.inference_mode():
-            return encode(one.input_ids, one.attention_mask)
+            return encode(item.input_ids, item.attention_mask)
 
-    apart = [one for one in passes if threads > 1 and one.threads == 1]
-    results = run_in_order(run, apart, threads)
-    for one in passes:
-        yield one.numbers, next(results) if threads > 1 and one.threads == 1 else run(one)
+    in_parallel = [item for item in passes if threads > 1 and item.threads == 1]
+    results = run_in_order(run, in_parallel, threads)
+    for item in passes:
+        yield item.numbers, next(results) if threads > 1 and item.threads == 1 else run(item)

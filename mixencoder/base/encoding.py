@@ -1,4 +1,4 @@
-"""Engines that encode queries and documents apart, documents ahead of time if wanted."""
+"""`EncodingEngine`: the base of engines that encode queries and documents separately."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
@@ -21,7 +21,7 @@ D = TypeVar("D")
 
 
 class EncodingEngine(Engine, Generic[Q, D]):
-    """An engine whose queries and documents are encoded apart, documents ahead of time if wanted."""
+    """An engine that encodes queries and documents separately, so that documents can be encoded ahead of time."""
 
     _derived = ("_passes",)
 
@@ -36,8 +36,8 @@ class EncodingEngine(Engine, Generic[Q, D]):
         """Encode queries once, for any number of candidates.
 
         Raises:
-            InputError: there is none, or a text is not a string.
-            NonFiniteError: what the model makes of them is NaN or infinite.
+            InputError: there is no text, or a text is not a string.
+            NonFiniteError: the model's result is NaN or infinite.
         """
         texts = as_list(texts, "query")
         if not texts:
@@ -49,22 +49,22 @@ class EncodingEngine(Engine, Generic[Q, D]):
     def encode_document(
         self, texts: str | Iterable[str], *, batch_size: int = 32, show_progress_bar: bool | None = None
     ) -> D:
-        """Encode candidates ahead of time, on the model's device, in its dtype; equal texts are encoded once.
+        """Encode documents ahead of time, on the model's device, in its dtype; equal texts are encoded once.
 
         Raises:
             InputError: a text is not a string.
-            NonFiniteError: what the model makes of them is NaN or infinite.
+            NonFiniteError: the model's result is NaN or infinite.
         """
         batch_size = positive_integer(batch_size, "batch_size")
         return self._finite_documents(self.read_document(as_list(texts, "document")), batch_size, show_progress_bar)
 
     def interact(self, query_state: Q, candidates: D, *, score: str = "full") -> Tensor:
-        """Ranking scores (B, N) float32 of B encoded queries for N encoded candidates: the hot path.
+        """Score N encoded candidates for B encoded queries: (B, N) float32. This is the hot path.
 
         Args:
-            query_state: of `encode_query`.
-            candidates: of `encode_document`.
-            score: "full", or one term of it, of `score_terms`.
+            query_state: from `encode_query`.
+            candidates: from `encode_document`.
+            score: one of `score_terms`.
 
         Raises:
             InputError: the model has no ranking head or no such score, or candidates have another shape.
@@ -74,7 +74,7 @@ class EncodingEngine(Engine, Generic[Q, D]):
 
     def _score_all(self, queries: Sequence[str], documents: Sequence[str] | Any, request: Request) -> Tensor:
         options = request.batch_size, request.show_progress_bar
-        # all texts are read before the first pass, so that one that cannot be is told at once
+        # tokenise all texts before the first pass, so that an invalid text raises at once
         query_rows = self.read_query(queries)
         document_rows = None if isinstance(documents, self.encoded_types) else self.read_document(documents)
         query_state = self._finite_queries(query_rows, *options)
@@ -84,22 +84,22 @@ class EncodingEngine(Engine, Generic[Q, D]):
         return self.interact(query_state, candidates, score=request.score)
 
     def _finite_queries(self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None) -> Q:
-        """As `encode_query`, from token rows."""
+        """Encode token rows of queries, and check that the result is finite."""
         return check_encoded(self._encode_queries(rows, batch_size, show_progress_bar), "queries", self.dtype)
 
     def _finite_documents(self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None) -> D:
-        """As `encode_document`, from token rows."""
-        distinct, place = unique(rows)
-        # of every architecture's documents some can be taken by a tensor of their numbers
+        """Encode token rows of documents, equal rows once, and check that the result is finite."""
+        distinct, number_of = unique(rows)
+        # encoded documents of every architecture can be indexed by a tensor of their numbers
         encoded: Any = self._encode_documents(distinct, batch_size, show_progress_bar)
-        return check_encoded(encoded, "documents", self.dtype)[place.to(self.device)]
+        return check_encoded(encoded, "documents", self.dtype)[number_of.to(self.device)]
 
     def _encode_queries(self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None) -> Q:
         """Encode token rows of queries, at least one."""
         raise NotImplementedError
 
     def _encode_documents(self, rows: Sequence[Sequence[int]], batch_size: int, show_progress_bar: bool | None) -> D:
-        """Encode token rows of documents; what is returned can be indexed by a tensor of row numbers."""
+        """Encode token rows of documents; the result can be indexed by a tensor of row numbers."""
         raise NotImplementedError
 
     def _encode(
@@ -112,11 +112,15 @@ class EncodingEngine(Engine, Generic[Q, D]):
         *,
         alone: bool = False,
     ) -> Iterator[tuple[list[int], Any]]:
-        """Encode texts in passes (`mixencoder.base.encoder_passes`).
+        """Encode token rows in passes of the backbone; for each pass yield its rows' numbers and the result of encode.
 
-        Yields the numbers of a pass's texts, and what was made of them.
+        A result may hold padding after a text's tokens. One that is not a tensor may also hold more rows than the pass
+        has texts.
 
-        Results may hold padding behind a text's tokens, and, if they are no tensors, rows beyond the pass's texts.
+        Args:
+            rows, encode, batch_size, alone: as in `EncoderPasses.run`.
+            show_progress_bar: as in `predict`.
+            name: the text before the progress bar.
         """
         batch_size = positive_integer(batch_size, "batch_size")
         options = {"batch_size": batch_size, "device": self.device, "alone": alone}

@@ -1,7 +1,7 @@
-"""What users call of every architecture: `Engine` predicts and ranks with a model and a tokenizer.
+"""`Engine`: what users call of every architecture, `predict` and `rank` with a model and a tokenizer.
 
-How pairs are scored is up to those that derive from it (`mixencoder.fast.MixEncoder`, `mixencoder.peers`); engines that
-encode documents ahead of time derive from `mixencoder.base.encoding.EncodingEngine`.
+Subclasses define how pairs are scored (`mixencoder.fast.MixEncoder`, `mixencoder.peers`). Engines that encode documents
+ahead of time derive from `mixencoder.base.encoding.EncodingEngine`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ from mixencoder.errors import InputError, NonFiniteError
 
 
 class Request(NamedTuple):
-    """How to score, as `Engine.predict` and `Engine.rank` were asked."""
+    """The options of `Engine.predict` and `Engine.rank` on how to score."""
 
     head: str
     score: str
@@ -39,14 +39,14 @@ class Request(NamedTuple):
 class Engine(ModelHolder):
     """Predict and rank texts with a model.
 
-    Whatever mode the model is in, inference runs in evaluation mode, without gradients and outside of a caller's
-    autocast, and gives the mode back afterwards.
+    Inference runs in evaluation mode, without gradients and without a caller's autocast; afterwards the model is in the
+    mode it was in before.
 
     Attributes:
         model, tokenizer, read_query, read_document: as in `ModelHolder`.
-        score_terms: what `predict` and `rank` accept as ``score``: the whole, and single terms where there are any.
-        encoded_types: what `rank` accepts as documents beside texts.
-        reads_jointly: whether every pair takes a pass of its own through backbone layers.
+        score_terms: the values of ``score`` in `predict` and `rank`: "full", and single terms if there are any.
+        encoded_types: types of encoded documents that `rank` accepts besides texts.
+        reads_jointly: whether every pair needs its own pass through backbone layers.
     """
 
     score_terms: tuple[str, ...] = ("full",)
@@ -111,22 +111,22 @@ class Engine(ModelHolder):
         """Score (query, document) pairs; equal texts are encoded once.
 
         Args:
-            pairs: (query, document) texts, in anything that gives them in an order; one pair alone gives one result.
+            pairs: (query, document) texts in any ordered iterable; a single pair gives a single result.
             batch_size: texts encoded at once.
             show_progress_bar: None shows one if the logger "mixencoder" is at INFO or below.
             head: "ranking" or "classification"; None takes the configuration's default.
-            activation_fn: applied to the logits, a row a pair, for example ``torch.sigmoid``; returns a tensor or an
-                array. None leaves them as they are.
+            activation_fn: applied to the scores or logits, one row per pair, for example ``torch.sigmoid``; returns a
+                tensor or an array with the same number of rows. None changes nothing.
             convert_to_numpy: return a numpy array, else a list of tensors.
             convert_to_tensor: return one tensor; wins over convert_to_numpy.
-            score: which part of a ranking score, of `score_terms`.
+            score: the part of the ranking score to return, one of `score_terms`.
 
         Returns:
             float32 scores (n,) for ranking, logits (n, num_labels) for classification.
 
         Raises:
             InputError: a pair is not two strings, or the model has no such head or score.
-            ForkedProcessError: this process was forked from one that computes with threads.
+            ForkedProcessError: this process was forked from one that had computed with threads.
             NonFiniteError: a score is NaN or infinite.
         """
         head = self.model.check_head(head)
@@ -143,7 +143,8 @@ class Engine(ModelHolder):
             out = as_numbers(activation_fn(out))
             if out.shape[:1] != (len(listed),):
                 raise InputError(
-                    f"activation_fn made {tuple(out.shape)} of {len(listed)} pairs; expected a row for each of them"
+                    f"activation_fn returned the shape {tuple(out.shape)} for {len(listed)} pairs; expected one row "
+                    "for each pair"
                 )
         if single:
             out = out[0]
@@ -202,24 +203,23 @@ class Engine(ModelHolder):
 
         Args:
             query: one text, or several, which give a list of rankings.
-            documents: texts, in anything that gives them in an order, or what `encode_document` made of them where the
-                model has that method.
+            documents: texts in any ordered iterable, or the result of `encode_document` if the model has that method.
             top_k: how many to return; None returns all.
-            ids: a name of each document, returned as "id".
+            ids: a name for each document, returned as "id".
             return_documents: also return each document's text.
             batch_size, show_progress_bar, score: as in `predict`.
-            activation_fn: applied to the scores that are returned (B, n), best first, after the cut to top_k; returns
-                as many numbers. It does not change the order.
-            return_probabilities: also return what `probability` makes of each score.
+            activation_fn: applied to the returned scores (B, n), best first, after the cut to top_k; keeps their
+                shape. It does not change the order.
+            return_probabilities: also return the `probability` of each score.
 
         Returns:
-            A list of `RankResult` a query: ``{"corpus_id": int, "score": float, "text": str?, "id": str?,
+            For each query a list of `RankResult`: ``{"corpus_id": int, "score": float, "text": str?, "id": str?,
             "probability": float?}``.
 
         Raises:
-            InputError: no query or no document, a text that is not a string, or a bad option.
+            InputError: there is no query or no document, a text is not a string, or an option is invalid.
             NonFiniteError: a score is NaN or infinite.
-            ForkedProcessError: this process was forked from one that computes with threads.
+            ForkedProcessError: this process was forked from one that had computed with threads.
         """
         self.model.check_head("ranking")
         self._check_score(score)
@@ -240,15 +240,15 @@ class Engine(ModelHolder):
         queries = as_list(query, "query")
         if not queries:
             raise InputError("query is empty; expected at least one text")
-        best, places = best_first(self._score_all(queries, documents, request), top_k)
+        best, positions = best_first(self._score_all(queries, documents, request), top_k)
         rankings = [
             entries(
                 row,
-                numbers,
-                None if names is None else [names[number] for number in numbers],
-                [documents[number] for number in numbers] if return_documents else None,
+                found,
+                None if names is None else [names[position] for position in found],
+                [documents[position] for position in found] if return_documents else None,
             )
-            for row, numbers in zip(activated(best, activation_fn), places, strict=True)
+            for row, found in zip(activated(best, activation_fn), positions, strict=True)
         ]
         if return_probabilities:
             self._add_probabilities(rankings)
@@ -257,11 +257,11 @@ class Engine(ModelHolder):
     def probability(self, scores: np.ndarray | Tensor | Sequence[float] | float) -> np.ndarray:
         """Turn ranking scores into probabilities that a document is right, float64 of the same shape.
 
-        ``sigmoid(score / temperature + bias)``, fitted by ``mixencoder calibrate`` on candidate lists: a probability
-        holds for lists with about as many right documents among the wrong ones.
+        The formula ``sigmoid(score / temperature + bias)`` was fitted by ``mixencoder calibrate`` on candidate lists.
+        The probabilities hold for lists with a similar share of right documents.
 
         Args:
-            scores: full ones, as `predict` and `rank` give them.
+            scores: full scores, as `predict` and `rank` return them.
 
         Raises:
             InputError: the checkpoint was not calibrated.
@@ -281,10 +281,10 @@ class Engine(ModelHolder):
         return 0.5 + 0.5 * np.tanh((values / calibration["temperature"] + calibration["bias"]) / 2)
 
     def _check_probabilities(self, score: str, activation_fn: Activation | None) -> None:
-        """Refuse what has none before anything is scored."""
+        """Raise before scoring if probabilities cannot be computed."""
         self.probability(0.0)
         if score != "full" or activation_fn is not None:
-            raise InputError("probabilities are those of full scores; expected no other score and no activation_fn")
+            raise InputError('return_probabilities needs full scores; expected score="full" and no activation_fn')
 
     def _add_probabilities(self, rankings: Sequence[Sequence[RankResult]]) -> None:
         for ranking in rankings:
@@ -295,11 +295,11 @@ class Engine(ModelHolder):
     def _score_pairs(
         self, queries: Sequence[Sequence[int]], documents: Sequence[Sequence[int]], pairs: Pairs, request: Request
     ) -> Tensor:
-        """Score pairs (R of them, in any order, at least one) of distinct token rows: (R,) or (R, num_labels)."""
+        """Score R >= 1 pairs of distinct token rows, in any order: (R,) scores or (R, num_labels) logits."""
         raise NotImplementedError
 
     def _score_all(self, queries: Sequence[str], documents: Sequence[str] | Any, request: Request) -> Tensor:
-        """Ranking scores (B, N) of all queries for all documents, texts or encoded; neither is empty."""
+        """Return ranking scores (B, N) of all queries for all documents, texts or encoded; neither is empty."""
         raise NotImplementedError
 
     def _check_score(self, score: str) -> None:

@@ -1,8 +1,8 @@
-"""Encoding a large batch in small pieces whose activations are computed again on the way back (gradient caching).
+"""Gradient caching: encode a large batch in small parts, and compute their activations again in the backward pass.
 
-A batch's losses need the encodings of all its texts together, but not the activations behind them. Each piece is a
-checkpoint (`torch.utils.checkpoint`): memory is that of the encodings and of one piece, gradients are those of the
-whole (Gao et al. 2021, arXiv 2101.06983), for about a third more computation.
+A loss over a batch needs the encodings of all its texts together, but not the activations behind them. Each part is a
+checkpoint (`torch.utils.checkpoint`): memory is that of all encodings and the activations of one part, gradients are
+those of the whole batch (Gao et al. 2021, arXiv 2101.06983), for about a third more computation.
 """
 
 import dataclasses
@@ -15,18 +15,18 @@ from torch.utils.checkpoint import checkpoint
 
 
 def in_chunks(function: Callable[..., Any], tensors: Sequence[Tensor], size: int | None) -> Any:
-    """Call function on tensors cut along their first dimension into runs of `size` rows, and join the results.
+    """Cut tensors along their first dimension into parts of `size` rows, call function on each, and join the results.
 
     Args:
-        function: takes the tensors; returns a tensor, or a named tuple or dataclass of tensors, with a row for each of
-            theirs.
-        tensors: of the same first dimension.
-        size: None calls it once on everything.
+        function: takes the tensors; returns a tensor, or a named tuple or dataclass of tensors, with the same number of
+            rows.
+        tensors: all with the same first dimension.
+        size: rows of a part; None calls function once, on everything.
     """
     if size is None or len(tensors[0]) <= size or not torch.is_grad_enabled():
         return function(*tensors)
-    pieces = zip(*(tensor.split(size) for tensor in tensors), strict=True)
-    return _join([checkpoint(function, *piece, use_reentrant=False) for piece in pieces])
+    parts = zip(*(tensor.split(size) for tensor in tensors), strict=True)
+    return _join([checkpoint(function, *part, use_reentrant=False) for part in parts])
 
 
 def _join(parts: Sequence[Any]) -> Any:

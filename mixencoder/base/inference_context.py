@@ -1,7 +1,7 @@
-"""What inference runs in, whatever its caller has set: evaluation mode, no gradients, no autocast, the model's devices.
+"""The context that inference runs in: evaluation mode, no gradients, no autocast, no default device.
 
-Every public method that computes goes through `inference`. A default dtype cannot be set aside for a while, as it
-belongs to the process and not to the thread: code that makes tensors names their dtype instead.
+Every public method that computes has the decorator `inference`. PyTorch's default dtype belongs to the process, not to
+a thread, so it cannot be changed for one call: code that makes tensors gives their dtype instead.
 """
 
 import functools
@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 class HasModel(Protocol):
-    """Whose methods compute with a model."""
+    """An object whose methods compute with a model."""
 
     @property
     def model(self) -> Any:
@@ -33,101 +33,102 @@ S = TypeVar("S", bound=HasModel)
 
 
 def inference(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """Have a method of an engine run in `surroundings` of its model."""
+    """Decorate a method of an engine to run in the `inference_context` of its model."""
 
     @functools.wraps(method)
     def run(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
-        with surroundings(self.model):
+        with inference_context(self.model):
             return method(self, *args, **kwargs)
 
     return run
 
 
 @contextmanager
-def surroundings(model: nn.Module) -> Generator[None]:
-    """Compute with a model in evaluation mode, without gradients, autocast or a default device.
+def inference_context(model: nn.Module) -> Generator[None]:
+    """Run code with a model in evaluation mode, without gradients, autocast or a default device.
 
-    The modules' modes are given back afterwards, by the last of several threads. So a model must not be trained in one
-    thread while another ranks with it.
+    Afterwards modules that were in training mode return to it; if several threads use the model, when the last one
+    ends. So do not train a model in one thread while another ranks with it.
 
     Raises:
-        ForkedProcessError: threads are missing in this process.
+        ForkedProcessError: this process was forked from one that had computed with threads.
     """
-    if model in _INSIDE.models:
-        # a method that calls another one of the same model, in the same thread
+    if model in _ACTIVE.models:
+        # a method called another method of the same model, in the same thread
         yield
         return
-    _PROCESS.enter()
+    _FORK_GUARD.check()
     device = next(model.parameters()).device.type
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         for kind in {"cpu", device}:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        # a default device costs every call of PyTorch some time, so it is set aside only where there is one
+        # torch.device as a context makes every PyTorch call slower, so enter it only if needed
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
-        stack.enter_context(_mode_of(model).evaluation())
-        _INSIDE.models.append(model)
-        stack.callback(_INSIDE.models.remove, model)
+        stack.enter_context(_training_state_of(model).evaluation())
+        _ACTIVE.models.append(model)
+        stack.callback(_ACTIVE.models.remove, model)
         yield
 
 
-class _Inside(threading.local):
-    """The models in whose surroundings a thread is."""
+class _ActiveModels(threading.local):
+    """The models in whose `inference_context` the current thread is."""
 
     def __init__(self) -> None:
         self.models: list[nn.Module] = []
 
 
-_INSIDE = _Inside()
+_ACTIVE = _ActiveModels()
 
 
-class _Mode:
-    """Which modules of a model are to train again once nobody infers any more."""
+class _TrainingState:
+    """The modules of a model to put back into training mode when the last thread has finished inference."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = weakref.ref(model)
         self._lock = threading.Lock()
         self._users = 0
-        self._training: list[nn.Module] = []
+        self._to_restore: list[nn.Module] = []
 
     @contextmanager
     def evaluation(self) -> Generator[None]:
+        """Put the model into evaluation mode while at least one thread is in this context."""
         with self._lock:
             self._users += 1
             for module in _training_modules(self._model()):
                 module.training = False
-                self._training.append(module)
+                self._to_restore.append(module)
         try:
             yield
         finally:
             with self._lock:
                 self._users -= 1
                 if not self._users:
-                    for module in self._training:
+                    for module in self._to_restore:
                         module.training = True
-                    self._training.clear()
+                    self._to_restore.clear()
 
 
-_MODES: "weakref.WeakKeyDictionary[nn.Module, _Mode]" = weakref.WeakKeyDictionary()
-_MODES_LOCK = threading.Lock()
+_TRAINING_STATES: "weakref.WeakKeyDictionary[nn.Module, _TrainingState]" = weakref.WeakKeyDictionary()
+_TRAINING_STATES_LOCK = threading.Lock()
 
 
-def _mode_of(model: nn.Module) -> _Mode:
-    # several engines may share a model
-    with _MODES_LOCK:
-        mode = _MODES.get(model)
-        if mode is None:
-            mode = _MODES[model] = _Mode(model)
-        return mode
+def _training_state_of(model: nn.Module) -> _TrainingState:
+    # one for each model, as several engines may share it
+    with _TRAINING_STATES_LOCK:
+        state = _TRAINING_STATES.get(model)
+        if state is None:
+            state = _TRAINING_STATES[model] = _TrainingState(model)
+        return state
 
 
 def _training_modules(model: nn.Module | None) -> list[nn.Module]:
-    """Return the modules in training mode; a part may be while the whole is not."""
+    """Return the modules in training mode; parts may be in it even if the whole model is not."""
     found: list[nn.Module] = []
     modules: list[nn.Module | None] = [model]
-    # at every call: a walk of our own takes a fraction of the time of `modules`, which names them all
+    # this runs at every call, and takes a fraction of the time of Module.modules, which builds all names
     for module in modules:
         if module is None:
             continue
@@ -137,8 +138,8 @@ def _training_modules(model: nn.Module | None) -> list[nn.Module]:
     return found
 
 
-class _Process:
-    """What a fork left of the threads that PyTorch computes with."""
+class _ForkGuard:
+    """Notes whether this process lost PyTorch's threads in a fork, and then raises instead of letting it hang."""
 
     def __init__(self) -> None:
         self._threads_ran = False
@@ -148,22 +149,25 @@ class _Process:
     def _forked(self) -> None:
         self._threads_lost = self._threads_lost or self._threads_ran
 
-    def enter(self) -> None:
-        """Refuse to wait for threads that this process does not have.
+    def check(self) -> None:
+        """Raise if a computation would wait for threads that this process does not have.
 
-        A fork copies the thread that called it alone. OpenMP's others are gone, but the copied memory says that they
-        are there, wherever the model was loaded.
+        A fork copies only the thread that called it. The other threads of OpenMP are gone, but the copied memory says
+        that they exist. It makes no difference in which process the model was loaded.
+
+        Raises:
+            ForkedProcessError: it would.
         """
         if torch.get_num_threads() == 1:
             return
         if self._threads_lost:
             raise ForkedProcessError(
                 f"process {os.getpid()} was forked from one in which a model has computed with several threads; these "
-                "threads do not exist here, and a computation would wait for them for ever. Start processes by the "
+                "threads do not exist here, and a computation would wait for them for ever. Start processes with the "
                 'method "spawn" or "forkserver", or fork before the first computation, or call '
                 "torch.set_num_threads(1) in the child first"
             )
         self._threads_ran = True
 
 
-_PROCESS = _Process()
+_FORK_GUARD = _ForkGuard()

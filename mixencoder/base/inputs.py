@@ -1,4 +1,4 @@
-"""Arguments that users pass, checked: texts, integers, paths, devices and dtypes."""
+"""Checks of arguments that users pass: texts, integers, paths, devices and dtypes."""
 
 import math
 import operator
@@ -24,11 +24,11 @@ _DTYPE_NAMES = {
     "double": "float64",
     "fp64": "float64",
 }
-"""Further names; "auto" is what None gives, on every device."""
+"""Further names; "auto" is the same as None, on every device."""
 
 
 def positive_integer(value: Any, name: str) -> int:
-    """Return a positive integer of any type that is one: int, numpy's integers, a tensor of one integer.
+    """Return value as an int; it may be an int, a numpy integer, or a tensor of one integer.
 
     Raises:
         InputError: value is a bool, is not an integer, or is below 1.
@@ -43,7 +43,7 @@ def positive_integer(value: Any, name: str) -> int:
 
 
 def positive_integer_or_none(value: Any, name: str) -> int | None:
-    """Return None as it is, anything else as `positive_integer` does.
+    """Return None for None, and other values as `positive_integer` does.
 
     Raises:
         InputError: value is neither None nor a positive integer.
@@ -57,10 +57,10 @@ def positive_integer_or_none(value: Any, name: str) -> int | None:
 
 
 def local_path(path: str | Path) -> Path:
-    """Return a path that a user named, with a leading ``~`` as the home folder, as a shell would read it.
+    """Return a path that a user gave; a leading ``~`` or ``~user`` becomes the home folder, as in a shell.
 
     Raises:
-        InputError: there is no such home.
+        InputError: the home folder is not known.
     """
     try:
         return Path(path).expanduser()
@@ -69,27 +69,27 @@ def local_path(path: str | Path) -> Path:
 
 
 def as_list(texts: Iterable[Any], role: str) -> list[Any]:
-    """Return one text or several as a list: whatever gives them in an order, such as a generator, array or column.
+    """Return one text, or several from an ordered iterable such as a generator, array or column, as a list.
 
     Raises:
-        InputError: it is neither; what its elements are is not looked at.
+        InputError: as in `check_ordered`; the elements are not checked.
     """
     if isinstance(texts, str):
         return [texts]
-    return list(check_series(texts, role))
+    return list(check_ordered(texts, role))
 
 
-def check_series(values: Iterable[Any], name: str) -> Iterable[Any]:
-    """Return what gives values in an order, one dimension of them; it is not read here.
+def check_ordered(values: Iterable[Any], name: str) -> Iterable[Any]:
+    """Check that values is an ordered, one-dimensional iterable, and return it unread.
 
     Raises:
-        InputError: a number, bytes, a mapping or a set, or a table of several columns.
+        InputError: values is a number, string, bytes, tensor, mapping or set, or has several dimensions (a table).
     """
     kind, expected = type(values).__name__, "expected a string or a list of strings"
     if isinstance(values, Mapping):
         raise InputError(f"{name} is a {kind}; {expected}: its keys or its values()")
     if isinstance(values, set | frozenset):
-        raise InputError(f"{name} is a {kind}; {expected}: a set has no order that places in a ranking could mean")
+        raise InputError(f"{name} is a {kind}; {expected}: a set has no order, so there are no positions to rank")
     dimensions = getattr(values, "ndim", 1)
     if dimensions != 1 and hasattr(values, "shape"):
         raise InputError(f"{name} is a {kind} of {dimensions} dimensions; {expected}, such as one column")
@@ -99,13 +99,13 @@ def check_series(values: Iterable[Any], name: str) -> Iterable[Any]:
 
 
 def check_documents(documents: Iterable[Any]) -> Iterable[Any]:
-    """Return several documents as they are given; what gives them is not read here.
+    """Check that documents is an ordered iterable of several documents, and return it unread.
 
     Raises:
-        InputError: it is one string, a path, or as in `check_series`.
+        InputError: documents is a single string or a path, or fails `check_ordered`.
     """
     if not isinstance(documents, str | PathLike):
-        return check_series(documents, "documents")
+        return check_ordered(documents, "documents")
     kind = "string" if isinstance(documents, str) else type(documents).__name__
     if _is_index(documents):
         raise InputError(
@@ -119,12 +119,12 @@ def _is_index(path: str | PathLike[str]) -> bool:
     try:
         return (local_path(Path(path)) / "index.json").is_file()
     except (OSError, ValueError, RuntimeError):
-        # no text is too long, or too odd, to be no path
+        # a text that is too long for a path, or holds a NUL
         return False
 
 
-def not_a_text(value: Any, name: str) -> str:
-    """Say what is found where a text is expected."""
+def not_a_text_message(value: Any, name: str) -> str:
+    """Return an error message for a value that should be a text."""
     kind = type(value).__name__
     missing = value is None or kind in ("NAType", "NaTType") or (isinstance(value, float) and math.isnan(value))
     if missing:
@@ -133,10 +133,10 @@ def not_a_text(value: Any, name: str) -> str:
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """Return the device; None and "auto" take a GPU if there is one, else the CPU.
+    """Return the device; None and "auto" give a GPU if there is one, else the CPU.
 
     Raises:
-        InputError: it cannot be used here.
+        InputError: the device cannot be used here.
     """
     if device is None or device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -150,10 +150,10 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 
 
 def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    """Return the dtype by object or name, of `DTYPES` or a usual short form; None and "auto" are float32.
+    """Return a dtype, given as object, name or common short form; None and "auto" give float32.
 
     Raises:
-        InputError: it is none of them.
+        InputError: dtype is not one of `DTYPES`.
     """
     name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
     name = _DTYPE_NAMES.get(name, name)
@@ -167,32 +167,32 @@ def placement(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> tuple[torch.device | None, torch.dtype | None]:
-    """Return the device and the dtype among some arguments, None where none is named.
+    """Return the device and the dtype among the arguments of `ModelHolder.to`, None for one that is not given.
 
     Raises:
-        InputError: there is no such device or dtype, or one is named twice.
+        InputError: a device or dtype does not exist or is given twice, or there is no argument.
     """
     names = (*DTYPES, *_DTYPE_NAMES)
     devices: list[str | torch.device] = [] if device is None else [device]
     dtypes: list[str | torch.dtype] = [] if dtype is None else [dtype]
-    for place in where:
-        if isinstance(place, torch.dtype) or (isinstance(place, str) and place in names and place != "auto"):
-            dtypes.append(place)
+    for value in where:
+        if isinstance(value, torch.dtype) or (isinstance(value, str) and value in names and value != "auto"):
+            dtypes.append(value)
         else:
-            devices.append(place)
+            devices.append(value)
     if len(dtypes) > 1 or len(devices) > 1 or not (dtypes or devices):
         found = ", ".join(map(repr, (*devices, *dtypes))) or "nothing"
-        raise InputError(f"the model is to go to {found}; expected a device, a dtype, or one of each")
+        raise InputError(f"to() was given {found}; expected a device, a dtype, or one of each")
     return resolve_device(devices[0]) if devices else None, resolve_dtype(dtypes[0]) if dtypes else None
 
 
 def read_pairs(pairs: Iterable[Any]) -> tuple[list[tuple[Any, Any]], bool]:
-    """Return (query, document) pairs as a list, and whether they were one pair alone.
+    """Return (query, document) pairs as a list, and whether pairs was a single pair.
 
     Raises:
-        InputError: they are no pairs; whether both are strings is not looked at.
+        InputError: an element is not a pair; the types of its two parts are not checked.
     """
-    # a table gives the names of its columns, two of which would pass for a pair
+    # iterating over a table gives the names of its columns, and two names would look like a pair
     is_table = getattr(pairs, "ndim", 1) != 1 and not isinstance(pairs, np.ndarray)
     if is_table or not _is_sequence(pairs):
         raise InputError(f"pairs is a {type(pairs).__name__}; expected (query, document) pairs, or one of them")
@@ -206,6 +206,6 @@ def read_pairs(pairs: Iterable[Any]) -> tuple[list[tuple[Any, Any]], bool]:
 
 
 def _is_sequence(values: Any) -> bool:
-    """Whether values come one after the other, and are not the letters of a text."""
+    """Whether values is an ordered iterable, and not a string or bytes."""
     unordered = str | bytes | bytearray | memoryview | Mapping | set | frozenset
     return isinstance(values, Iterable) and not isinstance(values, unordered) and getattr(values, "ndim", 1) > 0

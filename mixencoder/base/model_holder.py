@@ -1,6 +1,6 @@
-"""A model with its tokenizer, as every engine holds them: read, described, copied, moved, pickled and saved.
+"""`ModelHolder`: the base of all engines. Loads, copies, moves, pickles and saves a model with its tokenizer.
 
-What engines compute is in `mixencoder.base.engine`.
+Scoring is in `mixencoder.base.engine`.
 """
 
 import copy
@@ -13,9 +13,9 @@ import torch
 
 from mixencoder.base.backbones import cast_parameters, max_positions
 from mixencoder.base.checkpoints.checkpoint import load_backbone, load_model, load_tokenizer, save
-from mixencoder.base.checkpoints.locations import held, root_of
+from mixencoder.base.checkpoints.locations import checkpoint_root, locked_for_reading
 from mixencoder.base.checkpoints.sentence_transformers import follow_pooling
-from mixencoder.base.configuration import EncoderConfig, check_names
+from mixencoder.base.configuration import MIN_TOKENS, EncoderConfig, check_field_names
 from mixencoder.base.empty_texts import check_on_empty
 from mixencoder.base.inputs import placement, resolve_device, resolve_dtype
 from mixencoder.base.modeling import HeadedModel, model_with_head
@@ -25,37 +25,37 @@ from mixencoder.errors import InputError
 
 
 class ModelHolder:
-    """A model, its tokenizer, and how texts are read for it.
+    """A model, its tokenizer, and the tokenization of queries and documents.
 
-    Pickling and `copy.deepcopy` give an engine with weights of its own; `copy.copy` one over the same weights.
+    Pickling and `copy.deepcopy` copy the weights; the engine that `copy.copy` returns shares them.
 
     Attributes:
         model: the torch module.
         tokenizer: its tokenizer.
-        read_query: from texts to token ids, as this engine cuts them.
-        read_document: the same of documents.
+        read_query: turns queries into token ids, cut to this engine's limits.
+        read_document: the same for documents.
     """
 
     model_class: ClassVar[type[HeadedModel]]
     """The torch module of this architecture."""
     _derived: ClassVar[tuple[str, ...]] = ()
-    """Attributes that `_derive` makes of the others: caches and locks, which no copy takes along."""
+    """Attributes that `_derive` computes from the others: caches and locks, which are not pickled."""
 
     def __init__(self, model: HeadedModel, tokenizer: Any) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self._notices = Notices()
         config = model.config
-        longest = self._longest("query"), self._longest("document")
+        most_query, most_document = self._max_tokens("query"), self._max_tokens("document")
         self.read_query = TextEncoder(
             tokenizer,
-            min(config.max_query_length or longest[0], longest[0]),
+            min(config.max_query_length or most_query, most_query),
             config.query_truncation_side,
             "query",
             notices=self._notices,
         )
         self.read_document = TextEncoder(
-            tokenizer, min(config.max_document_length or longest[1], longest[1]), notices=self._notices
+            tokenizer, min(config.max_document_length or most_document, most_document), notices=self._notices
         )
         self._derive()
 
@@ -63,15 +63,15 @@ class ModelHolder:
     def _load(
         cls, name_or_path: str | Path, device: str | torch.device | None, dtype: str | torch.dtype | None
     ) -> tuple[Any, Any]:
-        """Load model and tokenizer of a checkpoint, as `from_pretrained` promises."""
-        target, precision = resolve_device(device), resolve_dtype(dtype)
-        with held(name_or_path):
-            model = load_model(name_or_path, precision, cls.model_class, front_door=cls.__name__)
+        """Load model and tokenizer of a checkpoint, for `from_pretrained`."""
+        to_device, to_dtype = resolve_device(device), resolve_dtype(dtype)
+        with locked_for_reading(name_or_path):
+            model = load_model(name_or_path, to_dtype, cls.model_class, engine_name=cls.__name__)
             tokenizer = load_tokenizer(name_or_path, model.config)
-        return model.to(target), tokenizer
+        return model.to(to_device), tokenizer
 
     @classmethod
-    def _start(
+    def _make_untrained(
         cls,
         name_or_path: str | Path,
         num_labels: int | None,
@@ -80,44 +80,44 @@ class ModelHolder:
         fields: Mapping[str, Any],
         *,
         poolings: Mapping[str, Mapping[str, Any]] | None = None,
-        scales: bool = False,
+        lengths_matter: bool = False,
     ) -> tuple[Any, Any]:
-        """Make an untrained model over an encoder, and load the encoder's tokenizer, as `from_backbone` promises.
+        """Make an untrained model on top of an encoder, and load the encoder's tokenizer, for `from_backbone`.
 
         Args:
-            name_or_path, num_labels, device, dtype: as there.
+            name_or_path, num_labels, device, dtype: as in `from_backbone`.
             fields: of the configuration.
-            poolings, scales: what `follow_pooling` may choose from; None leaves the pooling alone.
+            poolings, lengths_matter: for `follow_pooling`; None leaves the pooling alone.
         """
-        target, precision = resolve_device(device), resolve_dtype(dtype)
+        to_device, to_dtype = resolve_device(device), resolve_dtype(dtype)
         backbone = load_backbone(name_or_path)
         tokenizer = load_tokenizer(name_or_path, backbone.config)
         if num_labels is not None:
             fields = {"heads": ("classification",), **fields, "num_labels": num_labels}
         if poolings is not None:
-            fields = follow_pooling(root_of(name_or_path), fields, poolings, scales=scales)
+            fields = follow_pooling(checkpoint_root(name_or_path), fields, poolings, lengths_matter=lengths_matter)
         config_class = cls.model_class.config_class
         try:
-            check_names(config_class, fields)
+            check_field_names(config_class, fields)
             config = config_class(backbone_config=backbone.config, **cls._tokenizer_fields(tokenizer), **fields)
         except ValueError as error:
             raise InputError(str(error)) from error
         model = cls.model_class(config)
         model.backbone.load_state_dict(backbone.state_dict())
         model.start_from_backbone()
-        cast_parameters(model, precision)
-        return model.to(target), tokenizer
+        cast_parameters(model, to_dtype)
+        return model.to(to_device), tokenizer
 
     @classmethod
     def _tokenizer_fields(cls, tokenizer: Any) -> dict[str, Any]:
-        """Fields of the configuration that are read off the tokenizer."""
+        """Return fields of the configuration that depend on the tokenizer."""
         return {}
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())
         size = f"{count / 1e6:.1f}M" if count >= 1e5 else f"{count:,}"
         where = f"device={self.device}, dtype={str(self.dtype).removeprefix('torch.')}"
-        return f"{type(self).__name__}({self._shape()}, {size} parameters, heads={self.config.heads}, {where})"
+        return f"{type(self).__name__}({self._sizes()}, {size} parameters, heads={self.config.heads}, {where})"
 
     def __copy__(self) -> Self:
         other = object.__new__(type(self))
@@ -134,7 +134,7 @@ class ModelHolder:
     def save_pretrained(self, directory: str | Path) -> None:
         """Write configuration, weights (safetensors) and tokenizer into a directory, which `from_pretrained` reads.
 
-        A crash leaves the checkpoint that was there or the new one, never a mix; other files there stay.
+        A crash leaves the old checkpoint or the new one, never a mix; other files in the directory stay.
 
         Raises:
             CheckpointError: the directory cannot be written.
@@ -148,49 +148,51 @@ class ModelHolder:
         max_document_length: int | None = None,
         on_empty: str | None = None,
     ) -> Self:
-        """Return an engine over the same weights that reads texts otherwise; the configuration is left alone.
+        """Return an engine with the same weights and other limits on texts; the configuration stays unchanged.
 
         Args:
             max_query_length, max_document_length: tokens, special tokens included; None keeps the limit.
-            on_empty: what becomes of texts without a token, such as blank ones: "special" reads them as the tokenizer's
-                special tokens alone and warns (`EmptyTextWarning`), "error" refuses them; None keeps what this engine
-                does, which is "special" at first.
+            on_empty: what to do with texts without a token, such as blank ones: "special" reads them as the tokenizer's
+                special tokens alone and warns (`EmptyTextWarning`), "error" raises an `InputError`. None keeps the
+                engine's setting, "special" by default.
 
         Raises:
-            InputError: a limit is more than the backbone has positions for, or leaves no room for text; or there is no
-                such on_empty.
+            InputError: a limit exceeds the backbone's positions or leaves no room for text, or on_empty has another
+                value.
         """
         if on_empty is not None:
             check_on_empty(on_empty)
         other = copy.copy(self)
         other._notices = Notices()
         for role, length in (("query", max_query_length), ("document", max_document_length)):
-            if length is not None and not 3 <= length <= self._longest(role):
-                raise InputError(f"max_{role}_length is {length}; expected 3 to {self._longest(role)} tokens")
+            if length is not None and not MIN_TOKENS <= length <= self._max_tokens(role):
+                raise InputError(
+                    f"max_{role}_length is {length}; expected {MIN_TOKENS} to {self._max_tokens(role)} tokens"
+                )
             name = f"read_{role}"
-            reader = getattr(self, name)
+            text_encoder = getattr(self, name)
             changed = dataclasses.replace(
-                reader,
-                max_length=reader.max_length if length is None else length,
-                on_empty=on_empty or reader.on_empty,
+                text_encoder,
+                max_length=text_encoder.max_length if length is None else length,
+                on_empty=on_empty or text_encoder.on_empty,
                 notices=other._notices,
             )
             setattr(other, name, changed)
         return other
 
     def with_head(self, head: str, class_names: Sequence[str] = ()) -> Self:
-        """Return an engine whose model has one more, untrained head; all other weights are copies, bit for bit.
+        """Return an engine whose model has one more, untrained head; all other weights are copied exactly.
 
-        The new head comes last: the default head, ranking scores and this engine stay as they are.
+        The new head comes last, so the default head stays the same. Ranking scores and this engine do not change.
 
         Args:
             head: "ranking" or "classification".
-            class_names: for classification, the classes' names in order of their numbers.
+            class_names: for classification, the names of the classes in order of their numbers.
 
         Raises:
-            InputError: the model has that head, there is no such head, or class_names does not fit it.
+            InputError: the model has that head already, there is no such head, or class_names does not fit the head.
         """
-        other = self._over(model_with_head(self.model, head, class_names))
+        other = self._with_model(model_with_head(self.model, head, class_names))
         for name in ("read_query", "read_document"):
             setattr(other, name, dataclasses.replace(getattr(self, name), notices=other._notices))
         return other
@@ -201,22 +203,23 @@ class ModelHolder:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
     ) -> Self:
-        """Move the model to a device, cast it, or both, and return this engine; nothing may be ranked meanwhile.
+        """Move the model to a device, cast it, or both, and return this engine. Do not use the engine meanwhile.
 
-        What was encoded before stays where it is and is moved when it is ranked. An index belongs to one dtype.
+        Texts that were encoded before stay where they are and are moved when they are ranked. An index belongs to one
+        dtype.
 
         Args:
             where: a device, a dtype or both, in any order.
-            device, dtype: the same by keyword; "cpu", "cuda:0"; "bfloat16", "bf16" and the like.
+            device, dtype: the same by keyword, for example "cpu", "cuda:0"; "bfloat16", "bf16".
 
         Raises:
-            InputError: there is no such device or dtype, or one is named twice.
+            InputError: a device or dtype does not exist or is given twice, or there is no argument.
         """
-        target, precision = placement(*where, device=device, dtype=dtype)
-        if precision is not None:
-            cast_parameters(self.model, precision)
-        if target is not None:
-            self.model.to(target)
+        to_device, to_dtype = placement(*where, device=device, dtype=dtype)
+        if to_dtype is not None:
+            cast_parameters(self.model, to_dtype)
+        if to_device is not None:
+            self.model.to(to_device)
         self._derive()
         return self
 
@@ -227,33 +230,33 @@ class ModelHolder:
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """Device of the model."""
         return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of weights and encoded texts; scores are float32 whatever it is."""
+        """Dtype of weights and encoded texts; scores are always float32."""
         return self.model.dtype
 
     @property
     def notices(self) -> dict[str, int]:
-        """How many texts were cut or held no token so far, by kind, such as "truncated documents".
+        """Numbers of texts so far that were cut or held no token, by kind, such as "truncated documents".
 
-        Each kind is warned of at its first occasion, and again whenever its count has gained a digit.
+        The first text of a kind gives a warning, and later every gain of a digit in its count.
         """
         return self._notices.counts
 
-    def _shape(self) -> str:
-        """Sizes for `repr`, beside the number of parameters."""
+    def _sizes(self) -> str:
+        """Return the sizes that `repr` shows besides the number of parameters."""
         return f"d={self.config.hidden_size}"
 
     def _derive(self) -> None:
-        """Make what is made of model and tokenizer, anew."""
+        """Compute the attributes in `_derived` anew, from model and tokenizer."""
 
-    def _over(self, model: HeadedModel) -> Self:
-        """Return an engine of the same kind over another model."""
+    def _with_model(self, model: HeadedModel) -> Self:
+        """Return an engine of the same class with another model."""
         return type(self)(model, self.tokenizer)
 
-    def _longest(self, role: str) -> int:
-        """Tokens that the model can read of a text of this role, "query" or "document"."""
+    def _max_tokens(self, role: str) -> int:
+        """Return the most tokens that a text may have in a role, "query" or "document"."""
         return max_positions(self.config.backbone_config)

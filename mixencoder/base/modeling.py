@@ -1,4 +1,4 @@
-"""What the torch modules of all six architectures have in common: backbone, heads, pooling, the trainer's forward."""
+"""Base classes of the torch modules of all six architectures: backbone, heads, pooling, and `forward` for training."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
@@ -16,36 +16,36 @@ from mixencoder.errors import InputError
 
 
 class RankingScores(NamedTuple):
-    """The two terms of the ranking score, float32; the score is their sum."""
+    """The two terms of ranking scores, float32; the score is their sum."""
 
     interaction: Tensor
     dual: Tensor | None
 
     @property
     def full(self) -> Tensor:
-        """Return the ranking score."""
+        """The ranking scores."""
         return self.interaction if self.dual is None else self.interaction + self.dual
 
 
 def full_scores(out: RankingScores | Tensor) -> Tensor:
-    """Return what a model's ``interact`` or ``forward`` gave as one tensor: ranking scores, or logits as they are."""
+    """Return the result of a model's ``interact`` or ``forward`` as one tensor: full ranking scores, or logits."""
     return out.full if isinstance(out, RankingScores) else out
 
 
 class Batch(NamedTuple):
-    """Texts as the backbone reads them, both tensors (B, n)."""
+    """Token ids of texts and their attention mask, both (B, n)."""
 
     ids: Tensor
     mask: Tensor
 
 
 class PairClassifier(nn.Module):
-    """``MLP([u ; v ; |u-v|])`` of one pair of vectors, or of several side by side: to 3d, then to the labels.
+    """Classify a pair of vectors u, v, or several pairs together: ``MLP([u ; v ; |u-v|])`` with 3d hidden units.
 
     Args:
-        width: d, numbers of a vector.
-        config: says how many labels there are, and the dropout.
-        pairs: pairs of vectors.
+        width: d, size of a vector.
+        config: gives the number of labels and the dropout.
+        pairs: number of pairs whose features are concatenated.
     """
 
     def __init__(self, width: int, config: EncoderConfig, *, pairs: int = 1) -> None:
@@ -55,7 +55,7 @@ class PairClassifier(nn.Module):
         self.out_proj = nn.Linear(3 * width, config.num_classes)
 
     def forward(self, *pairs: tuple[Tensor, Tensor]) -> Tensor:
-        """Logits (..., num_labels), at least float32, from vectors (..., d) that broadcast against each other."""
+        """Return logits (..., num_labels), at least float32, from vectors (..., d), broadcast against each other."""
         vectors = torch.broadcast_tensors(*(vector for pair in pairs for vector in pair))
         features = [torch.cat([u, v, (u - v).abs()], dim=-1) for u, v in zip(vectors[::2], vectors[1::2], strict=True)]
         hidden = F.relu(self.dense(torch.cat(features, dim=-1)))
@@ -63,16 +63,16 @@ class PairClassifier(nn.Module):
 
 
 class HeadedModel(PreTrainedModel):
-    """What the torch modules of all architectures have in common: a backbone, and heads by name.
+    """Base of the torch modules of all architectures: a backbone, and heads by name.
 
-    ``forward`` is what a trainer calls, with the same arguments and results for all. For ranking and classifying texts
-    use `mixencoder.fast.MixEncoder` and `mixencoder.peers`.
+    Trainers call ``forward``, which has the same arguments and results in all of them. To rank and classify texts use
+    `mixencoder.fast.MixEncoder` and `mixencoder.peers`.
     """
 
     config_class: type[EncoderConfig] = EncoderConfig
     config: EncoderConfig
     backbone: Any
-    """The encoder; its kind decides what it is made of (`mixencoder.base.backbones.Layout`)."""
+    """The encoder; `mixencoder.base.backbones.Layout` describes the modules of each kind."""
     base_model_prefix = "mixencoder"
     _supports_sdpa = True
 
@@ -81,7 +81,7 @@ class HeadedModel(PreTrainedModel):
         self.backbone = build_backbone(config.backbone_config)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise what is not loaded: normal weights as in BERT."""
+        """Initialise weights that are not loaded, from a normal distribution as BERT does."""
         if isinstance(module, nn.Linear):
             init.normal_(module.weight, mean=0.0, std=self.config.backbone_config.initializer_range)
             if module.bias is not None:
@@ -91,16 +91,16 @@ class HeadedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
     def start_from_backbone(self) -> None:
-        """Start weights of an untrained model from the backbone's, where there is anything to start."""
+        """Copy weights of the backbone into an untrained model's other layers; here there are none."""
 
     if TYPE_CHECKING:
-        # transformers wraps it so that a type checker no longer sees whose method it is
-        # pyrefly: ignore [bad-override]: what is overridden is that wrapper
+        # transformers wraps this method such that a type checker no longer sees its type
+        # pyrefly: ignore [bad-override]: overrides that wrapper
         def to(self, *args: Any, **kwargs: Any) -> Self:
             """Move or cast, as `torch.nn.Module.to`."""
 
     def check_head(self, head: str | None) -> str:
-        """Return the head to use, the configuration's first for None.
+        """Return the head to use; None stands for the first one of the configuration.
 
         Raises:
             InputError: the model has no such head.
@@ -123,11 +123,11 @@ class HeadedModel(PreTrainedModel):
     ) -> RankingScores | Tensor:
         """Score queries (B, m) against documents (N, n), token ids of single texts padded on the right.
 
-        Without candidates_per_query every query meets every document, (B, N). With it the documents are those of the
-        queries in turn, N = B * candidates_per_query, and the result is (B, candidates_per_query). Ranking scores come
-        as `RankingScores` (``full``), class logits with a last dimension num_labels. With mini_batch_size so many
-        texts (for a cross-encoder: pairs) are encoded at once, and their activations again on the way back
-        (`mixencoder.base.gradient_cache`).
+        Without candidates_per_query every query is scored against every document: (B, N). With it, the documents are
+        those of the first query, then of the second, and so on, N = B * candidates_per_query, and the result is (B,
+        candidates_per_query). Ranking returns `RankingScores`, classification logits with num_labels as last dimension.
+        mini_batch_size turns on gradient caching (`mixencoder.base.gradient_cache`): that many texts (for a
+        cross-encoder: pairs) are encoded at once.
 
         Raises:
             InputError: the model has no such head.
@@ -139,25 +139,25 @@ class HeadedModel(PreTrainedModel):
     def _score_batch(
         self, query: Batch, document: Batch, candidates_per_query: int | None, head: str, mini_batch_size: int | None
     ) -> RankingScores | Tensor:
-        """Do what `forward` promises."""
+        """As `forward`, with the head checked."""
         raise NotImplementedError
 
 
 class TwoTowerModel(HeadedModel):
-    """A model that encodes queries and documents apart: it has `encode_query`, `encode_document` and `interact`."""
+    """A model that encodes queries and documents separately, and scores the encodings (`interact`)."""
 
     def encode_query(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
-        """Encode queries (B, m), padded on the right; attention_mask is None when there is no padding."""
+        """Encode queries (B, m), padded on the right; attention_mask is None if there is no padding."""
         raise NotImplementedError
 
     def encode_document(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
-        """Encode documents (N, n), padded on the right; attention_mask is None when there is no padding."""
+        """Encode documents (N, n), padded on the right; attention_mask is None if there is no padding."""
         raise NotImplementedError
 
     def interact(self, query_state: Any, candidates: Any, head: str | None = None) -> RankingScores | Tensor:
-        """Score encoded candidates, N that all B queries meet or (B, N) of each query's own.
+        """Score encoded candidates for B queries: N candidates, one pool for all queries, or (B, N), N for each query.
 
-        Returns the ranking scores, ``full`` of which is (B, N), or class logits (B, N, num_labels); at least float32.
+        Returns ranking scores, each (B, N), or logits (B, N, num_labels); at least float32.
 
         Raises:
             InputError: the model has no such head.
@@ -174,7 +174,7 @@ class TwoTowerModel(HeadedModel):
         return self.interact(query_state, candidates, head)
 
     def _tokens(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Final token vectors (B, n, d)."""
+        """Return the final token vectors (B, n, d)."""
         return self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
 
@@ -182,15 +182,15 @@ _Model = TypeVar("_Model", bound=HeadedModel)
 
 
 def model_with_head(model: _Model, head: str, class_names: Sequence[str] = ()) -> _Model:
-    """Return a copy of a model with one more, untrained head, which comes last; other weights keep their bits.
+    """Return a copy of a model with one more, untrained head at the end; all other weights are copied exactly.
 
     Args:
-        model: of any of the architectures.
+        model: of any architecture.
         head: "ranking" or "classification".
-        class_names: for classification, the classes' names in order of their numbers.
+        class_names: for classification, the names of the classes in order of their numbers.
 
     Raises:
-        InputError: the model has that head, there is no such head, or the classes are not those of a head.
+        InputError: the model has that head already, there is no such head, or class_names does not fit the head.
     """
     has = model.config.heads
     if head not in HEADS or head in has:
@@ -208,19 +208,19 @@ def model_with_head(model: _Model, head: str, class_names: Sequence[str] = ()) -
         fields["id2label"] = dict(enumerate(names))
         fields["label2id"] = {name: number for number, name in enumerate(names)}
     extended = type(model)(type(model.config).from_dict(fields))
-    # strict: all that the model had must have its place
+    # strict, so that no weight of the model is left out
     extended.load_state_dict({**extended.state_dict(), **model.state_dict()})
     cast_parameters(extended, model.dtype)
     return extended.to(model.device)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Widen half precision, in which scores are never computed."""
+    """Convert half precision to float32; scores are never computed in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def pool(tokens: Tensor, attention_mask: Tensor | None, how: str) -> Tensor:
-    """One vector (B, d) of token vectors (B, n, d): the mean over tokens, or the first."""
+    """Pool token vectors (B, n, d) into (B, d): their mean, or with how="first" the first."""
     if how == "first":
         return tokens[:, 0]
     if attention_mask is None:

@@ -1,4 +1,4 @@
-"""What `rank` returns, for texts and for an index alike: entries, the activation of their scores, their names."""
+"""The results of `rank`, for texts and for an index: entries, activation of scores, and document ids."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,45 +12,46 @@ from mixencoder.base.inputs import as_list
 from mixencoder.errors import InputError, NonFiniteError
 
 Activation = Callable[[Tensor], Any]
-"""Turns float32 scores into what is returned in their place: a tensor, or anything that numpy reads as numbers."""
+"""Function of float32 scores; its result, a tensor or anything that numpy reads as numbers, is returned instead."""
 
 E = TypeVar("E")
+"""Encoded texts."""
 
 
 class RankResult(TypedDict):
-    """A document in a ranking."""
+    """One document in a ranking."""
 
     corpus_id: int
-    """Its place among the documents ranked; in an index, its place in iteration order."""
+    """Its position among the ranked documents; with an index, its position in iteration order."""
     score: float
     id: NotRequired[str]
-    """Its name: where names were given, and always with an index."""
+    """Its name, if ids were given; always with an index."""
     text: NotRequired[str]
-    """Where `return_documents` asked for it."""
+    """Only with `return_documents`."""
     probability: NotRequired[float]
-    """Where `return_probabilities` asked for it."""
+    """Only with `return_probabilities`."""
 
 
 def best_first(scores: Tensor, top_k: int | None) -> tuple[Tensor, np.ndarray]:
-    """Return the best scores of each query (B, n), falling, on the CPU, and their places (B, n); ties to the lower."""
+    """Return each query's top_k scores on the CPU, best first, and their positions, both (B, n); ties to the lower."""
     values = scores.cpu().numpy()
-    places = np.argsort(-values, axis=1, kind="stable")[:, :top_k]
-    return torch.from_numpy(np.take_along_axis(values, places, axis=1)), places
+    positions = np.argsort(-values, axis=1, kind="stable")[:, :top_k]
+    return torch.from_numpy(np.take_along_axis(values, positions, axis=1)), positions
 
 
 def entries(
-    scores: Tensor, places: np.ndarray, names: Sequence[str] | None, texts: Sequence[str] | None
+    scores: Tensor, positions: np.ndarray, names: Sequence[str] | None, texts: Sequence[str] | None
 ) -> list[RankResult]:
     """Return the entries of one ranking.
 
     Args:
         scores: (n,).
-        places: (n,) int, of the documents.
-        names, texts: of each entry; None leaves them out.
+        positions: (n,) int, of the documents.
+        names, texts: of the documents; None leaves them out.
     """
     ranking = []
-    for rank, (place, score) in enumerate(zip(places.tolist(), scores.tolist(), strict=True)):
-        entry = RankResult(corpus_id=place, score=score)
+    for rank, (position, score) in enumerate(zip(positions.tolist(), scores.tolist(), strict=True)):
+        entry = RankResult(corpus_id=position, score=score)
         if texts is not None:
             entry["text"] = texts[rank]
         if names is not None:
@@ -60,32 +61,32 @@ def entries(
 
 
 def activated(scores: Tensor, activation_fn: Activation | None) -> Tensor:
-    """Return scores (..., n) after an activation, which keeps their shape, on the CPU.
+    """Return scores (..., n) on the CPU, after the activation if there is one.
 
     Raises:
-        InputError: it returned something else than as many numbers.
+        InputError: the activation returned another shape, or no numbers.
     """
     if activation_fn is None:
         return scores.cpu()
     values = as_numbers(activation_fn(scores))
     if values.shape != scores.shape:
         raise InputError(
-            f"activation_fn made {tuple(values.shape)} of scores {tuple(scores.shape)}; expected the same shape, such "
-            "as torch.sigmoid gives"
+            f"activation_fn returned the shape {tuple(values.shape)} for scores of the shape {tuple(scores.shape)}; "
+            "expected the same shape, as torch.sigmoid returns"
         )
     return values.cpu()
 
 
 def as_numbers(values: Any) -> Tensor:
-    """Return what an activation_fn gave as a tensor: a tensor, or anything that numpy reads as numbers.
+    """Return the result of an activation_fn as a tensor.
 
     Raises:
-        InputError: it is neither.
+        InputError: it is neither a tensor nor anything that numpy reads as numbers.
     """
     if isinstance(values, Tensor):
         return values
     try:
-        # copied, as torch reads no arrays of negative strides
+        # np.array copies: torch does not accept arrays with negative strides
         return torch.from_numpy(np.array(values, dtype=np.float32))
     except (TypeError, ValueError) as error:
         raise InputError(
@@ -95,10 +96,10 @@ def as_numbers(values: Any) -> Tensor:
 
 
 def document_names(ids: Iterable[str]) -> list[str]:
-    """Return names of documents as a list of strings.
+    """Return ids of documents as a list of strings.
 
     Raises:
-        InputError: it is one string, which would be taken for its letters, or holds something else.
+        InputError: ids is a single string, or holds something else than strings.
     """
     if isinstance(ids, str):
         raise InputError(f"ids is the string {ids!r}; expected a list of strings")
@@ -110,10 +111,10 @@ def document_names(ids: Iterable[str]) -> list[str]:
 
 
 def check_encoded(encoded: E, what: str, dtype: torch.dtype) -> E:
-    """Return encoded texts, a tensor or a dataclass of tensors, as they are.
+    """Raise if encoded texts hold NaN or an infinity; otherwise return them.
 
     Args:
-        encoded: of any architecture.
+        encoded: a tensor, or a tuple or dataclass of tensors, of any architecture.
         what: for the message, such as "queries".
         dtype: of the model, for the message.
 

@@ -1,4 +1,4 @@
-"""Pairs of texts to score, and what is asked of every score."""
+"""Pairs of texts to score, and the check that scores are finite."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,17 +10,21 @@ from mixencoder.errors import NonFiniteError
 
 
 class Pairs(NamedTuple):
-    """Rows to score: query number and candidate number of each, (R,) int64, sorted by query."""
+    """R pairs to score: the number of each one's query and candidate, (R,) int64."""
 
     query: Tensor
     candidate: Tensor
 
 
 def check_finite(scores: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return scores as they are; dtype is that of the model, for the message.
+    """Raise if a score is not finite; otherwise return the scores.
+
+    Args:
+        scores: of any shape.
+        dtype: of the model, for the message.
 
     Raises:
-        NonFiniteError: one is NaN or infinite.
+        NonFiniteError: a score is NaN or infinite.
     """
     if not torch.isfinite(scores).all():
         raise NonFiniteError(
@@ -31,7 +35,7 @@ def check_finite(scores: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def unique(rows: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], Tensor]:
-    """Return distinct token rows in order of appearance, and for every row its number among them."""
+    """Return the distinct token rows in order of appearance, and for every row its number among them."""
     numbers: dict[tuple[int, ...], int] = {}
-    place = [numbers.setdefault(tuple(row), len(numbers)) for row in rows]
-    return list(numbers), torch.tensor(place, dtype=torch.int64)
+    number_of = [numbers.setdefault(tuple(row), len(numbers)) for row in rows]
+    return list(numbers), torch.tensor(number_of, dtype=torch.int64)

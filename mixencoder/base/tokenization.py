@@ -1,7 +1,7 @@
-"""From texts to token ids: cut by tokens, counted, safe across threads.
+"""Turn texts into token ids, cut or split at a limit; safe to use from several threads.
 
-A fast tokenizer's own truncation and padding mutate shared state, so neither is used: texts are tokenised whole and
-without special tokens, cut here, and given the special tokens that the tokenizer itself puts around a text.
+Truncation and padding of fast tokenizers change shared state, so they are not used: texts are tokenised whole and
+without special tokens, cut here, and surrounded with the special tokens that the tokenizer would add.
 """
 
 import dataclasses
@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mixencoder.base.inputs import not_a_text
+from mixencoder.base.inputs import not_a_text_message
 from mixencoder.base.notices import Notices
 from mixencoder.base.texts import first_unicode_fault
 from mixencoder.errors import CheckpointError, EmptyTextWarning, InputError, TruncationWarning
 
 
 class Windows(NamedTuple):
-    """Token rows of texts, several for a text that was split."""
+    """Token rows of texts; a text that was split has several."""
 
     rows: list[list[list[int]]]
-    """For every text its rows, at least one."""
+    """The rows of each text, at least one."""
     cut: int
-    """Texts that lost tokens."""
+    """Number of texts that lost tokens."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class TextEncoder:
 
     Args:
         tokenizer: any transformers tokenizer.
-        max_length: tokens kept of a text, special tokens included.
+        max_length: most tokens of a row, special tokens included.
         truncation_side: "right" keeps the start of a text, "left" its end.
         role: "query" or "document", for messages.
-        on_empty: of `mixencoder.base.empty_texts.ON_EMPTY`.
-        notices: told of texts that were cut or hold no token; None tells nobody.
+        on_empty: one of `mixencoder.base.empty_texts.ON_EMPTY`.
+        notices: counts texts that were cut or hold no token, and warns of them; None does neither.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -57,26 +57,26 @@ class TextEncoder:
         return [row for (row,) in self.windows(texts).rows]
 
     def quiet(self) -> Self:
-        """Return the same that warns of nothing."""
+        """Return a copy that gives no warnings."""
         return dataclasses.replace(self, notices=None)
 
     def windows(self, texts: Sequence[str], *, on_overflow: str = "truncate", advice: str = "") -> Windows:
-        """Tokenise texts; those longer than max_length are cut ("truncate"), split ("chunk") or refused ("error").
+        """Tokenise texts; those longer than max_length are cut ("truncate"), split ("chunk") or rejected ("error").
 
-        Texts that were cut are warned of, and so are those without a token (`mixencoder.base.notices`).
+        Texts that were cut or hold no token give a warning (`mixencoder.base.notices`).
 
         Args:
-            texts: any number of them.
+            texts: any number of texts.
             on_overflow: see above.
-            advice: ends the warning of texts that were cut.
+            advice: added to the warning about texts that were cut.
 
         Raises:
-            InputError: a text is not a string, no valid Unicode, too long and to be refused, or holds no token where
-                that is refused or there are no special tokens to read instead; the message says which.
+            InputError: a text is not a string or not valid Unicode; is too long, with on_overflow "error"; or holds no
+                token, with on_empty "error" or a tokenizer without special tokens. The message says which text.
         """
         for index, text in enumerate(texts):
             if not isinstance(text, str):
-                raise InputError(not_a_text(text, f"{self.role} {index}"))
+                raise InputError(not_a_text_message(text, f"{self.role} {index}"))
         if not texts:
             return Windows([], 0)
         if (fault := first_unicode_fault(texts)) is not None:
@@ -102,17 +102,17 @@ class TextEncoder:
                 parts = [tokens[:room] if self.truncation_side == "right" else tokens[-room:]]
             rows.append([[*prefix, *part, *suffix] for part in parts])
         if self.notices is not None:
-            self._tell(self.notices, texts, empty, cut, advice)
+            self._note(self.notices, texts, empty, cut, advice)
         return Windows(rows, cut)
 
     def _check_empty(self, found: str, special: list[int]) -> None:
-        """Refuse a text without a token where that is wanted, or where nothing would be left to read."""
+        """Raise for a text without a token if on_empty is "error" or the tokenizer has no special tokens."""
         if self.on_empty == "error":
             raise InputError(f"{found}; expected some text")
         if not special:
             raise InputError(f"{found}, and this tokenizer has no special tokens to read instead; expected some text")
 
-    def _tell(self, notices: Notices, texts: Sequence[str], empty: list[int], cut: int, advice: str) -> None:
+    def _note(self, notices: Notices, texts: Sequence[str], empty: list[int], cut: int, advice: str) -> None:
         plural = "queries" if self.role == "query" else "documents"
         if empty:
             notices.note(
@@ -133,7 +133,7 @@ class TextEncoder:
             )
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
-        """Return what the tokenizer puts before and after a text."""
+        """Return the special tokens that the tokenizer adds before and after a text."""
         probe = "a"
         bare = self.tokenizer(probe, add_special_tokens=False)["input_ids"]
         whole = self.tokenizer(probe)["input_ids"]
@@ -147,7 +147,7 @@ class TextEncoder:
 
 
 def _shown(text: str, length: int = 40) -> str:
-    """Return a text for a message, its start if it is long."""
+    """Return a text, or the start of a long one, quoted for a message."""
     return repr(text) if len(text) <= length else f"{text[:length]!r}..."
 
 

@@ -1,7 +1,7 @@
 """The command line: ``mixencoder rank | demo | index | train | mine | evaluate | calibrate | info``, a module each.
 
 Results go to standard output; times, progress and warnings to standard error. Every error of the project, and bad
-usage, ends with exit code 2 and one message; the model's own modules are imported by the command that needs them.
+usage, ends with exit code 2 and one message. The model's modules are imported only by commands that need them.
 """
 
 import typer
@@ -11,7 +11,7 @@ from mixencoder.cli.shared import command
 
 app = typer.Typer(
     name="mixencoder",
-    help="Rank many candidates for a query with cross-attention, the candidates encoded ahead of time.",
+    help="Rank many candidates for a query by cross-attention; candidates are encoded ahead of time.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -17,10 +17,10 @@ def calibrate(
             show_default=False,
         ),
     ],
-    model: Annotated[Path, typer.Option(help="Directory of the checkpoint, which gets the calibration.")],
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many queries of each alone.")] = None,
+    model: Annotated[Path, typer.Option(help="Directory of the checkpoint; the calibration is written into it.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N queries of each.")] = None,
     sample: Annotated[
-        int | None, typer.Option(metavar="SEED", help="With --limit: draw so many with this seed instead.")
+        int | None, typer.Option(metavar="SEED", help="With --limit: draw the N at random with this seed instead.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split of a BEIR folder.")] = "test",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts encoded, or pairs scored, at once.")] = 32,
@@ -28,9 +28,9 @@ def calibrate(
     dtype: DtypeOption = None,
     backend: BackendOption = "auto",
 ) -> None:
-    """Fit probabilities to a checkpoint's scores on candidate lists, and store them in its configuration.
+    """Fit how scores become probabilities on candidate lists, and store it in the checkpoint's configuration.
 
-    Scores and rankings stay as they are; rank and predict offer probabilities beside them.
+    Scores and rankings do not change; rank and predict can then return probabilities too.
     """
     from mixencoder.architectures import load_engine
     from mixencoder.base.checkpoints.checkpoint import write_calibration

@@ -16,20 +16,20 @@ from mixencoder.cli.shared import BackendOption, DeviceOption, DtypeOption, Mode
 from mixencoder.errors import InputError
 
 ANSWERS = Path(__file__).with_name("demo.txt")
-"""The bundled list, an answer a line."""
+"""The bundled list, one answer a line."""
 
 
 def demo(
-    query: Annotated[str | None, typer.Option(help="Rank for this query alone.", show_default="asks")] = None,
+    query: Annotated[str | None, typer.Option(help="Rank for this one query.", show_default="asks")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many to show.")] = 5,
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     backend: BackendOption = "auto",
 ) -> None:
-    """Rank a bundled list of short answers for what you type; an empty line or ctrl-d ends it.
+    """Rank a bundled list of short answers for the queries that you type; an empty line or ctrl-d ends it.
 
-    Where standard input is no terminal, every line of it is a query.
+    If standard input is not a terminal, each of its lines is a query.
     """
     from mixencoder.base.empty_texts import tokenless
     from mixencoder.data.candidates import read_candidates

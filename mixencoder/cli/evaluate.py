@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mixencoder.evaluation import Evaluation
 
 INIT_SEED = 0
-"""Of what an untrained model starts at random."""
+"""Seed of the random weights of an untrained model."""
 
 
 def evaluate(
@@ -57,32 +57,32 @@ def evaluate(
     measure: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of rankings any that ir-measures knows; of labelled pairs accuracy, macro-F1; of scored pairs "
-            "Pearson, Spearman. Repeat for several. Data for which none is named get those by default.",
-            show_default="nDCG@10, RR@10, R@1, R@10, Success@1; all of pairs",
+            help="For rankings any measure of ir-measures; for labelled pairs accuracy, macro-F1; for scored pairs "
+            "Pearson, Spearman. Repeat for several. Kinds of data without a measure here use the default.",
+            show_default="nDCG@10, RR@10, R@1, R@10, Success@1; all measures of pairs",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many queries or pairs alone.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N queries or pairs.")] = None,
     sample: Annotated[
-        int | None, typer.Option(metavar="SEED", help="With --limit: draw so many with this seed instead.")
+        int | None, typer.Option(metavar="SEED", help="With --limit: draw the N at random with this seed instead.")
     ] = None,
-    max_query_length: Annotated[int | None, typer.Option(min=3, help="Cut queries after so many tokens.")] = None,
-    max_document_length: Annotated[int | None, typer.Option(min=3, help="Cut documents after so many tokens.")] = None,
+    max_query_length: Annotated[int | None, typer.Option(min=3, help="Cut queries after N tokens.")] = None,
+    max_document_length: Annotated[int | None, typer.Option(min=3, help="Cut documents after N tokens.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts encoded, or pairs scored, at once.")] = 32,
     split: Annotated[str, typer.Option(help="Split of a BEIR folder.")] = "test",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, no table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")] = False,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the JSON object to a file.")] = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Also write every ranking there, TASK.SCORE.run in TREC's format."),
+        typer.Option(metavar="DIR", help="Also write rankings to this folder, as TASK.SCORE.run in TREC's format."),
     ] = None,
     on_empty: OnEmptyOption = "special",
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap's resamples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap's resamples.")] = 0,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     backend: BackendOption = "auto",
 ) -> None:
-    """Measure quality on data that a model has not seen, every figure with a 95% bootstrap interval.
+    """Measure a model on data that it was not trained on; figures have 95% bootstrap intervals.
 
     Ties count against the model. Queries without a right document count as 0.
     """
@@ -102,7 +102,7 @@ def evaluate(
     tasks = read_tasks(data, split=split, limit=limit, sample=sample, label2id=label2id)
     rankings = [task for task in tasks if isinstance(task, RankingTask)]
     if run_dir is not None and not rankings:
-        raise InputError("run files hold rankings, but none of the data are candidate lists; expected no --run-dir")
+        raise InputError("--run-dir is for rankings, but none of the data are candidate lists; expected no --run-dir")
     if run_dir is not None:
         for task in rankings:
             check_run_ids(task)
@@ -147,7 +147,7 @@ def evaluate(
 def _load(model: str | None, backbone: str | None, architecture: str | None, **where: Any) -> "Engine":
     import torch
 
-    from mixencoder.architectures import front_door, load_engine
+    from mixencoder.architectures import engine_class, load_engine
 
     if backbone is None:
         if architecture is not None:
@@ -161,7 +161,7 @@ def _load(model: str | None, backbone: str | None, architecture: str | None, **w
     elif where.pop("backend") != "auto":
         raise InputError(f"--backend chooses a MixEncoder's attention; expected none with a {architecture}")
     torch.manual_seed(INIT_SEED)
-    return front_door(architecture).from_backbone(backbone, **where)
+    return engine_class(architecture).from_backbone(backbone, **where)
 
 
 def _print_figures(found: "dict[str, Evaluation]") -> None:
@@ -172,6 +172,6 @@ def _print_figures(found: "dict[str, Evaluation]") -> None:
         for measure in measures:
             cells = (str(evaluation.figures.get(part, {}).get(measure, "")) for part in parts)
             table.add_row(printable(name), measure, *cells)
-    # a file or a pipe has no width that a line must keep to
+    # a file or a pipe does not limit the width of a line
     width = None if sys.stdout is not None and sys.stdout.isatty() else 60 + 24 * len(parts)
     Console(highlight=False, markup=False, width=width).print(table)

@@ -44,24 +44,24 @@ def build(
     on_empty: OnEmptyOption = "special",
     precision: Annotated[str, typer.Option(help="float32, float16, bfloat16 or int8.")] = "float16",
     layout: Annotated[
-        str, typer.Option(help="projected, or compact: less room, more time for each query.")
+        str, typer.Option(help="projected, or compact: less disk space, more time per query.")
     ] = "projected",
     on_overflow: Annotated[
-        str, typer.Option(help="Documents that are too long: truncate, chunk or error.")
+        str, typer.Option(help="What to do with documents that are too long: truncate, chunk or error.")
     ] = "truncate",
-    store_text: Annotated[bool, typer.Option(help="Keep the texts beside.")] = True,
-    dry_run: Annotated[bool, typer.Option(help="Tell bytes and time, and build nothing.")] = False,
+    store_text: Annotated[bool, typer.Option(help="Also store the texts.")] = True,
+    dry_run: Annotated[bool, typer.Option(help="Only estimate bytes and time.")] = False,
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     backend: BackendOption = "auto",
     batch_size: BatchOption = 32,
 ) -> None:
-    """Encode the candidates of a file into a new index; interrupted, the same command goes on."""
+    """Encode the candidates of a file into a new index; if interrupted, run the same command to continue."""
     from mixencoder.data.candidates import read_candidates
     from mixencoder.fast import MixEncoder
 
-    where = _named(candidates)
+    where = _required(candidates)
     engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
     engine = engine.with_limits(on_empty=on_empty)
     if dry_run:
@@ -70,7 +70,7 @@ def build(
         found = engine.estimate_index(texts, **options)
         typer.echo(
             f"{found.documents:,} candidates: {_size(found.array_bytes)} of arrays, "
-            f"some {_size(found.catalogue_bytes)} of ids and texts, about {found.seconds:,.0f} s"
+            f"about {_size(found.catalogue_bytes)} of ids and texts, about {found.seconds:,.0f} s"
         )
         return
     texts, ids = _columns(where, column, format)
@@ -94,10 +94,10 @@ def add(
     backend: BackendOption = "auto",
     batch_size: BatchOption = 32,
 ) -> None:
-    """Add the candidates of a file; those without an id that are held already are skipped."""
+    """Add the candidates of a file; without ids, those already in the index are skipped."""
     from mixencoder.fast import MixEncoder
 
-    texts, ids = _columns(_named(candidates), column, format)
+    texts, ids = _columns(_required(candidates), column, format)
     engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
     with engine.with_limits(on_empty=on_empty).open_index(path) as index:
         result = index.add(texts, ids, batch_size=batch_size, show_progress_bar=on_terminal())
@@ -138,7 +138,7 @@ def info(
 @app.command()
 @command
 def verify(path: PathArgument) -> None:
-    """Compare everything with its checksums; exit code 2 where something is damaged."""
+    """Check all data against their checksums; exit code 2 if something is damaged."""
     from mixencoder.index import CandidateIndex
 
     with CandidateIndex.open(path, None, read_only=True, check_sizes=False) as index:
@@ -151,7 +151,7 @@ def verify(path: PathArgument) -> None:
 @app.command()
 @command
 def compact(path: PathArgument) -> None:
-    """Write the index anew without what was removed."""
+    """Rewrite the index without removed candidates."""
     from mixencoder.index import CandidateIndex
 
     with CandidateIndex.open(path, None) as index:
@@ -168,7 +168,7 @@ def repair(
     backend: BackendOption = "auto",
     batch_size: BatchOption = 32,
 ) -> None:
-    """Encode what verify found damaged again from its stored text, remove what has none, and compact."""
+    """Encode damaged candidates again from their stored texts, remove those without a text, and compact."""
     from mixencoder.fast import MixEncoder
 
     engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
@@ -180,14 +180,14 @@ def repair(
     )
 
 
-def _named(candidates: str | None) -> str:
+def _required(candidates: str | None) -> str:
     if candidates is None:
         raise InputError("no candidates were named (--candidates FILE)")
     return candidates
 
 
 def _columns(source: str, column: str | None, format: str | None) -> tuple[Iterable[str], Iterable[str] | None]:
-    """Return texts and ids of a file, read as they are asked for, side by side."""
+    """Return two iterables, a file's texts and its ids (None if it has none), which read the file as they advance."""
     from mixencoder.data.candidates import iterate_candidates
 
     rows = iterate_candidates(source, column=column, format=format)

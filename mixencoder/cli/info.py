@@ -1,4 +1,4 @@
-"""``mixencoder info``: what is installed here, and what runs."""
+"""``mixencoder info``: versions, devices and attention backends."""
 
 import importlib.util
 import sys
@@ -11,7 +11,7 @@ from mixencoder.errors import MixEncoderError
 
 
 def info() -> None:
-    """Print versions, devices, the attention backend and why."""
+    """Print versions, devices, and which attention backend is used and why."""
     import torch
 
     from mixencoder.bundled import default_checkpoint
@@ -32,7 +32,7 @@ def info() -> None:
         reasons = not_supported_reasons(name)
         table.add_row(f"backend {name}", "can run" if not reasons else f"cannot run: {', '.join(reasons)}")
     chosen = "triton" if not not_supported_reasons("triton") and torch.cuda.is_available() else "torch"
-    why = "a GPU is there" if chosen == "triton" else "the fastest backend that can run on a CPU"
+    why = "there is a GPU" if chosen == "triton" else "the fastest backend that can run on a CPU"
     table.add_row("backend auto", f"{chosen}: {why}")
     try:
         table.add_row("default model", str(default_checkpoint()))

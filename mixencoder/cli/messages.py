@@ -1,4 +1,4 @@
-"""What a command says on standard error: messages, warnings once each, a notice on a terminal while it loads."""
+"""Print to standard error: messages, every kind of warning once, and a notice on a terminal while a command loads."""
 
 import io
 import logging
@@ -18,13 +18,13 @@ from mixencoder.errors import EmptyTextWarning
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 _COUNTS = re.compile(r"(\d[\d,]*)(?: of (\d[\d,]*))? (.+)")
 """A warning that begins with what it counted: "12 of 20 documents are ..."."""
-_standing: list[str] = []
-"""The notice on the terminal, where there is one."""
+_notices: list[str] = []
+"""Notices that are shown on the terminal now."""
 
 
 def say(text: str) -> None:
-    """Print a message on standard error, in the place of a notice if one stands there."""
-    _take_back()
+    """Print a message on standard error, over a notice if one is shown."""
+    _erase_notices()
     _errors.print(printable(text), markup=False)
 
 
@@ -33,8 +33,8 @@ def on_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def take_any_character() -> None:
-    r"""Let what a stream's encoding cannot hold be written as ``\u2019``, where it would be an error."""
+def escape_unencodable() -> None:
+    r"""Write characters that standard output and error cannot encode as escapes (``\u2019``) instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -42,78 +42,78 @@ def take_any_character() -> None:
 
 @contextmanager
 def notice(text: str) -> Generator[None]:
-    """Show a line on a terminal while something takes its time, and nothing where standard error is no terminal."""
+    """Show a line while something takes time, if standard error is a terminal."""
     if on_terminal():
         sys.stderr.write(text)
         sys.stderr.flush()
-        _standing.append(text)
+        _notices.append(text)
     try:
         yield
     finally:
-        _take_back()
+        _erase_notices()
 
 
-def _take_back() -> None:
-    while _standing:
+def _erase_notices() -> None:
+    while _notices:
         # blanks, as not every terminal knows how to clear a line
-        sys.stderr.write(f"\r{' ' * len(_standing.pop())}\r")
+        sys.stderr.write(f"\r{' ' * len(_notices.pop())}\r")
         sys.stderr.flush()
 
 
 @contextmanager
-def told_warnings() -> Generator[None]:
-    """Say warnings, Python's and those of the project's loggers, in one line each and every kind once.
+def print_warnings() -> Generator[None]:
+    """Print warnings, Python's and those of the project's loggers, on one line each, and each of them once.
 
-    Those that begin with a count wait for the end, and come once with the sum of the counts.
+    Warnings that begin with a count are printed at the end, with the sum of the counts.
     """
-    teller = _Teller(logging.WARNING)
+    printer = _WarningPrinter(logging.WARNING)
     loggers = [logging.getLogger(name) for name in ("mixencoder", "mixkernels")]
     with warnings.catch_warnings():
         if not sys.warnoptions:
-            # by default a text is shown once for a line of code, which would hide counts
+            # Python's default shows a text once per line of code, which would lose counts
             warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, category, *_, **__: teller.show(message, category)
+        warnings.showwarning = lambda message, category, *_, **__: printer.show(message, category)
         for logger in loggers:
-            logger.addHandler(teller)
+            logger.addHandler(printer)
         try:
             yield
         finally:
             for logger in loggers:
-                logger.removeHandler(teller)
-            teller.finish()
+                logger.removeHandler(printer)
+            printer.finish()
 
 
-class _Teller(logging.Handler):
-    """Says warnings: those without a count at once and once, those with one at the end."""
+class _WarningPrinter(logging.Handler):
+    """Prints warnings once: those without a count immediately, those with a count at the end."""
 
     def __init__(self, level: int) -> None:
         super().__init__(level)
-        self._said: set[str] = set()
+        self._printed: set[str] = set()
         self._counts: dict[str, _Count] = {}
-        self._knows_places = False
+        self._has_located = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.hear(record.getMessage())
+        self.add(record.getMessage())
 
     def show(self, message: Warning | str, category: type[Warning]) -> None:
-        """Take the place of `warnings.showwarning`."""
+        """Print a Python warning, instead of `warnings.showwarning`."""
         if issubclass(category, TokenlessWarning):
-            self._knows_places = True
-        elif issubclass(category, EmptyTextWarning) and self._knows_places:
-            # the engine's, of the same texts, knows neither file nor line
+            self._has_located = True
+        elif issubclass(category, EmptyTextWarning) and self._has_located:
+            # the engine warns of the same texts, without file and line
             return
-        self.hear(str(message))
+        self.add(str(message))
 
-    def hear(self, text: str) -> None:
+    def add(self, text: str) -> None:
         text = " ".join(text.split())
         if counted := _COUNTS.fullmatch(text):
             count, total, rest = counted.groups()
-            # behind a semicolon stands what differs from call to call, such as the first text
+            # what follows a semicolon differs from call to call, such as the first text
             kind = f"{'of' if total else ''} {rest.partition(';')[0]}"
             before = self._counts.get(kind, _Count(0, 0, rest))
             self._counts[kind] = _Count(before.count + _number(count), before.total + _number(total), before.rest)
-        elif text not in self._said:
-            self._said.add(text)
+        elif text not in self._printed:
+            self._printed.add(text)
             say(f"warning: {text}")
 
     def finish(self) -> None:
@@ -122,7 +122,7 @@ class _Teller(logging.Handler):
 
 
 class _Count(NamedTuple):
-    """What warnings of one kind counted together, and the words of the first."""
+    """The summed counts of warnings of one kind, and the words of the first."""
 
     count: int
     total: int

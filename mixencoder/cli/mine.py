@@ -14,14 +14,15 @@ def mine(
     data: Annotated[Path, typer.Argument(help="Training pairs or candidate lists, or a BEIR folder.")],
     output: Annotated[Path, typer.Option(help="File of candidate lists to write, .jsonl or .jsonl.gz.")],
     documents: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Further documents that may serve: .txt, .jsonl, .csv or .tsv.")
+        str | None,
+        typer.Option(metavar="FILE", help="Further possible negatives: .txt, .jsonl, .csv or .tsv."),
     ] = None,
-    negatives: Annotated[int, typer.Option(min=1, help="For each query, at most.")] = 8,
-    skip: Annotated[int, typer.Option(min=0, help="Pass over so many of the highest: they may be right.")] = 0,
+    negatives: Annotated[int, typer.Option(min=1, help="Most negatives per query.")] = 8,
+    skip: Annotated[int, typer.Option(min=0, help="Skip the N highest; they may be unlabelled positives.")] = 0,
     margin: Annotated[
         float | None,
         typer.Option(
-            help="Score that a negative stays below the right documents, at least; drops what the model gets wrong.",
+            help="A negative scores at least this much below the right documents; drops what the model gets wrong.",
             show_default="none",
         ),
     ] = None,

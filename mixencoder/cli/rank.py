@@ -25,12 +25,14 @@ from mixencoder.errors import InputError
 
 
 def rank(
-    query: Annotated[str, typer.Argument(help="What to look for.")],
+    query: Annotated[str, typer.Argument(help="Text to rank candidates for.")],
     candidates: CandidatesOption = None,
-    index: Annotated[Path | None, typer.Option(help="Index to rank instead (mixencoder index build).")] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="Index to rank instead of a file (mixencoder index build).")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="How many to show.", show_default="all")] = None,
     prefilter: Annotated[
-        int | None, typer.Option(min=1, help="With an index: let the best so many by the dual score interact alone.")
+        int | None, typer.Option(min=1, help="With an index: fully score only the N best by dual score.")
     ] = None,
     column: ColumnOption = None,
     format: FormatOption = None,

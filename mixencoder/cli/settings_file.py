@@ -1,6 +1,6 @@
-"""Settings in YAML, as `train` takes them: plain values alone, small, and refused by line where they are anything else.
+"""Read YAML settings of `train`: small files of plain values; errors name the line.
 
-YAML can do more than settings need: aliases that unfold to any size, tags that make objects, keys named twice.
+Other features of YAML are rejected: aliases that expand to any size, tags that make objects, keys set twice.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ _DEEPEST = 20
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Reads numbers, texts, lists and mappings; neither aliases nor tags, and dates as the texts that they are."""
+    """Reads numbers, texts, lists and mappings, but no aliases or tags; dates stay texts."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  (yaml's own form)
         first: [pair for pair in resolvers if pair[0] != "tag:yaml.org,2002:timestamp"]
@@ -24,33 +24,33 @@ class _PlainLoader(yaml.SafeLoader):
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Refuse what unfolds, nests deeper than settings do, or asks for objects."""
+        """Raise on aliases, on tags, and on values nested too deep."""
         event = self.peek_event()
         if self.check_event(yaml.AliasEvent):
-            raise _Refused("aliases (*name) are not read; write the value out", event.start_mark)
+            raise _Rejected("aliases (*name) are not read; write the value out", event.start_mark)
         if getattr(event, "tag", None) not in (None, "!"):
-            raise _Refused("tags (!name) are not read; write a plain value", event.start_mark)
+            raise _Rejected("tags (!name) are not read; write a plain value", event.start_mark)
         if self._depth >= _DEEPEST:
-            raise _Refused(f"values nest deeper than {_DEEPEST} levels", event.start_mark)
+            raise _Rejected(f"values nest deeper than {_DEEPEST} levels", event.start_mark)
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse keys that are no texts or numbers, or come twice."""
+        """Raise on keys that are lists or mappings, or are set twice."""
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise _Refused("a key is no plain name", key.start_mark)
+                raise _Rejected("a key is not a plain name", key.start_mark)
             if (name := self.construct_object(key)) in seen:
-                raise _Refused(f"{name} is set twice", key.start_mark)
+                raise _Rejected(f"{name} is set twice", key.start_mark)
             seen.add(name)
         return super().construct_mapping(node, deep=deep)
 
 
-class _Refused(yaml.MarkedYAMLError):
-    """YAML that is valid and not read here."""
+class _Rejected(yaml.MarkedYAMLError):
+    """Valid YAML that settings may not use."""
 
     def __init__(self, problem: str, mark: Any) -> None:
         super().__init__(None, None, problem, mark)
@@ -74,15 +74,15 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise DataError(f"{path} holds a {type(fields).__name__}; expected fields with values")
     if wrong := [name for name in fields if not isinstance(name, str)]:
-        raise DataError(f"{path}: the field {wrong[0]!r} is no name; expected fields with values")
+        raise DataError(f"{path}: the field {wrong[0]!r} is not a name; expected fields with values")
     return fields
 
 
 def parse_value(text: str, where: str) -> Any:
-    """Return what a YAML text spells.
+    """Return the value of a YAML text.
 
     Raises:
-        DataError: it spells nothing that is read here; the message starts with where.
+        DataError: the text is not valid, or its value is not plain; the message starts with where.
     """
     try:
         # the loader is a safe one
@@ -93,5 +93,5 @@ def parse_value(text: str, where: str) -> Any:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise DataError(f"{where}{line}: {problem}") from error
     except (ValueError, RecursionError) as error:
-        # numbers of thousands of digits, for one
+        # for example a number with thousands of digits
         raise DataError(f"{where} cannot be read: {error}") from error

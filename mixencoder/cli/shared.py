@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mixencoder.base.texts import printable
-from mixencoder.cli.messages import say, take_any_character, told_warnings
+from mixencoder.cli.messages import escape_unencodable, print_warnings, say
 from mixencoder.errors import InputError, MixEncoderError
 from mixkernels.errors import MixKernelsError
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from mixencoder.base.results import RankResult
 
 
-def at_home(value: Any) -> Any:
-    """Return a path, or several, with a leading ``~`` as the home folder; anything else as it is.
+def expand_home(value: Any) -> Any:
+    """Return a path, or a list of paths, with a leading ``~`` replaced by the home folder; anything else unchanged.
 
     Raises:
-        InputError: there is no such home.
+        InputError: the home folder is not known.
     """
     if isinstance(value, list | tuple):
-        return [at_home(part) for part in value]
+        return [expand_home(part) for part in value]
     if not isinstance(value, str | Path) or not str(value).startswith("~"):
         return value
-    # not above: it imports torch
+    # imported here, as it imports torch
     from mixencoder.base.inputs import local_path
 
     return type(value)(local_path(value))
@@ -52,8 +52,8 @@ CandidatesOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help=".txt (a candidate a line), .jsonl (text, optional id), .csv, .tsv or .parquet (--column), the first four "
-        "also with .gz, or - for stdin.",
+        help=".txt (one candidate a line), .jsonl (text, optional id), .csv, .tsv or .parquet (--column), the first "
+        "four also with .gz, or - for stdin.",
     ),
 ]
 ColumnOption = Annotated[str | None, typer.Option(help="Column of a table that holds the texts.")]
@@ -61,37 +61,37 @@ FormatOption = Annotated[
     str | None,
     typer.Option(
         metavar="FORMAT",
-        help="What the file holds, whatever its name: txt, jsonl, csv, tsv or parquet.",
-        show_default="by the name; txt of stdin",
+        help="Format of the file: txt, jsonl, csv, tsv or parquet.",
+        show_default="by the file's ending; txt for stdin",
     ),
 ]
 OnEmptyOption = Annotated[
     str,
     typer.Option(
         metavar="special|error",
-        help="Texts without a token: read as the tokenizer's special tokens alone, or refused with their place.",
+        help="Texts without a token: special reads the tokenizer's special tokens alone, error stops at the first.",
     ),
 ]
 
 _PATHS = ("backbone", "candidates", "data", "data_dir", "documents", "model", "output", "teacher")
-"""Parameters that may be paths where they are texts, as a hub id, - or a weight may stand there too."""
+"""Text parameters that may be paths, but also a hub id, - or PATH=WEIGHT."""
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Run a command as its user meets it.
+    """Wrap a command with the handling of errors, warnings and paths that all commands share.
 
-    Errors of the project, of files and of memory end with one message and exit code 2, ctrl-c with 130; warnings are
-    said once each; a leading ``~`` of a path is the home folder.
+    Errors of the project, of files and of memory end with one message and exit code 2, ctrl-c with 130; each warning is
+    printed once; a leading ``~`` of a path is the home folder.
     """
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
-        take_any_character()
+        escape_unencodable()
         try:
-            with told_warnings():
+            with print_warnings():
                 _quiet_transformers()
                 paths = {
-                    name: at_home(value)
+                    name: expand_home(value)
                     for name, value in kwargs.items()
                     if name in _PATHS or not isinstance(value, str)
                 }
@@ -105,11 +105,11 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             _fail(_NO_MEMORY)
         except OSError as error:
             if error.errno == errno.EPIPE:
-                # nobody reads on, as behind head; typer ends quietly
+                # the reader of the pipe has ended, as head does; typer exits quietly
                 raise
             _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except RuntimeError as error:
-            # PyTorch's allocators have no type of error in common
+            # PyTorch's allocators share no error type
             if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error):
                 raise
             _fail(_NO_MEMORY)
@@ -126,7 +126,7 @@ def _fail(message: str) -> None:
 
 
 def print_ranking(query: str, results: "Sequence[RankResult]") -> None:
-    """Print what `MixEncoder.rank` gave for a query, with the texts, as a table on standard output."""
+    """Print the results of `MixEncoder.rank` for a query, with their texts, as a table on standard output."""
     title = Text(f"“{printable(query)}”", style="italic")
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("#", justify="right", no_wrap=True)
@@ -137,31 +137,31 @@ def print_ranking(query: str, results: "Sequence[RankResult]") -> None:
     has_ids = "id" in results[0]
     if has_ids:
         table.add_column("id", overflow="fold")
-    # a narrow terminal breaks words, rather than to leave some out
+    # on a narrow terminal, break words instead of leaving some out
     table.add_column("candidate", overflow="fold")
-    for place, result in enumerate(results, start=1):
+    for number, result in enumerate(results, start=1):
         names = [result["id"]] if has_ids else []
         numbers = [f"{result['score']:.2f}"] + ([f"{result['probability']:.0%}"] if has_probabilities else [])
         texts = [Text(printable(text)) for text in (*names, result.get("text") or "")]
-        table.add_row(str(place), *numbers, *texts)
+        table.add_row(str(number), *numbers, *texts)
     Console(highlight=False).print(table)
 
 
 def print_json(value: Any) -> None:
-    """Print JSON on standard output; what a terminal would act on, or its encoding lacks, stands as an escape.
+    """Print JSON on standard output; control characters, and what its encoding lacks, are escaped.
 
     Raises:
         InputError: as `json_text`.
     """
     text = json_text(value, getattr(sys.stdout, "encoding", None) or "utf-8")
     if printable(text) != text:
-        # DEL is ASCII and stays otherwise
+        # json does not escape DEL
         text = json.dumps(value, indent=2).replace("\x7f", "\\u007f")
     typer.echo(text)
 
 
 def json_text(value: Any, encoding: str = "utf-8") -> str:
-    """Return a result as JSON, with escapes where an encoding cannot hold it.
+    """Return a result as JSON, escaped if the encoding cannot hold it.
 
     Raises:
         InputError: a number is NaN or infinite, which JSON does not know.

@@ -22,7 +22,7 @@ def train(
         list[str] | None,
         typer.Option(help="Data file or BEIR folder, optionally =WEIGHT; repeat for several (docs/training.md)."),
     ] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Folder that relative data paths start from.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Folder that relative paths of --data start from.")] = None,
     architecture: Annotated[
         str | None,
         typer.Option(
@@ -31,7 +31,7 @@ def train(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help='Trained model to go on from; "bundled" is the default one.')
+        str | None, typer.Option(help='Trained model to continue from; "bundled" is the default one.')
     ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="Encoder to start from.", show_default="that of the bundled checkpoint")
@@ -43,31 +43,33 @@ def train(
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples a step.")] = None,
-    mini_batch_size: Annotated[int | None, typer.Option(help="Texts encoded at once, to save memory.")] = None,
-    negatives: Annotated[int | None, typer.Option(help="Listed negatives drawn for each query.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak rate of the backbone.")] = None,
-    head_learning_rate: Annotated[float | None, typer.Option(help="Peak rate of everything on top of it.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples of a batch in each process.")] = None,
+    mini_batch_size: Annotated[
+        int | None, typer.Option(help="Texts encoded at once (GradCache), to save memory.")
+    ] = None,
+    negatives: Annotated[int | None, typer.Option(help="Most listed negatives drawn for each query.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of the backbone.")] = None,
+    head_learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of the rest.")] = None,
     teacher: Annotated[
         str | None, typer.Option(help="Trained model, such as a cross-encoder, whose scores are learned too.")
     ] = None,
-    distillation: Annotated[str | None, typer.Option(help="How: kl or margin-mse.")] = None,
+    distillation: Annotated[str | None, typer.Option(help="Loss on the teacher's scores: kl or margin-mse.")] = None,
     distillation_weight: Annotated[
-        float | None, typer.Option(help="Of the teacher's loss, 0 to 1; the labels' weighs the rest.")
+        float | None, typer.Option(help="Weight of the teacher's loss, 0 to 1; the labels' loss gets the rest.")
     ] = None,
     bf16: Annotated[bool | None, typer.Option(help="Autocast to bfloat16.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     on_empty: Annotated[
         str | None,
         typer.Option(
-            help="Texts without a token: special (read as special tokens alone, counted) or error.",
+            help="Texts without a token: special (read special tokens alone, and warn) or error.",
             show_default="special",
         ),
     ] = None,
-    resume: Annotated[bool | None, typer.Option(help="Go on with an interrupted run.")] = None,
+    resume: Annotated[bool | None, typer.Option(help="Continue an interrupted run.")] = None,
 ) -> None:
     """Train a model from data files, given by flags or a YAML file; torchrun runs it in several processes."""
-    # first, so that these are the parameters alone
+    # before other local variables exist, so that these are only the parameters
     flags = {name: value for name, value in locals().items() if name not in ("config", "settings")}
     from mixencoder.cli.settings_file import read_settings
 
@@ -80,7 +82,7 @@ def train(
         fields["config"] = {**chosen, **dict(map(_setting, settings))}
     fields |= {name: value for name, value in flags.items() if value is not None}
     if "output" not in fields:
-        raise InputError("no output directory was named (--output, or output: in the YAML file)")
+        raise InputError("no output directory was given (--output, or output: in the YAML file)")
     from mixencoder.training.config import TrainConfig, checked, data_specs
     from mixencoder.training.folders import RECORD, last_checkpoint, unfinished_folder
     from mixencoder.training.run import train as run_training
@@ -98,25 +100,25 @@ def train(
     except MixEncoderError as error:
         raise type(error)(f"{prefix}{error}") from error
     try:
-        with _said(), _terminated_as_interrupted():
+        with _printed_logs(), _sigterm_interrupts():
             run_training(configured)
     except KeyboardInterrupt as stop:
-        place = Path(configured.output)
-        if (place / RECORD).is_file():
-            left = f"the model was saved to {place} before"
-        elif kept := last_checkpoint(unfinished_folder(place)):
-            left = f"{kept} is whole, and the same command with --resume goes on from it"
+        trained = Path(configured.output)
+        if (trained / RECORD).is_file():
+            left = f"the model was saved to {trained} before"
+        elif kept := last_checkpoint(unfinished_folder(trained)):
+            left = f"{kept} is complete, and the same command with --resume continues from it"
         else:
-            left = "there was no checkpoint yet (save_every), so that nothing is left"
+            left = "there was no checkpoint yet (save_every), so nothing is left"
         say(f"interrupted: {left}")
         raise typer.Exit(128 + (stop.args[0] if stop.args else signal.SIGINT)) from None
     say(f"saved to {configured.output}")
 
 
 @contextmanager
-def _said() -> Generator[None]:
-    """Print what the library notes on the terminal, from the first process alone."""
-    handler = _Sayer()
+def _printed_logs() -> Generator[None]:
+    """Print the library's log messages on the terminal; processes after the first print only errors."""
+    handler = _LogPrinter()
     logger = logging.getLogger("mixencoder")
     level = logger.level
     logger.addHandler(handler)
@@ -128,13 +130,13 @@ def _said() -> Generator[None]:
         logger.setLevel(level)
 
 
-class _Sayer(logging.Handler):
+class _LogPrinter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         say(f"warning: {record.getMessage()}" if record.levelno >= logging.WARNING else record.getMessage())
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Generator[None]:
+def _sigterm_interrupts() -> Generator[None]:
     """Let SIGTERM, which batch systems send, end a run as Ctrl-C does."""
 
     def interrupt(number: int, _: object) -> None:

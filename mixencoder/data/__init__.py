@@ -1,4 +1,4 @@
-"""Reading data: candidates, training examples and tasks, out of text, tables, JSON lines and BEIR folders.
+"""Read candidates, training examples and evaluation tasks from text files, tables, JSON lines and BEIR folders.
 
-`lines`, `jsonlines` and `tables` know files; `candidates`, `examples` and `beir` know what the rows mean.
+`lines`, `jsonlines` and `tables` parse file formats; `candidates`, `examples` and `beir` interpret the rows.
 """

@@ -1,4 +1,4 @@
-"""Reading a folder in BEIR layout with a first-stage run beside it: corpus, queries, judgements, candidates.
+"""Read a folder in BEIR layout that also holds a first-stage run: corpus, queries, judgements, candidates.
 
 Files, each also with or without .gz: ``corpus.jsonl`` (_id, title, text), ``queries.SPLIT.jsonl`` or ``queries.jsonl``
 (_id, text), ``qrels.SPLIT.tsv`` or ``qrels/SPLIT.tsv`` (query-id, corpus-id, score; or TREC's four columns),
@@ -46,9 +46,9 @@ class BeirSplit:
     run: dict[str, list[str]]
     """Query id -> document ids of the first stage, best first."""
     suspect_documents: dict[str, str] = field(default_factory=dict)
-    """Document id -> where it stands, of documents that may hold no token."""
+    """Document id -> file and line, for documents that may hold no token."""
     suspect_queries: dict[str, str] = field(default_factory=dict)
-    """The same of queries."""
+    """The same for queries."""
 
 
 class _Line(NamedTuple):
@@ -63,11 +63,11 @@ class _Line(NamedTuple):
 def read_beir(folder: Path, split: str) -> BeirSplit:
     """Read a split of a folder in BEIR layout.
 
-    Judged documents that the corpus lacks, and queries of the run that nobody judged, are counted and said.
+    Warns about judged documents that the corpus lacks, and about queries of the run that have no judgement.
 
     Raises:
-        DataError: a file is missing or has a wrong line, two lines contradict each other, or the run names a document
-            that is not in the corpus.
+        DataError: a file is missing or has a malformed line, two lines contradict each other, or the run names a
+            document that is not in the corpus.
     """
     files = beir_files(folder, split)
     corpus, suspect_documents = _read_texts(files.corpus, with_titles=True)
@@ -109,9 +109,9 @@ def beir_files(folder: Path, split: str) -> BeirFiles:
     runs = sorted([*folder.glob(f"*.{split}.run.gz"), *folder.glob(f"*.{split}.run")])
     if not runs:
         raise DataError(
-            f"{folder} holds no *.{split}.run[.gz]: BEIR's folders come without a first-stage run, whose "
-            "documents are what is ranked; expected a TREC run, a line `qid Q0 docid rank score tag` for each, "
-            "such as BM25's best hundred of every query (docs/files.md shows how to make one)"
+            f"{folder} holds no *.{split}.run[.gz]: the documents to rank come from a first-stage run, which BEIR's "
+            "own folders lack; expected a TREC run with lines `qid Q0 docid rank score tag`, such as BM25's best 100 "
+            "documents of every query (docs/files.md shows how to make one)"
         )
     if len(runs) > 1:
         names = ", ".join(path.name for path in runs)
@@ -129,7 +129,7 @@ def _find(folder: Path, *names: str) -> Path:
 
 
 def _read_texts(path: Path, *, with_titles: bool = False) -> tuple[dict[str, str], dict[str, str]]:
-    """Return {id: text} and {id: where} of those that may hold no token."""
+    """Return {id: text}, and {id: file and line} of the texts that may hold no token."""
     texts: dict[str, str] = {}
     suspects: dict[str, str] = {}
     for number, row in parse_json_lines(read_lines(path), str(path)):
@@ -141,7 +141,7 @@ def _read_texts(path: Path, *, with_titles: bool = False) -> tuple[dict[str, str
             rows = parse_json_lines(read_lines(path), str(path))
             first = next(earlier for earlier, other in rows if as_text(other["_id"]) == name)
             raise DataError(
-                f"{path}, line {number}: _id {name!r} has another text than in line {first}; expected ids that differ"
+                f"{path}, line {number}: _id {name!r} has another text than in line {first}; expected unique ids"
             )
         if may_be_tokenless(text):
             suspects.setdefault(name, f"{path}, line {number} (_id {name})")
@@ -156,7 +156,7 @@ def _text(row: dict, key: str, path: Path, number: int) -> str:
 
 
 def _collect(path: Path, read: Callable[[Path], Iterator[_Line]], *, may_repeat: bool) -> dict[str, dict[str, float]]:
-    """Return {query: {document: value}}; a pair listed again is refused, with may_repeat only if its value differs."""
+    """Return {query: {document: value}}. Raises if a pair comes twice; with may_repeat only if the values differ."""
     found: dict[str, dict[str, float]] = {}
     for line in read(path):
         values = found.setdefault(line.query, {})
@@ -171,13 +171,13 @@ def _collect(path: Path, read: Callable[[Path], Iterator[_Line]], *, may_repeat:
 
 
 def _judgements(path: Path) -> Iterator[_Line]:
-    """Yield a file's judgements: three columns (BEIR) or four (TREC), by tabs or blanks, but for a header line."""
+    """Yield a file's judgements, without a header line: three columns (BEIR) or four (TREC), by tabs or spaces."""
     is_first = True
     for number, line in read_lines(path):
         fields = _fields(line, (3, 4))
         if not fields:
             continue
-        # one that holds a digit is a grade, if a wrong one
+        # a last field with a digit is a grade, though maybe a malformed one
         is_header = is_first and not any(map(str.isdigit, fields[-1]))
         is_first = False
         if is_header:
@@ -185,14 +185,14 @@ def _judgements(path: Path) -> Iterator[_Line]:
         grade = _GRADE.fullmatch(fields[-1])
         if len(fields) not in (3, 4) or grade is None:
             raise DataError(
-                f"{path}, line {number}: {line!r}; expected query-id, corpus-id, whole score, or TREC's qid 0 docid "
-                "grade, by tabs or blanks"
+                f"{path}, line {number}: {line!r}; expected query-id, corpus-id, integer score, or TREC's qid 0 "
+                "docid grade, separated by tabs or spaces"
             )
         yield _Line(number, fields[0], fields[-2], int(grade[1]))
 
 
 def _run_lines(path: Path) -> Iterator[_Line]:
-    """Yield a run's lines; the score orders them, as in trec_eval, and the rank is not read."""
+    """Yield a run's lines. As in trec_eval, the scores give the order, and the rank column is ignored."""
     for number, line in read_lines(path):
         fields = _fields(line, (6,))
         if not fields:
@@ -209,6 +209,6 @@ def _run_lines(path: Path) -> Iterator[_Line]:
 
 
 def _fields(line: str, counts: tuple[int, ...]) -> list[str]:
-    """Return a line's fields: by tabs where that gives a right number (ids may hold blanks), else by blanks."""
+    """Split a line at tabs if that gives one of `counts` fields (ids may hold spaces), else at whitespace."""
     by_tabs = [part.strip() for part in line.strip().split("\t")]
     return by_tabs if len(by_tabs) in counts and all(by_tabs) else line.split()

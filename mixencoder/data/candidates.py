@@ -1,4 +1,4 @@
-"""Reading candidates for the command line: text files, JSON lines, tables, pipes, or standard input."""
+"""Read candidates for the command line: text files, JSON lines, tables, pipes, or standard input."""
 
 import stat
 import warnings
@@ -15,12 +15,12 @@ CANDIDATE_FORMATS = ("txt", *FORMATS)
 
 
 class Candidates(NamedTuple):
-    """Texts in file order, and their ids where the file has any."""
+    """Texts in file order, and their ids if the file has any."""
 
     texts: list[str]
     ids: list[str] | None
     suspects: list[Suspect]
-    """Those that may hold no token."""
+    """Texts that may hold no token."""
 
 
 class Candidate(NamedTuple):
@@ -36,20 +36,20 @@ def read_candidates(source: str, *, column: str | None = None, format: str | Non
     """Read all candidates of a file, as `iterate_candidates` does.
 
     Raises:
-        DataError: as `iterate_candidates`, or the file holds no candidate, or two have one id.
+        DataError: as `iterate_candidates`, or the file holds no candidate, or two have the same id.
         InputError: as `iterate_candidates`.
     """
     texts, ids, suspects = [], [], []
-    places: dict[str, str] = {}
+    seen: dict[str, str] = {}
     for candidate in _iterate(source, column, format):
         texts.append(candidate.text)
         if candidate.id is not None:
-            if candidate.id in places:
+            if candidate.id in seen:
                 raise DataError(
-                    f"{candidate.where}: the id {candidate.id!r} is also that of {places[candidate.id]}; expected ids "
-                    "that differ"
+                    f"{candidate.where}: the id {candidate.id!r} is also that of {seen[candidate.id]}; expected unique "
+                    "ids"
                 )
-            places[candidate.id] = candidate.where
+            seen[candidate.id] = candidate.where
             ids.append(candidate.id)
         if may_be_tokenless(candidate.text):
             suspects.append(Suspect(candidate.where, candidate.text))
@@ -64,11 +64,11 @@ def iterate_candidates(
     """Yield (text, id) of candidates one by one; either all have an id or none has.
 
     Args:
-        source: a file, also gzipped: .txt (a candidate a line, empty lines passed over), .jsonl (`text`, optional
-            `id`), .csv, .tsv or .parquet (`column`, or the only one, or "text"; an "id" column is taken along); or "-",
-            standard input. Standard input and pipes are read as .txt.
-        column: of a table.
-        format: of `CANDIDATE_FORMATS`, whatever the name; None goes by the name.
+        source: a file, also gzipped: .txt (one candidate a line, empty lines skipped), .jsonl (`text`, optional
+            `id`), .csv, .tsv or .parquet (texts from `column`, else the only column, else "text"; ids from a column
+            "id", if there is one); or "-", standard input. Standard input and pipes are read as .txt.
+        column: column of a table that holds the texts.
+        format: one of `CANDIDATE_FORMATS`; None infers it from the file's name.
 
     Raises:
         DataError: the file cannot be read, is not UTF-8, lacks a column, a field or an id; the message names file and
@@ -82,9 +82,9 @@ def _iterate(source: str, column: str | None, format: str | None) -> Iterator[Ca
     kind = _kind(source, format)
     has_columns = kind in ("csv", "tsv", "parquet")
     if column is not None and not has_columns:
-        raise DataError(f"{_name(source)}: a column was named ({column!r}), but {kind} has none")
+        raise DataError(f"{_name(source)}: column {column!r} was given, but a {kind} file has no columns")
     if kind == "txt":
-        yield from _read_plain(source, warns=format is None)
+        yield from _read_plain(source, warn_of_json=format is None)
     else:
         yield from _read_fields(source, kind, column, has_columns=has_columns)
 
@@ -106,7 +106,7 @@ def _kind(source: str, format: str | None) -> str:
     expected = ", ".join(f".{known}" for known in CANDIDATE_FORMATS)
     raise DataError(
         f"{source}: files ending in {path.suffix!r} are not read; expected {expected}, each also with .gz, or - for "
-        "standard input (format: says what a file of another name holds)"
+        "standard input; for a file with another ending give its format"
     )
 
 
@@ -121,16 +121,16 @@ def _name(source: str) -> str:
     return "standard input" if source == "-" else source
 
 
-def _read_plain(source: str, *, warns: bool) -> Iterator[Candidate]:
-    """Yield the lines that are not blank; warn where they look like objects and nobody said that they are text."""
+def _read_plain(source: str, *, warn_of_json: bool) -> Iterator[Candidate]:
+    """Yield the lines that are not blank. With warn_of_json, warn at the first that looks like a JSON object."""
     name = _name(source)
     for number, line in read_stdin() if source == "-" else read_lines(Path(source)):
-        if warns and line.startswith("{") and line.rstrip().endswith("}"):
+        if warn_of_json and line.startswith("{") and line.rstrip().endswith("}"):
             warnings.warn(
-                f"{name}, line {number}: a JSON object is ranked as it stands; format jsonl reads its text",
+                f"{name}, line {number}: a JSON object is ranked as plain text; format jsonl ranks its text field",
                 stacklevel=2,
             )
-            warns = False
+            warn_of_json = False
         if line.strip():
             yield Candidate(f"{name}, line {number}", line, None)
 

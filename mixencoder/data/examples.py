@@ -1,6 +1,6 @@
-"""From rows to examples: training and evaluation data by shape, which is read off the columns (docs/training.md).
+"""Turn rows into training and evaluation examples, according to their columns (docs/training.md).
 
-Every source is checked whole before training starts. `mixencoder.training.batches` draws batches from sources.
+Every source is read and checked as a whole before training starts; `mixencoder.training.batches` draws batches.
 """
 
 import logging
@@ -36,12 +36,12 @@ def read_source(
         source: the file, folder or rows.
         weight: see `Source`.
         label2id: class names of the classification head; None if the model has none.
-        task: one of `TASKS`; None reads it off the data.
-        name: of the source; None takes the file's.
+        task: one of `TASKS`; None infers it from the data.
+        name: name of the source; None takes the file's.
 
     Raises:
-        DataError: the file cannot be read, a line has the wrong shape, a label is out of range, nothing usable is in
-            it, or all of it has one label. The message names file, line, found and expected fields.
+        DataError: the file cannot be read, a line has the wrong shape, a label is out of range, no example is
+            usable, or all pairs have the same label. The message names file, line, found and expected fields.
         InputError: the task does not exist.
     """
     if task is not None and task not in TASKS:
@@ -65,7 +65,7 @@ def read_source(
             raise DataError(f"{label} holds examples of {found}; expected {task}")
         found = task
     _check_targets(label, found, examples)
-    _say_equal_texts(label, found, examples)
+    _warn_of_equal_texts(label, found, examples)
     return with_known_answers([Source(name, found, examples, weight)])[0]
 
 
@@ -84,7 +84,7 @@ def read_ranking_rows(path: Path) -> Iterator[tuple[str, list[str], list[float]]
 
 
 def class_names(source: Data) -> set[str]:
-    """Return the labels of a file of labelled pairs that are names, none for other files and for numbers.
+    """Return the class names among the labels of a file of labelled pairs; none for other files and numeric labels.
 
     Raises:
         DataError: the file cannot be read.
@@ -103,15 +103,15 @@ def class_names(source: Data) -> set[str]:
     return names
 
 
-def say_like_names(names: Iterable[str], what: str) -> None:
-    """Say which names of classes differ by case or blanks alone, which rarely is meant."""
+def warn_of_similar_names(names: Iterable[str], what: str) -> None:
+    """Warn about class names that differ only in case or spaces, which is rarely intended."""
     alike: dict[str, list[str]] = {}
     for name in sorted(names):
         alike.setdefault(" ".join(name.casefold().split()), []).append(name)
     for group in alike.values():
         if len(group) > 1:
             logger.warning(
-                "%s: the classes %s differ by case or blanks alone and are learned as %d classes",
+                "%s: the classes %s differ only in case or spaces and are learned as %d classes",
                 what,
                 ", ".join(map(repr, group)),
                 len(group),
@@ -131,7 +131,7 @@ def _read_examples(
     for where, row in read_rows(source, name):
         if shape is None:
             shape = recognise(row, where)
-            _say_shape(shape, label)
+            _warn_of_columns(shape, label)
             if shape.kind == "labelled":
                 found = task or _task_of_label(shape.label, row[shape.label], label2id)
         fields = [*shape.inputs, *([shape.label] if shape.label else [])]
@@ -156,20 +156,21 @@ def _read_examples(
     return found, examples
 
 
-def _say_shape(shape: Shape, label: str) -> None:
-    """Say what of a table is not read, and what is told by the order of its columns."""
+def _warn_of_columns(shape: Shape, label: str) -> None:
+    """Warn about columns that are not read, and about inputs that are found by the order of the columns."""
     if shape.unread:
-        hint = "" if shape.label else "; wrong documents stand in columns negative, negative_2 and so on"
+        hint = "" if shape.label else "; call columns of wrong documents negative, negative_2 and so on"
         unread, inputs = ", ".join(shape.unread), ", ".join(shape.inputs)
-        logger.warning("%s: %s not read beside %s%s", label, unread, inputs, hint)
+        logger.warning("%s: columns %s are not read, only %s%s", label, unread, inputs, hint)
     if shape.identifiers:
-        logger.warning("%s: %s not read, as numbers and names of rows", label, fields_of(shape.identifiers))
+        identifiers = fields_of(shape.identifiers)
+        logger.warning("%s: columns %s are not read: by their names they hold ids or row numbers", label, identifiers)
     if shape.by_order:
         query, document, *wrong = shape.inputs
         roles = [f"{query} (the query)", f"{document} (the {'document' if shape.label else 'right document'})"]
         roles += [f"{name} (wrong documents)" for name in wrong]
         logger.warning(
-            "%s: columns are told by their order, as their names say too little: %s; others would be called query, "
+            "%s: columns are read by their order, as their names are not known: %s; if that is wrong, call them query, "
             "positive, negative (docs/training.md)",
             label,
             ", ".join(roles),
@@ -177,7 +178,7 @@ def _say_shape(shape: Shape, label: str) -> None:
 
 
 def _task_of_label(column: str, value: Any, label2id: dict[str, int] | None) -> str:
-    """Names are classes; numbers are classes for a model that has some, unless the column says that they are scores."""
+    """Return a label's task: names are classes; so are integers if the model has classes, except in score columns."""
     if column.lower() in _SCORE_COLUMNS:
         return "similarity"
     number = as_number(value)
@@ -192,14 +193,14 @@ def _read_example(row: Row, shape: Shape, where: str, task: str, label2id: dict[
         is_one = shape.kind == "tuple"
         right = [read_text(row[second], where, second)] if is_one else read_texts(row[second], where, second)
         wrong = [text for name in rest for text in read_text_or_texts(row[name], where, name)]
-        return _ranking(query, dict.fromkeys(right, 0.0), wrong)
+        return _ranking_example(query, dict.fromkeys(right, 0.0), wrong)
     if shape.kind == "candidates":
         candidates, labels = _candidates_and_labels(row, shape, where)
         grades: dict[str, float] = {}
         for text, label in zip(candidates, labels, strict=True):
             if label > 0:
                 grades[text] = max(label, grades.get(text, label))
-        return _ranking(query, grades, [t for t, label in zip(candidates, labels, strict=True) if label <= 0])
+        return _ranking_example(query, grades, [t for t, label in zip(candidates, labels, strict=True) if label <= 0])
     read_target = _class_number if task == "classification" else _score
     target = read_target(row[shape.label], where, shape.label, label2id)
     return Example(query, (read_text(row[second], where, second),), target=target)
@@ -235,13 +236,13 @@ def _candidates_and_labels(row: Row, shape: Shape, where: str) -> tuple[list[str
     return candidates, labels
 
 
-def _ranking(query: str, right: Mapping[str, float], wrong: Iterable[str]) -> Example | None:
-    """Build a ranking example; None without a query or a right document. Blank documents are no documents.
+def _ranking_example(query: str, right: Mapping[str, float], wrong: Iterable[str]) -> Example | None:
+    """Build a ranking example without blank documents; None if no query or no right document is left.
 
     Args:
-        query: its query.
-        right: the right documents with their grades; 0 where there are none.
-        wrong: the wrong ones.
+        query: the query.
+        right: right documents and their grades; 0 for documents without a grade.
+        wrong: wrong documents.
     """
     graded = {text: grade for text, grade in right.items() if text.strip()}
     if not query.strip() or not graded:
@@ -251,7 +252,7 @@ def _ranking(query: str, right: Mapping[str, float], wrong: Iterable[str]) -> Ex
 
 
 def _read_beir_examples(folder: Path) -> list[Example]:
-    """Judged documents are right, the first stage's other documents are listed wrong ones."""
+    """Read the train split: documents judged above 0 are right, the first stage's other documents are wrong."""
     split = read_beir(folder, "train")
     examples = []
     for query, grades in split.qrels.items():
@@ -268,7 +269,7 @@ def _read_beir_examples(folder: Path) -> list[Example]:
             for document in split.run.get(query, ())
             if grades.get(document, 0) <= 0
         ]
-        example = _ranking(read_text(split.queries[query], where, "query"), right, wrong)
+        example = _ranking_example(read_text(split.queries[query], where, "query"), right, wrong)
         if example is not None:
             examples.append(example._replace(where=where))
     if not examples:
@@ -277,18 +278,18 @@ def _read_beir_examples(folder: Path) -> list[Example]:
 
 
 def _check_targets(label: str, task: str, examples: Sequence[Example]) -> None:
-    """Refuse labels that nothing can be learned from."""
+    """Raise if all labels are equal, so that nothing can be learned from them."""
     targets = {example.target for example in examples}
     if task in ("classification", "similarity") and len(targets) == 1:
         what = "class number" if task == "classification" else "score"
         raise DataError(
-            f"{label}: all {len(examples)} examples have the {what} {targets.pop():g}; expected at least two to learn "
-            "what tells them apart"
+            f"{label}: all {len(examples)} examples have the {what} {targets.pop():g}; expected at least two "
+            "different ones"
         )
 
 
-def _say_equal_texts(label: str, task: str, examples: Sequence[Example]) -> None:
-    """Say how many rankings have their own query as a right document, which teaches nothing but to copy."""
+def _warn_of_equal_texts(label: str, task: str, examples: Sequence[Example]) -> None:
+    """Warn about rankings in which a right document is the query itself: they only teach to copy."""
     if task not in RANKINGS:
         return
     equal = [example for example in examples if example.query.strip() in map(str.strip, example.positives)]

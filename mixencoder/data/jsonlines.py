@@ -1,4 +1,4 @@
-"""JSON lines: an object a line, with errors that name file and line."""
+"""Read JSON lines, one object a line; errors name file and line."""
 
 import json
 import re
@@ -9,14 +9,14 @@ from mixencoder.base.texts import unicode_fault
 from mixencoder.errors import DataError
 
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
-"""How JSON spells what may be half of a surrogate pair; a line read as UTF-8 holds none in another way."""
+"""JSON's escape of what may be half of a surrogate pair. A line of valid UTF-8 can hold halves only as escapes."""
 
 
 def parse_json_lines(lines: Iterable[tuple[int, str]], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) of (line number, line); empty lines are passed over.
+    """Yield (line number, object) for each (line number, line); empty lines are skipped.
 
     Raises:
-        DataError: a line is not one JSON object, or holds what is not valid Unicode; the message names file and line.
+        DataError: a line is not one JSON object, or holds invalid Unicode; the message names file and line.
     """
     for number, line in lines:
         if line.strip():
@@ -24,13 +24,13 @@ def parse_json_lines(lines: Iterable[tuple[int, str]], name: str) -> Iterator[tu
 
 
 def check_unicode(row: dict[str, Any], where: str) -> None:
-    """Refuse a row that holds, at any depth, a text that UTF-8 cannot hold.
+    """Raise if a row holds, at any depth, a text that UTF-8 cannot encode.
 
     Raises:
-        DataError: it does; the message names the place and the field.
+        DataError: it does; the message names the row and the field.
     """
     for field, value in row.items():
-        # by hand, as a stranger's nesting may be deeper than Python's stack
+        # without recursion, as values may nest deeper than Python's stack
         waiting = [field, value]
         while waiting:
             found = waiting.pop()
@@ -46,9 +46,9 @@ def _parse_object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except RecursionError:
-        raise DataError(f"{where}: not JSON that can be read: nested too deep; expected one object a line") from None
+        raise DataError(f"{where}: JSON nested too deep to be read; expected one object a line") from None
     except ValueError as error:
-        # of an integer with too many digits Python goes on about its own settings
+        # for an integer with too many digits, Python adds advice about its own settings
         reason = str(error).partition("; use sys.")[0]
         raise DataError(f"{where}: not JSON: {reason}; expected one object a line") from error
     if not isinstance(row, dict):

@@ -1,7 +1,7 @@
-"""Lines of text files, plain or gzipped, of pipes and of standard input; every error names file and line.
+"""Read lines of text files (plain or gzipped), pipes and standard input; every error names file and line.
 
-A file may be a stranger's: a line is read up to `LONGEST_LINE` bytes and refused beyond, so that a small gzip file
-cannot fill the memory. gzip is recognised by its first bytes, whatever the name.
+Files may be untrusted: a line of more than `LONGEST_LINE` bytes raises, so that a small gzip file cannot fill the
+memory. gzip is recognised by its first bytes, not by the file's name.
 """
 
 import codecs
@@ -18,7 +18,7 @@ from typing import BinaryIO, cast
 from mixencoder.errors import DataError
 
 LONGEST_LINE = 64 * 2**20
-"""Bytes of a line, and characters of a field of a table, at most; a machine of 2 GB holds several."""
+"""Most bytes of a line, and most characters of a table's field; a machine with 2 GB of memory can hold several."""
 _BLOCK = 2**16
 _MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
@@ -31,8 +31,8 @@ _MARKS = (
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     r"""Yield (line number from 1, text without its line end) of a file or a named pipe.
 
-    Lines end with ``\n`` or ``\r\n``; with ``\r`` where a file begins so. Of a file that grows meanwhile, what it held
-    when it was opened is read.
+    Lines end with ``\n`` or ``\r\n``; with ``\r`` if the beginning of the file has only these. What is appended to a
+    file while it is read is not read.
 
     Raises:
         DataError: the file cannot be read, is not UTF-8, holds a NUL byte or a line longer than `LONGEST_LINE`.
@@ -85,7 +85,7 @@ def _read(file: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
 
 
 def _peek(file: BinaryIO) -> tuple[BinaryIO, bytes]:
-    """Return a file that can be looked into, and its first bytes, which stay to be read."""
+    """Return the file in a form that can peek, and its first bytes without consuming them."""
     if not hasattr(file, "peek"):
         file = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, file)))
     return file, cast(io.BufferedReader, file).peek(_BLOCK)
@@ -105,7 +105,7 @@ def _up_to_newlines(file: BinaryIO, *, is_packed: bool) -> Iterator[bytes]:
 
 
 def _size(file: BinaryIO) -> int:
-    """Return the size of a regular file, 0 for pipes and for files of the system, which have none."""
+    """Return the size of a regular file; 0 for pipes and system files, whose size is unknown."""
     try:
         found = os.fstat(file.fileno())
     except OSError:
@@ -134,7 +134,7 @@ def _decode(raw: bytes, name: str, number: int) -> str:
         ) from error
     if "\0" in text:
         raise DataError(
-            f"{name}, line {number}: a NUL byte at column {text.index(chr(0)) + 1}; expected text in UTF-8 (UTF-16 has "
-            "such bytes, and so have files that hold no text)"
+            f"{name}, line {number}: a NUL byte at column {text.index(chr(0)) + 1}; expected text in UTF-8 (UTF-16 and "
+            "binary files hold such bytes)"
         )
     return text.rstrip("\r\n")

@@ -1,4 +1,4 @@
-"""What training data are once they are read: sources, and the examples in them."""
+"""Training data in memory: sources and their examples."""
 
 import hashlib
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ class Example(NamedTuple):
 
     query: str
     positives: tuple[str, ...]
-    """The right documents; for labelled and scored pairs the one document."""
+    """The right documents; for labelled and scored pairs the pair's one document."""
     negatives: tuple[str, ...] = ()
     """Listed wrong documents."""
     target: float = 0.0
     """Class number or similarity score; unused for ranking."""
     grades: tuple[float, ...] = ()
-    """Of each positive, above 0; used for graded ranking alone."""
+    """Grade of each positive, above 0; only for graded ranking."""
     where: str = ""
-    """Where it stands, for messages."""
+    """File and line, or row, for messages."""
     known_right: frozenset[str] = frozenset()
-    """The query's right documents in all rows, blanks around them removed; empty where its own row tells all."""
+    """The query's right documents in all rows, without surrounding whitespace; empty if this row lists them all."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Source:
 
 
 def content_hash(source: Source) -> str:
-    """Return the number of a source's examples and a hash of them and of what is learned of them."""
+    """Return the number of a source's examples, and a hash of its task and examples (without `where`)."""
     content = hashlib.sha256(source.task.encode())
     for example in source.examples:
         content.update(repr(example[: Example._fields.index("where")]).encode())

@@ -1,6 +1,6 @@
-"""Rows of named columns from files (JSON lines, CSV, TSV, Parquet), from a `datasets` object, or from any list.
+"""Read rows of named columns from files (JSON lines, CSV, TSV, Parquet), from a `datasets` object, or from any list.
 
-Every row comes with where it stands, for messages: "FILE, line 7". docs/files.md describes the formats.
+Every row comes with its location for messages, such as "FILE, line 7". docs/files.md describes the formats.
 """
 
 import csv
@@ -28,7 +28,7 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _BATCH_ROWS, _SLICE_ROWS = 1024, 64
 
 _field_limit = threading.Lock()
-"""Held while csv's limit, which is one for the whole process, is ours."""
+"""Held while csv's field limit, which is global to the process, is changed."""
 
 
 def read_rows(source: Path | Iterable[Mapping[str, Any]], name: str | None = None) -> Iterator[tuple[str, Row]]:
@@ -36,12 +36,12 @@ def read_rows(source: Path | Iterable[Mapping[str, Any]], name: str | None = Non
 
     Args:
         source: .jsonl, .csv or .tsv, each also with .gz (the latter two with a header line), .parquet; or rows.
-        name: what to call rows that are no file, in messages.
+        name: name of rows that are not a file, in messages.
 
     Raises:
-        DataError: the file cannot be read, a row has another form or holds what is not valid Unicode; the message names
-            file and line.
-        MissingExtraError: Parquet is read by pyarrow, which is not installed.
+        DataError: the file cannot be read, or a row is malformed or holds invalid Unicode; the message names file and
+            line.
+        MissingExtraError: the file is Parquet and pyarrow is not installed.
     """
     if not isinstance(source, Path):
         yield from _read_mappings(source, name or "rows")
@@ -60,8 +60,8 @@ def read_rows(source: Path | Iterable[Mapping[str, Any]], name: str | None = Non
 
 def read_table(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
     """Yield (where, row) of a file or a pipe; arguments and errors as in `parse_rows`."""
-    # read twice, where it can be, rather than held in memory
-    quotes = kind == "tsv" and path.is_file() and _quotes(read_lines(path))
+    # a file is read twice, to save memory; a pipe cannot be
+    quotes = kind == "tsv" and path.is_file() and _uses_quotes(read_lines(path))
     yield from parse_rows(read_lines(path), str(path), kind, quotes=quotes if path.is_file() else None)
 
 
@@ -72,7 +72,7 @@ def parse_rows(lines: Lines, name: str, kind: str, *, quotes: bool | None = None
         lines: (number, text).
         name: of the file.
         kind: "jsonl", "csv" or "tsv".
-        quotes: whether quotation marks of a .tsv quote; None finds out, with all lines in memory.
+        quotes: whether quotation marks in a .tsv quote fields; None finds out, with all lines in memory.
 
     Raises:
         DataError: as `read_rows`.
@@ -84,17 +84,17 @@ def parse_rows(lines: Lines, name: str, kind: str, *, quotes: bool | None = None
     else:
         if quotes is None:
             held = list(lines)
-            lines, quotes = iter(held), _quotes(iter(held))
+            lines, quotes = iter(held), _uses_quotes(iter(held))
         yield from _parse_csv(lines, name, "\t") if quotes else _parse_tsv(lines, name)
 
 
 def file_format(path: Path) -> str:
-    """Return what a file's last ending says of its format, in lower case and without .gz."""
+    """Return a file's format: its last ending before any .gz, in lower case and without the dot."""
     return _ending(path).lower().removeprefix(".")
 
 
 def source_name(source: Path) -> str:
-    """Return a file's name without the endings that say its format."""
+    """Return a file's name without .gz and the ending of a known format."""
     name = _without_gz(source.name)
     return name[: -len(_ending(source))] if file_format(source) in FORMATS else name
 
@@ -130,7 +130,7 @@ def _parse_csv(lines: Lines, name: str, delimiter: str | None = None) -> Iterato
     lines = itertools.dropwhile(lambda numbered: not numbered[1].strip(), lines)
     begin = list(itertools.islice(lines, 2))
     if begin and (named := re.fullmatch(r"sep=(.)", begin[0][1])):
-        # as Excel writes and reads it
+        # the line with which Excel names the separator
         delimiter, skipped = named[1], begin.pop(0)[0]
     else:
         skipped = begin[0][0] - 1 if begin else 0
@@ -153,7 +153,7 @@ def _parse_csv(lines: Lines, name: str, delimiter: str | None = None) -> Iterato
 
 
 def _parse_tsv(lines: Lines, name: str) -> Iterator[tuple[str, Row]]:
-    """Yield the rows of lines in which a quotation mark is a character like others."""
+    """Yield the rows of a .tsv in which quotation marks are ordinary characters."""
     header = None
     for number, line in lines:
         if not line:
@@ -165,18 +165,18 @@ def _parse_tsv(lines: Lines, name: str) -> Iterator[tuple[str, Row]]:
         header = _header(fields, where)
         if len(header) == 1 and {",", ";"} & set(line):
             warnings.warn(
-                f"{where}: one column, called {line!r}, as it holds no tab; a file with commas or semicolons between "
-                "its columns is called .csv",
+                f"{where}: one column, {line!r}, as the line holds no tab; if commas or semicolons separate the "
+                "columns, the file's name must end in .csv",
                 stacklevel=2,
             )
 
 
-def _quotes(lines: Lines) -> bool:
-    """Return whether quotation marks of a .tsv file quote, which the whole of it must agree with.
+def _uses_quotes(lines: Lines) -> bool:
+    """Return whether quotation marks in a .tsv file quote fields; the whole file must be consistent with it.
 
-    Every one must open or close a whole field, or be one of two inside, and every row must have as many fields as the
-    header. A field over several lines counts only if the lines by themselves would not: a text may begin with a mark,
-    and a later one end with one.
+    Every mark must open or close a whole field, or be doubled inside one, and every row must have as many fields as the
+    header. If a field would span lines although every line by itself has the same number of fields, marks do not quote:
+    one text may begin with a mark, and a later one end with one.
     """
     raw: list[str] = []
     widths: set[int] = set()
@@ -210,7 +210,7 @@ def _quotes(lines: Lines) -> bool:
 def _header(fields: list[str], where: str) -> list[str]:
     header = [field.strip() for field in fields]
     if len(set(header)) < len(header):
-        raise DataError(f"{where}: columns are {', '.join(header)}; expected names that differ")
+        raise DataError(f"{where}: columns are {', '.join(header)}; expected unique names")
     return header
 
 
@@ -225,9 +225,9 @@ def _ragged(header: Sequence[str], fields: Sequence[str]) -> str:
 
 
 def _delimiter(begin: Sequence[str], where: str) -> str:
-    """Return what separates the columns: what the header line holds outside of quotation marks, else a comma.
+    """Return the column separator: the one in the header line outside of quotation marks, else a comma.
 
-    Where it holds several, the one with which the next line has as many fields.
+    If the header line holds several, the only one that gives the next line the same number of fields.
     """
     header = begin[0] if begin else ""
     bare = _QUOTED.sub("", header)
@@ -238,8 +238,8 @@ def _delimiter(begin: Sequence[str], where: str) -> str:
     if len(fitting) == 1:
         return fitting[0]
     raise DataError(
-        f"{where}: {' and '.join(_SEPARATORS[one] for one in found)} in the header line, so what separates the columns "
-        "cannot be told; put names that hold one in quotation marks"
+        f"{where}: {' and '.join(_SEPARATORS[one] for one in found)} in the header line; expected one separator of "
+        "columns: put names that contain another in quotation marks"
     )
 
 
@@ -262,10 +262,10 @@ def _long_fields() -> Generator[None]:
 def _csv_reason(error: csv.Error) -> str:
     reason = str(error)
     if "unexpected end of data" in reason:
-        return "a quotation mark opens a field that does not end; expected a closing one (inside a field write two)"
+        return "a quotation mark opens a field that is never closed; expected a closing one (inside a field write two)"
     if "field limit" in reason:
         return f"a field of more than {LONGEST_LINE // 2**20} million characters; is a closing quotation mark missing?"
-    return f"{reason}; expected quotation marks around whole fields alone, and two for one inside"
+    return f"{reason}; expected quotation marks only around whole fields, and two for one inside"
 
 
 def read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
@@ -282,7 +282,7 @@ def read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
         raise MissingExtraError(f"Parquet needs the extra: pip install 'mixencoder[parquet]' ({error})") from error
     number = 0
     try:
-        # buffered: column chunks are read piece by piece; a dictionary stays one, however many rows point into it
+        # buffered, so that columns are read in parts; texts as dictionaries, so that repeated ones are held once
         with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
             names = file.schema_arrow.names
             _header(names, str(path))

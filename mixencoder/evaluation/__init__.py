@@ -1,7 +1,7 @@
-"""How good a model is on data that it has not seen: rankings, labelled pairs and scored pairs, any architecture.
+"""Measure models of any architecture on data that they were not trained on: rankings, labelled and scored pairs.
 
-`tasks` reads what is measured, `scoring` asks the model, `measures` and `bootstrap` compute figures and their
-intervals, `evaluator` puts them together; `files` and `provenance` serve those who write results down.
+`tasks` reads the data, `model_scores` scores them, `measures` and `bootstrap` compute figures and their intervals, and
+`evaluator` combines these; `files` and `provenance` write results.
 """
 
 from mixencoder.evaluation.evaluator import Evaluation, evaluate

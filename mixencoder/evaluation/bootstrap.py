@@ -1,4 +1,4 @@
-"""Percentile bootstrap over rows, vectorised: a resample is how often each row was drawn.
+"""Percentile bootstrap over rows, vectorised: a resample is the number of times that each row was drawn.
 
 A statistic is a function from counts (R, n) of R resamples of n rows to values (R,), NaN where it is undefined.
 """
@@ -16,12 +16,12 @@ Statistic: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
 
 def intervals(statistics: Mapping, rows: int, seed: int) -> dict:
-    """Return {key: (low, high)} of statistics by key, all on the same resamples; None where nothing can be said.
+    """Return {key: (low, high)} of statistics by key, all on the same resamples; None for an undefined interval.
 
     Args:
-        statistics: by any key.
-        rows: of the data. One row alone has no interval.
-        seed: of the resamples.
+        statistics: statistics by any key.
+        rows: number of rows; a single row has no interval.
+        seed: seed of the resamples.
     """
     if rows < 2:
         return dict.fromkeys(statistics)
@@ -68,8 +68,8 @@ def _resamples(rows: int, seed: int) -> Iterator[np.ndarray]:
     at_once = max(1, min(RESAMPLES, _NUMBERS_AT_ONCE // rows))
     for start in range(0, RESAMPLES, at_once):
         count = min(at_once, RESAMPLES - start)
-        places = generator.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
-        yield np.bincount(places.ravel(), minlength=count * rows).reshape(count, rows).astype(np.float64)
+        numbers = generator.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
+        yield np.bincount(numbers.ravel(), minlength=count * rows).reshape(count, rows).astype(np.float64)
 
 
 def _interval(values: np.ndarray) -> tuple[float, float] | None:
@@ -108,6 +108,6 @@ def _centred(weights: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nd
     """Return values less their weighted mean (R, n), and their variance (R,), exactly 0 where all are the same."""
     gaps = values - (weights * values).sum(axis=1, keepdims=True)
     variance = (weights * gaps**2).sum(axis=1)
-    # rounding leaves a constant some 1e-16 of its size
+    # by rounding, the gaps of a constant are about 1e-16 of its value, not 0
     size = (weights * np.square(values)).sum(axis=1)
     return gaps, np.where(variance > 1e-20 * size, variance, 0.0)

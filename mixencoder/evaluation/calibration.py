@@ -1,4 +1,4 @@
-"""From scores to probabilities: a temperature and a bias, fitted on candidate lists."""
+"""Fit the temperature and bias that turn scores into probabilities, on candidate lists."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,18 +11,18 @@ from mixencoder.evaluation.model_scores import score_candidates
 from mixencoder.evaluation.tasks import RankingTask, Task
 
 BINS = 10
-"""Of equal width, for the calibration error."""
+"""Bins of equal width for the calibration error."""
 
 
 class Calibration(NamedTuple):
-    """What was fitted, and how well it fits the data that it was fitted on."""
+    """A fitted temperature and bias, and how well they fit the data of the fit."""
 
     temperature: float
     bias: float
     log_loss: float
-    """Mean negative log-likelihood in nats; tasks count alike."""
+    """Mean negative log-likelihood in nats; every task has the same weight."""
     base_log_loss: float
-    """The same of a constant, the share of right documents."""
+    """The same for a constant probability: the share of right documents."""
     error: float
     """Expected calibration error, over `BINS` bins."""
 
@@ -31,20 +31,20 @@ def fit_calibration(engine: Engine, tasks: Sequence[Task], *, batch_size: int = 
     """Fit ``sigmoid(score / temperature + bias)`` to whether candidates are right (Platt scaling, no regularisation).
 
     Args:
-        engine: scored with its full ranking score.
-        tasks: candidate lists of data that it was not trained on; each counts alike, whatever its size.
+        engine: the model, of which the full ranking score is used.
+        tasks: candidate lists that it was not trained on; each has the same weight, whatever its size.
         batch_size: as in `mixencoder.base.engine.Engine.predict`.
 
     Raises:
-        DataError: a task is no candidate list, there is none, or as `fit_scores`.
+        DataError: there is no task, a task holds pairs, or as `fit_scores`.
         MissingExtraError: scikit-learn is not installed.
     """
     if not tasks:
-        raise DataError("no data was named; expected candidate lists")
+        raise DataError("no data were given; expected candidate lists")
     scores, right, weights = [], [], []
     for task in tasks:
         if not isinstance(task, RankingTask):
-            raise DataError(f"{task.source} holds pairs; expected candidate lists, of which a probability is fitted")
+            raise DataError(f"{task.source} holds pairs; expected candidate lists")
         rows = score_candidates(engine, task, ("full",), {"batch_size": batch_size, "show_progress_bar": False})["full"]
         values = np.concatenate([row.double().cpu().numpy() for row in rows])
         scores.append(values)
@@ -55,11 +55,11 @@ def fit_calibration(engine: Engine, tasks: Sequence[Task], *, batch_size: int = 
 
 
 def fit_scores(scores: np.ndarray, right: np.ndarray, weights: np.ndarray) -> Calibration:
-    """Fit scores (n,) whose documents are right or not (n,) bool, each weighed by weights (n,).
+    """Fit scores (n,) whose documents are right or not (n,) bool, with weights (n,).
 
     Raises:
-        DataError: all are right, or none is, higher scores do not mean right documents, or scores tell all right
-            documents from all others: then the steepest line is best, which promises what nothing holds.
+        DataError: all documents are right or none is, right documents do not score higher, or all of them score above
+            all others, so that the fit has no finite temperature.
         MissingExtraError: scikit-learn is not installed.
     """
     try:
@@ -71,18 +71,18 @@ def fit_scores(scores: np.ndarray, right: np.ndarray, weights: np.ndarray) -> Ca
     if scores[right].min() > scores[~right].max():
         raise DataError(
             f"all {int(right.sum())} right documents score above all {int((~right).sum())} others, so that no "
-            "temperature is the best; expected more data, with some mistakes in them"
+            "temperature fits best; expected more data, in which the model makes some mistakes"
         )
-    # the solver stops by the size of gradients, which are those of standardised scores and weights of mean 1
+    # standardised scores and weights of mean 1, as the solver stops by the size of gradients
     weights = weights * (len(weights) / weights.sum())
     center, spread = np.average(scores, weights=weights), scores.std() or 1.0
     model = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000)
     model.fit(((scores - center) / spread)[:, None], right, sample_weight=weights)
     slope = float(model.coef_[0, 0]) / spread
     if slope <= 0:
-        raise DataError("higher scores do not mean right documents in these data; there is nothing to calibrate")
+        raise DataError("right documents do not score higher than others in these data; there is nothing to calibrate")
     bias = float(model.intercept_[0]) - slope * center
-    # the same as 1 / (1 + exp(-x)), which overflows far out
+    # 1 / (1 + exp(-x)), without overflow for large x
     probabilities = (1 + np.tanh((slope * scores + bias) / 2)) / 2
     base = np.average(right, weights=weights)
     return Calibration(

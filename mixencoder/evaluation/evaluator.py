@@ -1,4 +1,4 @@
-"""`evaluate`: from a model and tasks to figures with their intervals."""
+"""`evaluate`: measure a model on tasks, with an interval for every figure."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class Evaluation(NamedTuple):
     """What `evaluate` found for one task."""
 
     figures: dict[str, dict[str, Figure]]
-    """Part of the score -> measure -> figure. Class logits have no parts: theirs stand under "full" alone."""
+    """Part of the score -> measure -> figure. Class logits have no parts; their figures are under "full"."""
     rankings: dict[str, list[Ranking]]
     """Part of the score -> for every query its candidates, best first; empty for pairs."""
 
@@ -39,21 +39,21 @@ def evaluate(
     show_progress_bar: bool | None = None,
     on_empty: str = "special",
 ) -> dict[str, Evaluation]:
-    """Score every task's texts and measure; everything is checked before the first text is scored.
+    """Measure a model on tasks; everything is checked before the first text is scored.
 
-    An engine that encodes documents ahead does so once for every distinct document of a task. Ties count against the
-    model (`mixencoder.evaluation.model_scores`).
+    An engine that encodes documents ahead of time encodes every distinct document of a task once. Ties count against
+    the model (`mixencoder.evaluation.model_scores`).
 
     Args:
-        engine: a front door of any architecture.
-        tasks: of `read_tasks`, each of a name of its own.
-        measures: names that ir-measures knows, accuracy, macro-F1, Pearson, Spearman. A kind of task for which none is
-            named gets its `DEFAULT_MEASURES`.
-        scores: parts of the ranking score, each measured by itself, of the engine's ``score_terms``.
-        seed: of the bootstrap.
+        engine: an engine of any architecture.
+        tasks: tasks with unique names, from `read_tasks`.
+        measures: names that ir-measures knows, accuracy, macro-F1, Pearson, Spearman. A kind of task without any of
+            these gets its `DEFAULT_MEASURES`.
+        scores: parts of the ranking score, from the engine's ``score_terms``; each is measured separately.
+        seed: seed of the bootstrap.
         batch_size, show_progress_bar: as in `mixencoder.base.engine.Engine.predict`.
-        on_empty: texts without a token are read as the tokenizer's special tokens alone and counted ("special"), or
-            refused ("error").
+        on_empty: "special" reads a text without a token as the tokenizer's special tokens alone, and warns; "error"
+            raises.
 
     Returns:
         ``{task name: Evaluation}``.
@@ -61,8 +61,8 @@ def evaluate(
     Raises:
         MissingExtraError: ir-measures, scikit-learn or SciPy is not installed.
         DataError: a measure is unknown or cannot be computed for these tasks, the model lacks what a task needs, or a
-            text holds no token and is to be refused.
-        InputError: the batch size is none, or on_empty is unknown.
+            text holds no token and on_empty is "error".
+        InputError: batch_size is not positive, or on_empty is unknown.
         NonFiniteError: a score is NaN or infinite.
     """
     check_on_empty(on_empty)
@@ -74,11 +74,11 @@ def evaluate(
             report_tokenless(engine.tokenizer, task.suspects, on_empty=on_empty)
         if isinstance(task, RankingTask):
             rankers[task.name] = RankingMeasures(chosen["ranking"], task.qrels)
-            # in the order given: what ir-measures cannot compute is found before hours of scoring
-            given: list[Ranking] = [
-                [(name, float(-place)) for place, name in enumerate(ids)] for ids in task.document_ids
+            # a trial on unsorted candidates: what ir-measures cannot compute raises before hours of scoring
+            unsorted: list[Ranking] = [
+                [(name, float(-position)) for position, name in enumerate(ids)] for ids in task.document_ids
             ]
-            rankers[task.name](given)
+            rankers[task.name](unsorted)
     options = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
     found = {}
     for task in tasks:
@@ -92,7 +92,7 @@ def evaluate(
 
 
 def _check(engine: Engine, task: Task, scores: Sequence[str]) -> None:
-    """Refuse a task that the model cannot do."""
+    """Raise if the model cannot score a task."""
     if task.kind == "classification" and "full" not in scores:
         raise DataError(
             f"{task.source} holds labelled pairs and scores are {', '.join(scores)}; class logits have no parts, "
@@ -101,7 +101,7 @@ def _check(engine: Engine, task: Task, scores: Sequence[str]) -> None:
     head = "classification" if task.kind == "classification" else "ranking"
     try:
         for score in scores:
-            # scores nothing, but checks as if it did
+            # of an empty list only the arguments are checked
             engine.predict([], head=head, score=score)
     except InputError as error:
         raise DataError(f"{task.source} cannot be scored by this model: {error}") from error

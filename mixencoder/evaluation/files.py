@@ -1,21 +1,21 @@
-"""Writing results down: TREC run files and reports, whole or not at all."""
+"""Write TREC run files and reports, each completely or not at all."""
 
 import itertools
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from mixencoder.durable import replace_file
 from mixencoder.errors import InputError
 from mixencoder.evaluation.model_scores import Ranking
 from mixencoder.evaluation.tasks import RankingTask
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder if it is missing; meant to be called before hours of work, not after.
+    """Make a folder if it is missing, and check that it can be written; to be called before hours of work.
 
     Raises:
-        InputError: it cannot be made, or not be written.
+        InputError: it cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -26,10 +26,10 @@ def check_writable(folder: Path) -> None:
 
 
 def check_output(file: Path, inputs: Sequence[Path]) -> None:
-    """Check that a file of results can be written and is none of the data; makes its folder if it is missing.
+    """Check that a file of results can be written and is not one of the data; make its folder if it is missing.
 
     Raises:
-        InputError: it cannot, or it is.
+        InputError: it cannot be written, or is one of the data.
     """
     if file.is_dir():
         raise InputError(f"{file} is a folder; expected a file for results")
@@ -39,24 +39,24 @@ def check_output(file: Path, inputs: Sequence[Path]) -> None:
 
 
 def check_run_ids(task: RankingTask) -> None:
-    """Check that a task's ids can stand in a run file, whose columns blanks separate.
+    """Check that a task's ids can be written to a run file, whose columns are separated by spaces.
 
     Raises:
-        InputError: one holds a blank.
+        InputError: an id is empty or holds whitespace.
     """
     for name in itertools.chain(task.query_ids, *task.document_ids):
         if len(name.split()) != 1:
-            raise InputError(f"{task.source}: id {name!r} cannot stand in a run file; expected ids without blanks")
+            raise InputError(f"{task.source}: id {name!r} cannot be written to a run file; expected ids without spaces")
 
 
 def write_run(folder: Path, task: RankingTask, score: str, rankings: list[Ranking], tag: str) -> Path:
     """Write TASK.SCORE.run in TREC's format (qid Q0 docid rank score tag) and return its path.
 
     Args:
-        folder: where.
-        task: ranked; its ids stand in the file.
-        score: which part of the score ranked it.
-        rankings: for every query.
+        folder: folder to write to.
+        task: the task that was ranked.
+        score: part of the score that it was ranked by.
+        rankings: the ranking of every query.
         tag: name of the run, without spaces.
 
     Raises:
@@ -73,21 +73,12 @@ def write_run(folder: Path, task: RankingTask, score: str, rankings: list[Rankin
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file beside its place, then move it there.
+    """Write a file completely or not at all (`mixencoder.durable.replace_file`).
 
     Raises:
         InputError: it cannot be written.
     """
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            # mkstemp keeps others from reading
-            Path(temporary).chmod(0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_file(path, text)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error

@@ -1,6 +1,6 @@
-"""Figures: ranking measures by ir-measures, accuracy and macro-F1 by scikit-learn, correlations by SciPy.
+"""Compute figures: ranking measures by ir-measures, accuracy and macro-F1 by scikit-learn, correlations by SciPy.
 
-Each comes with its 95% percentile bootstrap interval over queries or pairs (`mixencoder.evaluation.bootstrap`).
+Each has a 95% percentile bootstrap interval over queries or pairs (`mixencoder.evaluation.bootstrap`).
 """
 
 import importlib
@@ -20,7 +20,7 @@ DEFAULT_MEASURES = {
     "classification": ("accuracy", "macro-F1"),
     "similarity": ("Pearson", "Spearman"),
 }
-"""Kind of task -> measures; those of pairs are all that there are."""
+"""Kind of task -> measures. For pairs there are no others."""
 _COMPUTED_BY = {"ranking": "ir_measures", "classification": "sklearn.metrics", "similarity": "scipy.stats"}
 
 
@@ -29,7 +29,7 @@ class Figure(NamedTuple):
 
     value: float
     interval: tuple[float, float] | None
-    """None for a single row, and for measures that are no mean over queries."""
+    """None for a single row, and for measures that are not a mean over queries."""
 
     def __str__(self) -> str:
         """Return for example 0.643 [0.598, 0.687]."""
@@ -49,7 +49,7 @@ def choose_measures(names: Sequence[str], kinds: Collection[str]) -> dict[str, t
 
     Raises:
         MissingExtraError: a package that computes them is not installed.
-        DataError: a measure is of none of these kinds.
+        DataError: a measure fits none of these kinds.
     """
     for kind in kinds:
         _import(_COMPUTED_BY[kind])
@@ -67,10 +67,10 @@ def choose_measures(names: Sequence[str], kinds: Collection[str]) -> dict[str, t
 def with_intervals(
     measured: Mapping[str, Mapping[str, Measured]], rows: int, seed: int
 ) -> dict[str, dict[str, Figure]]:
-    """Turn {score: {measure: Measured}} of so many rows into figures; all share their resamples.
+    """Turn {score: {measure: Measured}} into figures with intervals, all from the same resamples of rows.
 
     Raises:
-        DataError: a value is NaN or infinite, which no report can hold.
+        DataError: a value is NaN or infinite.
     """
     for by_name in measured.values():
         for name, found in by_name.items():
@@ -106,9 +106,9 @@ class RankingMeasures:
         try:
             self._measures = [ir_measures.parse_measure(name) for name in names]
             for measure in self._measures:
-                # which asserts that all parameters are there and of their types
+                # raises if a parameter is missing or of another type
                 str(measure)
-                # trec_eval ends the process on these
+                # trec_eval would end the process
                 if measure.params.get("cutoff", 1) < 1:
                     raise ValueError(f"{measure} has a cutoff below 1")
             judged = {str(query): dict(grades) for query, grades in enumerate(qrels)}
@@ -116,7 +116,7 @@ class RankingMeasures:
         except (NameError, SyntaxError, ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
             raise DataError(
                 f"a measure of {', '.join(names)} is not known to ir-measures: {error}; expected names such as "
-                "nDCG@10, RR@10, P@5 or AP, in just these letters"
+                "nDCG@10, RR@10, P@5 or AP, in exactly this spelling"
             ) from error
         self._count = len(qrels)
 
@@ -164,7 +164,7 @@ def measure_classes(names: Sequence[str], gold: np.ndarray, predicted: np.ndarra
 
 
 def measure_similarity(names: Sequence[str], scores: np.ndarray, targets: np.ndarray) -> dict[str, Measured]:
-    """Measure how scores (n,) go with targets (n,); scores that are all the same have a correlation of 0.
+    """Measure the correlation of scores (n,) and targets (n,); it is 0 where all scores are the same.
 
     Raises:
         MissingExtraError: SciPy is not installed.

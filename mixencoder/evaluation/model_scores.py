@@ -1,4 +1,4 @@
-"""Asking a model of any architecture for what the measures need; ties count against it."""
+"""Score tasks with a model of any architecture; ties count against the model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -22,7 +22,7 @@ def score_candidates(
     """Score every query's candidates.
 
     Args:
-        engine: one that encodes ahead encodes every document and every query once; any other scores pairs.
+        engine: if it encodes ahead of time, every document and query is encoded once; else pairs are scored.
         task: queries and candidates.
         scores: parts of the score.
         options: batch_size and show_progress_bar.
@@ -57,19 +57,19 @@ def score_candidates(
 
 
 def strict_ranking(ids: Sequence[str], scores: Sequence[float], grades: Mapping[str, int]) -> Ranking:
-    """Rank documents by score, among equal scores the lower grade first.
+    """Rank documents by score; among equal scores the lower grade comes first.
 
-    ir-measures and trec_eval sort by score, with tie rules of their own; so of equal scores each is lowered to the
-    float32 next below the one before it, which leaves nothing to their rules.
+    ir-measures and trec_eval would break ties by rules of their own, so an equal score is lowered to the next float32
+    below the score before it.
     """
-    order = sorted(range(len(ids)), key=lambda place: (-scores[place], grades.get(ids[place], 0)))
+    order = sorted(range(len(ids)), key=lambda position: (-scores[position], grades.get(ids[position], 0)))
     ranking: Ranking = []
     previous = np.float32(np.inf)
-    for place in order:
-        score = np.float32(scores[place])
+    for position in order:
+        score = np.float32(scores[position])
         if score >= previous:
             score = np.nextafter(previous, np.float32(-np.inf))
-        ranking.append((ids[place], float(score)))
+        ranking.append((ids[position], float(score)))
         previous = score
     return ranking
 
@@ -77,14 +77,14 @@ def strict_ranking(ids: Sequence[str], scores: Sequence[float], grades: Mapping[
 def score_pairs(
     engine: Engine, pairs: Sequence[tuple[str, str]], scores: Sequence[str], options: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """Score pairs (n of them) through the ranking head: {part of the score: (n,) float64}; errors as above."""
+    """Score pairs (n of them) through the ranking head: {part of the score: (n,) float64}."""
     return {score: _predict(engine, pairs, options, head="ranking", score=score).double().numpy() for score in scores}
 
 
 def predict_classes(
     engine: Engine, pairs: Sequence[tuple[str, str]], gold: np.ndarray, options: Mapping[str, Any]
 ) -> np.ndarray:
-    """Return the class (n,) int of the highest logit; if several are highest, one that is wrong (gold is (n,) int)."""
+    """Return the class (n,) int with the highest logit; among equal ones a wrong class; gold (n,) int is right."""
     logits = _predict(engine, pairs, options, head="classification").numpy()
     highest = logits == logits.max(axis=1, keepdims=True)
     tied = highest.sum(axis=1) > 1

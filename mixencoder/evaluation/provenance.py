@@ -1,4 +1,4 @@
-"""What stands beside figures so that they can be found again: model, data, machine, versions; no path of a machine."""
+"""Describe where figures come from, to reproduce them: model, data, machine and versions, without local paths."""
 
 import hashlib
 import shutil
@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from mixencoder import __version__
-from mixencoder.base.checkpoints.locations import located
+from mixencoder.base.checkpoints.locations import model_folder
 from mixencoder.base.engine import Engine
 from mixencoder.base.inputs import local_path
 from mixencoder.bundled import default_checkpoint
@@ -25,7 +25,7 @@ _PACKAGES = ("torch", "transformers", "numpy", "scipy", "ir_measures", "scikit-l
 
 
 def report(found: Mapping[str, Evaluation], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is written as JSON.
+    """Return an evaluation's figures and provenance, for JSON.
 
     "results" holds {task: {part of the score: {measure: value}}}, "intervals" the same with [low, high] or null.
     """
@@ -49,18 +49,18 @@ def describe(
 
     Args:
         engine: the model.
-        name_or_path: where its weights came from, those of the encoder if it is untrained; None for the default.
-        tasks: measured.
-        untrained: whether the model was started from an encoder.
-        seed: of the bootstrap.
+        name_or_path: the model's checkpoint, or its encoder's if it is untrained; None for the default model.
+        tasks: the tasks that were measured.
+        untrained: whether the model was made from an encoder without training.
+        seed: seed of the bootstrap.
         options: further fields, such as limits.
     """
     device = engine.device
     return {
-        "model": "bundled default" if name_or_path is None else _name(name_or_path),
+        "model": "bundled default" if name_or_path is None else _public_name(name_or_path),
         "architecture": engine.config.model_type.removeprefix("mixencoder-"),
         "untrained": untrained,
-        "weights_sha256": _weights(default_checkpoint() if name_or_path is None else name_or_path),
+        "weights_sha256": _weight_hashes(default_checkpoint() if name_or_path is None else name_or_path),
         "queries": {task.name: len(task) for task in tasks},
         "without_right_document": {
             task.name: task.without_right_document for task in tasks if isinstance(task, RankingTask)
@@ -101,19 +101,19 @@ def _is_installed(package: str) -> bool:
     return True
 
 
-def _name(name_or_path: str | Path) -> str:
+def _public_name(name_or_path: str | Path) -> str:
     path = local_path(name_or_path)
     return path.resolve().name if path.is_dir() else str(name_or_path)
 
 
-def _weights(name_or_path: str | Path) -> dict[str, str]:
-    """Return {file: sha256} of the weights in a directory, or of a hub id's in the cache, none if it is not there."""
+def _weight_hashes(name_or_path: str | Path) -> dict[str, str]:
+    """Return {file: sha256} of the weights in a directory, or of a hub id in the cache; empty if it is not cached."""
     if not local_path(name_or_path).is_dir():
         cached = try_to_load_from_cache(str(name_or_path), "config.json")
         if not isinstance(cached, str):
             return {}
         name_or_path = Path(cached).parent
-    return {file.name: _sha256(file) for file in sorted(located(name_or_path).glob("*.safetensors"))}
+    return {file.name: _sha256(file) for file in sorted(model_folder(name_or_path).glob("*.safetensors"))}
 
 
 def _sha256(path: Path) -> str:
@@ -126,7 +126,7 @@ def _cpu() -> str:
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout that this package lies in, with -dirty after changes; None outside of one."""
+    """Return the git commit of this package, with -dirty after changes; None if it is not in a checkout of its own."""
     if shutil.which("git") is None:
         return None
 

@@ -1,4 +1,4 @@
-"""What is measured: candidate lists, labelled pairs and scored pairs, recognised by the data's columns."""
+"""Read evaluation tasks: candidate lists, labelled pairs and scored pairs, recognised by their columns."""
 
 import logging
 import random
@@ -28,24 +28,24 @@ MOST_GRADE = 10**9
 
 @dataclass(frozen=True)
 class RankingTask:
-    """Queries, the documents that each is to rank, and what is right."""
+    """Queries, the candidates of each, and the judgements."""
 
     kind: ClassVar[str] = "ranking"
     name: str
     source: Path
     files: tuple[Path, ...]
-    """What was read."""
+    """The files that were read."""
     queries: list[str]
     query_ids: list[str]
-    """BEIR's, else the number of the row from 0."""
+    """BEIR's ids, else the row's number from 0."""
     documents: list[str]
     """All distinct documents of the task."""
     candidates: list[list[int]]
-    """For every query, numbers into documents."""
+    """For every query, indices into documents."""
     document_ids: list[list[str]]
-    """For every query, its candidates' ids: BEIR's, else the place in the row from 0."""
+    """For every query, its candidates' ids: BEIR's, else the position in the row's list from 0."""
     qrels: list[dict[str, int]]
-    """For every query, document id -> grade; of every judged document, also where it is no candidate."""
+    """For every query, document id -> grade of every judged document, also of those that are not candidates."""
     suspects: list[Suspect] = field(default_factory=list)
     """Texts that may hold no token."""
 
@@ -61,14 +61,14 @@ class RankingTask:
 
 @dataclass(frozen=True, eq=False)
 class PairTask:
-    """Pairs of texts and what is true of each."""
+    """Pairs of texts, each with its right label or score."""
 
     kind: str
     """"classification" or "similarity"."""
     name: str
     source: Path
     files: tuple[Path, ...]
-    """What was read."""
+    """The files that were read."""
     pairs: list[tuple[str, str]]
     targets: np.ndarray
     """(n,) float64, class numbers or scores."""
@@ -94,15 +94,13 @@ def read_tasks(
     """Read several tasks; arguments and errors as in `read_task`.
 
     Raises:
-        DataError: also if two have one name.
+        DataError: also if two tasks have the same name.
     """
     tasks: dict[str, Task] = {}
     for path in paths:
         task = read_task(path, split=split, limit=limit, sample=sample, label2id=label2id)
         if task.name in tasks:
-            raise DataError(
-                f"{tasks[task.name].source} and {path} are both called {task.name}; expected names that differ"
-            )
+            raise DataError(f"{tasks[task.name].source} and {path} are both called {task.name}; expected unique names")
         tasks[task.name] = task
     return list(tasks.values())
 
@@ -117,36 +115,36 @@ def read_task(
 ) -> Task:
     """Read a file of candidate lists, labelled or scored pairs, or a BEIR-layout folder with a first-stage run.
 
-    Rows of a query, right and wrong documents, in any form that training reads, are lists too. Queries for which no
-    document is right stay in the mean with 0. They, queries with nothing wrong to be told apart and queries without
-    candidates are counted and said, to this module's logger.
+    Rows of a query with right and wrong documents, in any form that training reads, count as candidate lists. Queries
+    without a right document stay in the mean and count as 0. This module's logger warns about them, about queries
+    without candidates, and about queries whose candidates are all right.
 
     Args:
-        path: with ``~`` as the home folder; file (.jsonl, .csv, .tsv, each also with .gz, or .parquet) or folder.
-        split: of a folder.
-        limit: use the first so many queries or pairs alone.
-        sample: with limit: draw so many with this seed instead.
+        path: file (.jsonl, .csv, .tsv, each also with .gz, or .parquet) or folder; a leading ``~`` is the home folder.
+        split: split of a folder.
+        limit: use only this many queries or pairs, the first ones.
+        sample: with limit: draw them at random with this seed instead.
         label2id: class names of the model's classification head; None if it has none.
 
     Raises:
-        DataError: the data cannot be used or change while they are read, or their labels are not the model's; the
-            message names file and line, what was found and what was expected.
-        InputError: sample comes without limit.
+        DataError: the data cannot be used or change while they are read, or the model lacks their labels; the message
+            names file and line, what was found and what was expected.
+        InputError: sample is given without limit.
     """
     if sample is not None and limit is None:
-        raise InputError("sample draws queries at random; expected a limit that says how many")
+        raise InputError("sample was given without limit; expected a limit: the number of queries or pairs to draw")
     path = local_path(path)
     if path.exists() and not (path.is_dir() or path.is_file()):
-        raise DataError(f"{path} is a pipe or a device; expected a file, which is read several times")
+        raise DataError(f"{path} is a pipe or a device; expected a regular file, as it is read several times")
     before = _state(path)
     task = _read_folder(path, split, limit, sample) if path.is_dir() else _read_file(path, limit, sample, label2id)
     if _state(path) != before:
-        raise DataError(f"{path} changed while it was read; expected data that nobody is writing")
+        raise DataError(f"{path} changed while it was read; expected a file that is not being written")
     return task
 
 
 def _state(path: Path) -> tuple[int, int] | None:
-    """Return what changes with a file's content; None for folders."""
+    """Return a file's size and time of change, to notice writing; None for folders."""
     if not path.is_file():
         return None
     found = path.stat()
@@ -166,9 +164,7 @@ def _read_file(path: Path, limit: int | None, sample: int | None, label2id: dict
             _check_labels(path, label2id)
         return _read_pairs(path, limit, sample, label2id)
     if len(shape.inputs) == 2:
-        raise DataError(
-            f"{where}: fields are {', '.join(row)}, which say nothing about wrong documents; expected {EXPECTED}"
-        )
+        raise DataError(f"{where}: fields are {', '.join(row)}, without wrong documents; expected {EXPECTED}")
     return _read_right_and_wrong(path, limit, sample)
 
 
@@ -183,8 +179,8 @@ def _read_folder(path: Path, split: str, limit: int | None, sample: int | None) 
                 f"{path}: query {query!r} is judged in {files.qrels.name} but {files.queries.name} lacks it"
             )
     found = [beir.run.get(query, []) for query in ids]
-    places = {document: None for documents in found for document in documents if document in beir.suspect_documents}
-    suspects = [Suspect(beir.suspect_documents[document], beir.corpus[document]) for document in places]
+    empty = {document: None for documents in found for document in documents if document in beir.suspect_documents}
+    suspects = [Suspect(beir.suspect_documents[document], beir.corpus[document]) for document in empty]
     suspects += [
         Suspect(beir.suspect_queries[query], beir.queries[query]) for query in ids if query in beir.suspect_queries
     ]
@@ -208,10 +204,10 @@ def _read_lists(path: Path, limit: int | None, sample: int | None) -> RankingTas
     for number in chosen:
         where, query, candidates, labels = rows[number]
         if fractions := [label for label in map(float, labels) if not label.is_integer()]:
-            raise DataError(f"{where}: a label is {fractions[0]:g}; expected whole numbers, above 0 if right")
+            raise DataError(f"{where}: a label is {fractions[0]:g}; expected integers, above 0 for right documents")
         if huge := [label for label in labels if abs(label) > MOST_GRADE]:
             raise DataError(f"{where}: a label is {huge[0]:g}; expected grades up to {MOST_GRADE:,}")
-        qrels.append({str(place): int(float(label)) for place, label in enumerate(labels)})
+        qrels.append({str(position): int(float(label)) for position, label in enumerate(labels)})
         suspects += _suspects(where, query, candidates)
     return _ranking_task(
         source_name(path),
@@ -241,7 +237,7 @@ def _read_right_and_wrong(path: Path, limit: int | None, sample: int | None) -> 
         texts,
         [list(map(str, range(len(own)))) for own in texts],
         [
-            {str(place): int(place < len(example.positives)) for place in range(len(own))}
+            {str(position): int(position < len(example.positives)) for position in range(len(own))}
             for example, own in zip(kept, texts, strict=True)
         ],
         [
@@ -253,10 +249,12 @@ def _read_right_and_wrong(path: Path, limit: int | None, sample: int | None) -> 
 
 
 def _suspects(where: str, query: str, candidates: Sequence[str]) -> list[Suspect]:
-    """Return the texts of a row that may hold no token, each with its place."""
+    """Return the texts of a row that may hold no token, each with its location."""
     found = [Suspect(f"{where}, the query", query)] if may_be_tokenless(query) else []
     return found + [
-        Suspect(f"{where}, candidate {place}", text) for place, text in enumerate(candidates) if may_be_tokenless(text)
+        Suspect(f"{where}, candidate {position}", text)
+        for position, text in enumerate(candidates)
+        if may_be_tokenless(text)
     ]
 
 
@@ -271,7 +269,7 @@ def _ranking_task(
     qrels: list[dict[str, int]],
     suspects: list[Suspect],
 ) -> RankingTask:
-    """Number the documents and say what is odd; texts and document_ids hold every query's candidates."""
+    """Number the distinct documents and warn about unusual queries; texts and document_ids are of the candidates."""
     numbers: dict[str, int] = {}
     candidates = [[numbers.setdefault(text, len(numbers)) for text in own] for own in texts]
     task = RankingTask(
@@ -292,13 +290,16 @@ def _ranking_task(
     )
     if all_right:
         logger.warning(
-            "%s: %d of %d queries have right candidates alone, which no order can tell apart", source, all_right, count
+            "%s: %d of %d queries have only right candidates, so every order scores the same",
+            source,
+            all_right,
+            count,
         )
     return task
 
 
 def _check_labels(path: Path, label2id: dict[str, int] | None) -> None:
-    """Refuse labels that the model's classification head does not know."""
+    """Raise if the model's classification head lacks a label."""
     names = class_names(path)
     if not names:
         return
@@ -310,7 +311,7 @@ def _check_labels(path: Path, label2id: dict[str, int] | None) -> None:
     if unknown := sorted(names - set(label2id)):
         raise DataError(
             f"{path} has labels {', '.join(sorted(names))}, but the model's classification head has "
-            f"{', '.join(label2id)} (label2id): no place for {', '.join(unknown)}"
+            f"{', '.join(label2id)} (label2id): {', '.join(unknown)} unknown"
         )
 
 
@@ -320,14 +321,14 @@ def _read_pairs(path: Path, limit: int | None, sample: int | None, label2id: dic
     targets = np.array([example.target for example in examples], dtype=np.float64)
     if np.ptp(targets) == 0:
         raise DataError(
-            f"{path}: all {len(examples)} chosen pairs have one label or score; expected at least two different ones "
-            "(a higher limit, or a sample)"
+            f"{path}: all {len(examples)} chosen pairs have the same label or score; expected at least two different "
+            "ones (a higher limit, or a sample)"
         )
     pairs = [(example.query, example.positives[0]) for example in examples]
     suspects = [
-        Suspect(f"{example.where}, text {place}", text)
+        Suspect(f"{example.where}, text {number}", text)
         for example, texts in zip(examples, pairs, strict=True)
-        for place, text in enumerate(texts, start=1)
+        for number, text in enumerate(texts, start=1)
         if may_be_tokenless(text)
     ]
     return PairTask(source.task, source.name, path, (path,), pairs, targets, suspects)

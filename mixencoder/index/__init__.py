@@ -1,9 +1,10 @@
-"""`CandidateIndex`: candidates encoded once, kept in a folder or in memory, updated in transactions, read by many.
+"""`CandidateIndex`: documents encoded once, kept in a folder or in memory, changed in transactions, read by many.
 
-Named arrays in append-only files, everything else in one SQLite file beside them; docs/candidate-index.md holds the
-format and its promises. No model is known here. Bottom up: `schema` (what a row is), `rows` (which rows count),
-`shards` and `memory` (arrays on disk and in memory), `catalogue` (SQLite), `folder` (generations, pointer, lock),
-`view` (reading), `transaction` and `writer` (writing), `verification`, `compaction`, `candidate_index` (the class).
+Arrays lie in append-only files, everything else in one SQLite file beside them; docs/candidate-index.md describes the
+format and its guarantees. This package knows no model. Bottom up: `schema` (the fields of a row), `rows` (which rows
+are live), `shards` and `memory` (arrays on disk and in memory), `catalogue` (SQLite), `folder` (generations, pointer,
+lock), `view` (reading), `transaction` and `writer` (writing), `verification`, `compaction`, `newest_commit`,
+`candidate_index` (the class).
 """
 
 from mixencoder.index.candidate_index import BuildEstimate, CandidateIndex, Estimate

@@ -1,8 +1,8 @@
-"""CandidateIndex: candidates encoded once, kept on disk or in memory, updated in transactions, read by many.
+"""CandidateIndex: documents encoded once, kept on disk or in memory, changed in transactions, read by many.
 
-Knows no model: only rows of named arrays, ids, a fingerprint of what encoded them, and the functions that turn texts
-and embeddings into rows. `mixencoder.fast.MixEncoder` makes and opens indexes; docs/candidate-index.md says what is
-promised.
+It knows no model: only rows of named arrays, ids, a fingerprint of what encoded them, and functions that turn texts
+and embeddings into rows. `mixencoder.fast.MixEncoder` makes and opens indexes; docs/candidate-index.md lists the
+guarantees.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from torch import Tensor
 from mixencoder.base.inputs import positive_integer
 from mixencoder.errors import IndexDamagedError, IndexStateError
 from mixencoder.index.compaction import compact
-from mixencoder.index.current_state import Current
 from mixencoder.index.documents import Document, batches, check_distinct, id_list, json_object, read_documents
 from mixencoder.index.folder import FolderStore, Generation
 from mixencoder.index.manifest import Manifest
 from mixencoder.index.memory import MemoryStore
+from mixencoder.index.newest_commit import NewestCommit
 from mixencoder.index.schema import Schema
 from mixencoder.index.shards import rows_per_shard
 from mixencoder.index.verification import Verification, verify
@@ -31,40 +31,40 @@ from mixencoder.index.writer import COMMIT_TEXTS, AddResult, Encode, Project, Re
 from mixencoder.progress import ProgressBar, progress_bar
 
 _ENTRY_BYTES = 96
-"""Bytes of SQLite a document beside its text, measured with 32-character ids."""
+"""Catalogue bytes per document besides its text, measured with 32-character ids."""
 
 
 class Estimate(NamedTuple):
-    """Bytes that documents will take: of the array files exactly, of the catalogue roughly."""
+    """Bytes that documents will take: exact for the array files, approximate for the catalogue."""
 
     arrays: int
     catalogue: int
 
 
 class BuildEstimate(NamedTuple):
-    """What building an index will take; estimated before any work."""
+    """Size and time of building an index, estimated beforehand."""
 
     documents: int
     array_bytes: int
-    """Of the array files: exactly with one row a document; extrapolated from some of the texts where long ones are
-    split into several."""
+    """Of the array files: exact with one row per document; extrapolated from some of the texts where long texts are
+    split into several rows."""
     catalogue_bytes: int
-    """Of ids and texts, roughly."""
+    """Of ids and texts, approximate."""
     seconds: float
-    """Extrapolated from encoding some of the texts here and now."""
+    """Extrapolated from encoding some of the texts."""
 
 
 class CandidateIndex:
     """Documents and the rows encoded from them; made by `create`, opened by `open`.
 
-    Every method sees the newest commit, of this or any other process; for several reads of one state take a
+    Every method sees the newest commit, by this or any other process; for several reads of one state take a
     `snapshot`. Documents iterate in the order in which they were added; an update moves a document to the end. Safe to
-    use from several threads: one may write while others read. Not across a fork: open it in each process, which a child
-    is told. Neither copied nor pickled.
+    use from several threads: one may write while others read. In a forked child every use raises: open the index again
+    there. It cannot be copied or pickled.
 
     Attributes:
         path: the folder, or None in memory.
-        read_only: whether writing is refused.
+        read_only: whether writing raises.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class CandidateIndex:
         self.path = store.path if isinstance(store, FolderStore) else None
         self.read_only = read_only
         self._encode, self._project = encode, project
-        self._current = Current(store)
+        self._newest = NewestCommit(store)
 
     @classmethod
     def create(
@@ -92,23 +92,24 @@ class CandidateIndex:
         settings: Mapping[str, Any] | None = None,
         store_text: bool = True,
     ) -> Self:
-        """Make an index that `build` fills, or go on with one whose building was interrupted.
+        """Make an empty index for `build` to fill, or resume one whose building was interrupted.
 
         Args:
-            path: a new or empty folder, or one that holds an unfinished index; None stays in memory.
+            path: a new or empty folder, or one that holds an unfinished index; None keeps the index in memory.
             schema: the fields of a row.
-            fingerprint: what encodes the documents, by part; "name" is for people and never compared.
+            fingerprint: identifies what encodes the documents, part by part; "name" is shown and never compared.
             encode: turns texts into rows.
             project: turns embeddings (N, ...) into fields, one row each.
-            settings: JSON-able, kept for whoever opens the index.
-            store_text: keep texts.
+            settings: a JSON object stored with the index and returned as `settings`.
+            store_text: whether to keep the texts.
 
         Raises:
-            IndexStateError: a complete index or something else is there.
-            IndexMismatchError: an unfinished index is there that something else began.
-            IndexLockedError, IndexStorageError: somebody is building it, or the folder cannot be written.
+            IndexStateError: the folder holds a complete index, or something else.
+            IndexMismatchError: the folder holds an unfinished index with another fingerprint, schema or settings.
+            IndexLockedError: another process is building the index.
+            IndexStorageError: the folder cannot be written.
         """
-        # as JSON gives it back, since an unfinished index must have the same
+        # read back from JSON, so that it equals the settings of an unfinished index
         kept = json.loads(json_object(dict(settings or {}), "settings"))
         manifest = Manifest(schema, dict(fingerprint), kept, store_text, rows_per_shard(schema), False)
         store = MemoryStore() if path is None else FolderStore(path)
@@ -134,26 +135,26 @@ class CandidateIndex:
         check_sizes: bool = True,
         verify: bool = False,
     ) -> Self:
-        """Open an index; nothing is written, so the folder may be read-only, and any number may have it open.
+        """Open an index without writing anything: the folder may be read-only, and many processes may have it open.
 
         Args:
             path: the folder; a leading ``~`` is the home folder.
-            fingerprint: as in `create`; None opens whatever made it, to look at, verify, remove or compact.
+            fingerprint: as in `create`; None opens the index of any model, to read, verify, remove or compact.
             encode, project: as in `create`.
-            read_only: refuse writing.
-            check_sizes: refuse an index whose array files are too short; False for `verify` and `repair`.
-            verify: read everything and refuse an index that is damaged anywhere; otherwise a flipped bit of an array
-                is not seen when opening, nor when ranking.
+            read_only: whether writing raises.
+            check_sizes: raise if array files are too short; False for `verify` and `repair`.
+            verify: read everything and raise if anything is damaged; otherwise neither opening nor ranking notices a
+                flipped bit in an array.
 
         Raises:
-            InputError: the path cannot be one.
+            InputError: path cannot be the path of a folder.
             IndexStateError: there is no index, it is unfinished, or its format is newer.
-            IndexMismatchError: something else made it; the message names both and the parts that differ.
+            IndexMismatchError: the fingerprints differ; the message names both models and the parts that differ.
             IndexDamagedError: files are missing, cut short or unreadable; with verify, anything is damaged.
-            IndexStorageError: the system refuses to read it.
+            IndexStorageError: the system cannot read it.
         """
         index = cls(FolderStore(path), encode=encode, project=project, read_only=read_only)
-        manifest = index._current.generation().manifest
+        manifest = index._newest.generation().manifest
         if fingerprint is not None:
             manifest.check_fingerprint(str(path), fingerprint)
         if not manifest.complete:
@@ -171,7 +172,7 @@ class CandidateIndex:
 
     @staticmethod
     def estimate(schema: Schema, count: int, *, text_bytes: int = 0) -> Estimate:
-        """Return the bytes that count rows will take, each with a text of text_bytes in UTF-8."""
+        """Return the bytes of `count` documents of one row each, with texts of `text_bytes` UTF-8 bytes each."""
         return Estimate(count * schema.row_bytes, count * (_ENTRY_BYTES + text_bytes))
 
     def build(
@@ -186,8 +187,8 @@ class CandidateIndex:
     ) -> AddResult:
         """Fill a new index, committing every 1,024 texts, and mark it complete.
 
-        Interrupted, it is called again on what `create` returns for the same folder, with the same documents: those
-        committed are skipped.
+        To resume after an interruption, call `create` with the same folder, then `build` with the same documents:
+        committed ones are skipped.
 
         Args, Raises: as `add`, and IndexStateError: the index is complete already.
         """
@@ -211,23 +212,23 @@ class CandidateIndex:
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
     ) -> AddResult:
-        """Add documents at the end: a list in one transaction, an iterator in one every 1,024.
+        """Add documents at the end: a list in one transaction, an iterator in one transaction per 1,024 documents.
 
         Args:
-            documents: texts; None where embeddings are given without.
-            ids: a name of each. None: a hash of the text, or of the embedding without one, so that what is held
-                already is skipped.
-            metadata: a JSON object of each, or None.
-            embeddings: (N, ...), taken instead of encoding texts.
+            documents: texts; None if only embeddings are given.
+            ids: one per document. None: a hash of the text, or of the embedding if there is no text, so that documents
+                that the index already holds are skipped.
+            metadata: a JSON object or None per document.
+            embeddings: (N, ...), used instead of encoding the texts.
             batch_size: texts encoded at once.
             show_progress_bar: None shows one if the logger "mixencoder" is at INFO or below.
 
         Raises:
-            InputError: a text, id or metadata object cannot be used, or their numbers differ.
-            DuplicateIdError: an id is given twice or held already.
-            IndexStateError: closed, read-only, unfinished, or opened without what encodes.
+            InputError: a text, id, metadata object or embedding cannot be used, or their numbers differ.
+            DuplicateIdError: an id is given twice, or the index holds it already.
+            IndexStateError: the index is closed, read-only, unfinished, or opened without a model.
             IndexLockedError: another writer is at work.
-            IndexStorageError: the disk refused; what was committed before is intact.
+            IndexStorageError: the disk is full, read-only or failing; what was committed before is intact.
         """
         with self._writing() as generation:
             source = read_documents(documents, ids, metadata, embeddings)
@@ -245,12 +246,12 @@ class CandidateIndex:
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
     ) -> AddResult:
-        """Put new texts (or embeddings) in place of documents, which move to the end, in one transaction.
+        """Replace the texts (or embeddings) of documents in one transaction; the documents move to the end.
 
         Args:
             documents, embeddings, batch_size, show_progress_bar: as in `add`.
-            ids: which documents, one for each text.
-            metadata: None keeps what each has.
+            ids: the documents to replace, one per text.
+            metadata: as in `add`, but None in place of the list keeps the old metadata.
 
         Raises:
             UnknownIdError: the index holds no such document.
@@ -278,29 +279,29 @@ class CandidateIndex:
             return self._writer(generation).remove(names)
 
     def compact(self) -> int:
-        """Write the index anew without what was removed, swap it in at once, and return the bytes freed.
+        """Replace the index by a copy without removed documents, all at once, and return the bytes freed.
 
-        Needs room for a second copy. Everything is checked against its checksums first. Snapshots and other processes
-        keep reading the old files, whose room is freed when the last of them is done.
+        Needs disk space for a second copy. All checksums are checked first. Snapshots and other processes keep reading
+        the old files; their space is freed when the last reader is done.
 
         Raises:
-            IndexDamagedError: a checksum disagrees; nothing was changed.
+            IndexDamagedError: a checksum differs; nothing was changed.
             IndexStateError, IndexLockedError, IndexStorageError: as `add`.
         """
         with self._writing() as generation:
-            return compact(self._current.store(), generation)
+            return compact(self._newest.store(), generation)
 
     def verify(self) -> Verification:
-        """Compare everything with its checksums; says what is damaged, which documents that touches and what to do."""
+        """Check all checksums and return what is damaged, which documents are affected and what to do."""
         while True:
-            generation = self._current.generation()
+            generation = self._newest.generation()
             report = verify(generation.catalogue, generation.arrays, generation.manifest.schema)
-            # of files that compaction swept away meanwhile nothing can be said
-            if report.ok or self._current.generation() is generation:
+            # damage found in files that a compaction deleted meanwhile says nothing about the index
+            if report.ok or self._newest.generation() is generation:
                 return report
 
     def repair(self, *, batch_size: int = 32) -> Repair:
-        """Encode documents that damage touches again from their stored texts, remove those without, and compact.
+        """Encode damaged documents again from their stored texts, remove those without a text, and compact.
 
         Raises:
             IndexDamagedError: the catalogue itself is damaged.
@@ -309,7 +310,7 @@ class CandidateIndex:
         with self._writing() as generation:
             report = verify(generation.writer(), generation.arrays, generation.manifest.schema)
             result = self._writer(generation, batch_size).repair(report)
-            compact(self._current.store(), generation)
+            compact(self._newest.store(), generation)
         return result
 
     def snapshot(self) -> Snapshot:
@@ -319,60 +320,60 @@ class CandidateIndex:
             IndexStateError: the index is closed.
             IndexDamagedError: an array file is missing or too short.
         """
-        return self._current.snapshot()
+        return self._newest.snapshot()
 
     def get(self, id: str, *, with_fields: bool = False) -> Entry:
-        """Return a document by id, on request with its rows.
+        """Return a document by id; with_fields includes its rows.
 
         Raises:
             UnknownIdError: the index holds no such document.
         """
         if not with_fields:
-            return self._current.listing()[1].get(id)
+            return self._newest.listing()[1].get(id)
         view = self.snapshot()
         return view.get(id)._replace(fields=view.gather(view.positions([id])).fields)
 
     def entries(self) -> Iterator[Entry]:
         """Iterate over the documents of the newest commit in order, without their rows."""
-        return self._current.listing()[1].entries()
+        return self._newest.listing()[1].entries()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._current.listing()[1])
+        return iter(self._newest.listing()[1])
 
     def __len__(self) -> int:
-        return len(self._current.listing()[1])
+        return len(self._newest.listing()[1])
 
     def __contains__(self, id: object) -> bool:
-        return id in self._current.listing()[1]
+        return id in self._newest.listing()[1]
 
     @property
     def schema(self) -> Schema:
         """The fields of a row."""
-        return self._current.generation().manifest.schema
+        return self._newest.generation().manifest.schema
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """What encoded the documents."""
-        return dict(self._current.generation().manifest.fingerprint)
+        """Identifies what encoded the documents, part by part."""
+        return dict(self._newest.generation().manifest.fingerprint)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What `create` was given."""
-        return dict(self._current.generation().manifest.settings)
+        """The settings given to `create`."""
+        return dict(self._newest.generation().manifest.settings)
 
     @property
     def store_text(self) -> bool:
         """Whether texts are kept."""
-        return self._current.generation().manifest.store_text
+        return self._newest.generation().manifest.store_text
 
     @property
     def complete(self) -> bool:
-        """Whether `build` is done."""
-        return self._current.generation().manifest.complete
+        """Whether `build` has finished."""
+        return self._newest.generation().manifest.complete
 
     def info(self) -> dict[str, Any]:
-        """Return what the index is and holds, JSON-able; removed rows and array bytes count until `compact`."""
-        generation, listing = self._current.listing()
+        """Return settings, counts and sizes as a JSON object; array_bytes includes removed rows until `compact`."""
+        generation, listing = self._newest.listing()
         manifest = generation.manifest
         return {
             "path": None if self.path is None else str(self.path),
@@ -391,8 +392,8 @@ class CandidateIndex:
         }
 
     def close(self) -> None:
-        """Let go of the files; snapshots taken before stay usable."""
-        self._current.close()
+        """Close the files; snapshots taken before stay usable."""
+        self._newest.close()
 
     def __enter__(self) -> Self:
         return self
@@ -406,22 +407,22 @@ class CandidateIndex:
 
     @contextmanager
     def _writing(self, *, building: bool = False) -> Generator[Generation]:
-        """Hold the right to write to the generation that counts."""
-        self._current.generation()
-        store = self._current.store()
+        """Hold the write lock and yield the current generation, upgraded to the newest format."""
+        self._newest.generation()
+        store = self._newest.store()
         if self.read_only:
             raise IndexStateError(f"{store.name} was opened read-only; open it for writing")
         with store.lock():
-            # refuses what is damaged, before anything is written
-            generation = self._current.listing()[0]
+            # raises if the catalogue is damaged, before anything is written
+            generation = self._newest.listing()[0]
             if store.upgrade(generation):
-                generation = self._current.generation()
+                generation = self._newest.generation()
             if not generation.manifest.complete:
                 generation.manifest = generation.writer().manifest()
             if generation.manifest.complete == building:
-                found, way_out = ("complete", "add()") if building else ("unfinished", "build()")
-                raise IndexStateError(f"{store.name} is {found}; expected {way_out}")
-            store.tidy()
+                state = "complete; add to it with add()" if building else "unfinished; finish it with build()"
+                raise IndexStateError(f"{store.name} is {state}")
+            store.delete_leftovers()
             yield generation
 
     def _writer(self, generation: Generation, batch_size: int = 32, progress: ProgressBar | None = None) -> Writer:
@@ -429,14 +430,14 @@ class CandidateIndex:
         return Writer(generation, self._encode, self._project, size, progress)
 
     def _check_resumable(self, manifest: Manifest) -> None:
-        found, name = self._current.generation().manifest, self._current.store().name
+        found, name = self._newest.generation().manifest, self._newest.store().name
         if found.complete:
             raise IndexStateError(
                 f"{name} holds a complete index of {len(self):,} documents; open it to add to it, or "
                 "choose another folder"
             )
         found.check_fingerprint(name, manifest.fingerprint)
-        found.check_settings(f"{name} is an unfinished index", manifest, "Go on with the same, or delete the folder")
+        found.check_settings(f"{name} is an unfinished index", manifest, "Pass the same, or delete the folder")
 
 
 def _progress(documents: Iterable[Document], show: bool | None) -> ProgressBar:

@@ -1,9 +1,9 @@
-"""What an index knows beside its arrays, in one SQLite file: manifest, blocks of rows, and an entry a document.
+"""The SQLite file of an index: the manifest, a record per block of rows, and an entry per document.
 
-A commit of this file is what makes rows count. Readers never hold a transaction open between calls, so they do not
-keep a writer waiting; entries of removed documents stay until compaction, so what a reader began to read stays there.
-Whatever is read was perhaps damaged since it was written: values are checked for their types, blocks and entries
-compared with their checksums, and what does not fit is an `IndexDamagedError`.
+Rows count once this file commits them. Readers never hold a transaction open between calls, so they do not keep a
+writer waiting; entries of removed documents stay until compaction, so a reader finds what it began to read. The file
+may have been damaged since it was written: types are checked, blocks and entries are compared with their checksums,
+and a mismatch raises `IndexDamagedError`.
 """
 
 import contextlib
@@ -25,23 +25,24 @@ from mixencoder.index.connection import (
     check_tables,
     connect,
     prepare_writing,
-    translated,
+    translate_errors,
 )
-from mixencoder.index.manifest import MOST_BYTES, Manifest
-from mixencoder.index.process import check_process
+from mixencoder.index.fork_check import check_same_process
+from mixencoder.index.manifest import MAX_VALUE_BYTES, Manifest
 from mixencoder.index.rows import BLOCK_ROWS, BlockRecord, RowMap, unpack
 
 PAGE = 1024
-"""Entries read at once when all are."""
-_VARIABLES = 500
+"""Entries read at once when reading all of them."""
+_MAX_VARIABLES = 500
 _INTERRUPTED_COMMIT = sqlite3.SQLITE_READONLY_ROLLBACK
-_MANIFEST = f"SELECT name, CASE WHEN length(value) <= {MOST_BYTES} THEN value END FROM manifest LIMIT 32"
-_BLOCKS = "SELECT block, rows, checksums, starts, live FROM blocks"
-_SUMMED_BLOCKS = "SELECT block, rows, checksums, starts, live, checksum FROM blocks"
+_MANIFEST = f"SELECT name, CASE WHEN length(value) <= {MAX_VALUE_BYTES} THEN value END FROM manifest LIMIT 32"
+_BLOCKS_OF_FORMAT_1 = "SELECT block, rows, checksums, starts, live FROM blocks"
+_BLOCKS = "SELECT block, rows, checksums, starts, live, checksum FROM blocks"
 _ENTRIES = "SELECT row, id, digest, metadata, text, checksum FROM entries"
 _STATE = "state"
-"""Line of the manifest that holds the number of blocks and all their checksums, one upon the other (xor)."""
+"""Manifest row that holds the number of blocks and the XOR of their checksums."""
 _NONE = "\1"
+"""Stands for None in the content of an entry's checksum."""
 _T = TypeVar("_T")
 
 
@@ -50,10 +51,10 @@ class EntryRecord(NamedTuple):
 
     Attributes:
         row: its first row.
-        id: its name.
-        digest: hash of its content; None where the id is that hash.
+        id: its id.
+        digest: hash of its content; None if the id is that hash.
         metadata: JSON, or None.
-        text: None where texts are not kept or embeddings were given.
+        text: None if texts are not kept or only an embedding was given.
     """
 
     row: int
@@ -69,8 +70,8 @@ class EntryRecord(NamedTuple):
         content += f"{_NONE if metadata is None else metadata}\0{_NONE if text is None else text}"
         return zlib.crc32(content.encode())
 
-    def is_typed(self) -> bool:
-        """Return whether every attribute has the type that it should."""
+    def has_valid_types(self) -> bool:
+        """Return whether every attribute has the right type."""
         row, id, digest, metadata, text = self
         return (
             type(row) is int
@@ -87,15 +88,15 @@ class Catalogue:
     Raises (all methods):
         IndexDamagedError: the file is not what was written.
         IndexStorageError: the disk is full, read-only or failing.
-        IndexLockedError: it was busy for `BUSY_SECONDS`.
-        IndexStateError: this is a process that was forked after the file was opened.
+        IndexLockedError: the file was busy for `BUSY_SECONDS`.
+        IndexStateError: this process was forked after the file was opened.
     """
 
-    def __init__(self, connection: sqlite3.Connection, name: str, read_only: Path | None = None) -> None:
+    def __init__(self, connection: sqlite3.Connection, name: str, read_only_path: Path | None = None) -> None:
         self.name = name
         self._connection = connection
-        self._read_only = read_only
-        self._summed = False
+        self._read_only_path = read_only_path
+        self._has_block_checksums = False
         self._commits = 0
         self._mutex = threading.RLock()
         self._process = os.getpid()
@@ -104,111 +105,111 @@ class Catalogue:
 
     @classmethod
     def in_memory(cls) -> "Catalogue":
-        """Return an empty catalogue that is not kept."""
+        """Return an empty catalogue in memory."""
         return cls(sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False), "the index in memory")
 
     @classmethod
     def on_disk(cls, path: Path, mode: str) -> "Catalogue":
-        """Open a file; mode is "ro" (nothing is ever written, not even beside it), "rw" or "rwc" (made if missing)."""
-        with translated(str(path)):
+        """Open a file; mode is "ro" (write nothing, not even beside the file), "rw" or "rwc" (create if missing)."""
+        with translate_errors(str(path)):
             connection = connect(path, mode)
         catalogue = cls(connection, str(path), path if mode == "ro" else None)
         if mode != "rwc":
-            catalogue._summed = catalogue._read(lambda connection: check_tables(connection, str(path)))
+            catalogue._has_block_checksums = catalogue._read(lambda connection: check_tables(connection, str(path)))
         if mode != "ro":
             catalogue._read(prepare_writing)
         return catalogue
 
     def create(self, manifest: Manifest) -> None:
-        """Make the tables."""
+        """Create the tables and write the manifest."""
         with self.transaction():
             for statement in TABLES.values():
                 self._connection.execute(statement)
             rows = [*manifest.to_rows(), (_STATE, json.dumps([0, 0]))]
             self._connection.executemany("INSERT INTO manifest VALUES (?, ?)", rows)
-        self._summed = True
+        self._has_block_checksums = True
 
     @property
-    def summed(self) -> bool:
-        """Whether blocks carry checksums of their own, which those of format 1 do not."""
-        if not self._summed:
-            self._summed = self._read(lambda connection: check_tables(connection, self.name))
-        return self._summed
+    def has_block_checksums(self) -> bool:
+        """Whether each block record has a checksum; False in format 1."""
+        if not self._has_block_checksums:
+            self._has_block_checksums = self._read(lambda connection: check_tables(connection, self.name))
+        return self._has_block_checksums
 
-    def add_sums(self) -> None:
-        """Give all blocks checksums of their own, as they are found."""
+    def add_block_checksums(self) -> None:
+        """Give every block record a checksum of its present content."""
         records = self.blocks()
         with self.transaction():
             self._connection.execute(ADD_CHECKSUM)
             self._connection.execute("INSERT INTO manifest VALUES (?, ?)", (_STATE, json.dumps([0, 0])))
-            self._put(records)
-        self._summed = True
+            self._put_blocks(records)
+        self._has_block_checksums = True
 
     def manifest(self) -> Manifest:
         """Read the manifest."""
         return Manifest.from_rows(self._query(_MANIFEST), self.name)
 
     def complete(self) -> None:
-        """Note that the first building is done."""
+        """Record that the first build has finished."""
         with self.transaction():
             self._connection.execute("UPDATE manifest SET value = 'true' WHERE name = 'complete'")
 
     def version(self) -> tuple[int, int]:
-        """Return what changes with every commit, of another connection or of this one."""
+        """Return numbers that change with every commit, by another connection or by this one."""
         return self._query("PRAGMA data_version")[0][0], self._commits
 
     def row_map(self) -> RowMap:
-        """Return which rows count: one record a block, however many rows."""
-        return self.mapped(self.blocks())
+        """Return which rows are live; reads one record per block."""
+        return self.row_map_of(self.blocks())
 
-    def mapped(self, records: Sequence[BlockRecord]) -> RowMap:
-        """Return which rows count, of all blocks."""
+    def row_map_of(self, records: Sequence[BlockRecord]) -> RowMap:
+        """Return which rows are live, from the records of all blocks."""
         try:
             return RowMap.from_records(records)
         except ValueError as error:
             raise self._damaged(str(error)) from error
 
     def blocks(self) -> list[BlockRecord]:
-        """Return all blocks in order, compared with their checksums."""
-        summed = self.summed
+        """Return all block records in order; their checksums are checked."""
+        has_checksums = self.has_block_checksums
 
         def read(connection: sqlite3.Connection) -> tuple[list[BlockRecord], list[int], list[tuple]]:
-            # one transaction, so that blocks and their state are of one commit
+            # one transaction, so that blocks and their state belong to one commit
             own = not connection.in_transaction
             if own:
                 connection.execute("BEGIN")
             try:
                 records, sums = [], []
-                # row by row, as a damaged file could repeat itself for ever
-                for row in connection.execute(f"{_SUMMED_BLOCKS if summed else _BLOCKS} ORDER BY block"):
+                # row by row, as a damaged file could repeat rows without end
+                for row in connection.execute(f"{_BLOCKS if has_checksums else _BLOCKS_OF_FORMAT_1} ORDER BY block"):
                     records.append(self._checked_block(BlockRecord(*row[:5]), len(records)))
-                    sums.append(row[5] if summed else 0)
-                return records, sums, connection.execute(_MANIFEST).fetchall() if summed else []
+                    sums.append(row[5] if has_checksums else 0)
+                return records, sums, connection.execute(_MANIFEST).fetchall() if has_checksums else []
             finally:
                 if own and connection.in_transaction:
                     connection.execute("ROLLBACK")
 
         records, sums, manifest = self._read(read)
-        if summed:
+        if has_checksums:
             wrong = next((r.block for r, found in zip(records, sums, strict=True) if r.checksum() != found), None)
             if wrong is not None:
-                raise self._damaged(f"which rows of block {wrong} count is not what was written (checksum)")
-            if self._state(manifest) != [len(records), _xor(sums)]:
+                raise self._damaged(f"the record of block {wrong} is not what was written (checksum)")
+            if self._state(manifest) != [len(records), _xor_of(sums)]:
                 raise self._damaged(f"its {len(records):,} blocks are not those that were written (checksum)")
         return records
 
     def block(self, number: int) -> BlockRecord | None:
-        """Return one block, compared with its checksum, or None if there is none yet."""
-        rows = self._query(f"{_SUMMED_BLOCKS if self.summed else _BLOCKS} WHERE block = ?", (number,))
+        """Return one block record, or None if there is none yet; its checksum is checked."""
+        rows = self._query(f"{_BLOCKS if self.has_block_checksums else _BLOCKS_OF_FORMAT_1} WHERE block = ?", (number,))
         if not rows:
             return None
         record = self._checked_block(BlockRecord(*rows[0][:5]), number)
-        if self.summed and record.checksum() != rows[0][5]:
-            raise self._damaged(f"which rows of block {number} count is not what was written (checksum)")
+        if self.has_block_checksums and record.checksum() != rows[0][5]:
+            raise self._damaged(f"the record of block {number} is not what was written (checksum)")
         return record
 
     def committed_rows(self) -> int:
-        """Return the number of rows that were committed, removed ones included."""
+        """Return the number of committed rows, including removed ones."""
         rows = self._query("SELECT max(block) FROM blocks")
         if rows[0][0] is None:
             return 0
@@ -218,21 +219,21 @@ class Catalogue:
         return last.block * BLOCK_ROWS + last.rows
 
     def find(self, ids: Sequence[str], rows: int) -> dict[str, tuple[int, bytes | None]]:
-        """Return for ids the first row and digest of their last entry among the first rows; it may be removed."""
-        # of the columns beside max(), SQLite takes the row that holds the maximum
+        """Return the first row and digest of the last entry of each id below row number `rows`; it may be removed."""
+        # SQLite takes the columns beside max() from the row that holds the maximum
         columns = f"SELECT id, max(row), digest FROM entries WHERE row >= 0 AND row < {rows:d} AND"
-        # SQLite takes no text that UTF-8 cannot hold, and no document has such a name
-        names = [id for id in ids if unicode_fault(id) is None]
+        # SQLite takes no text that UTF-8 cannot hold, and no document has such an id
+        valid = [id for id in ids if unicode_fault(id) is None]
         found = {
-            self._typed(id, str): (self._typed(row, int), self._typed(digest, bytes, None))
-            for id, row, digest in self._chunked(columns, "id", names, "GROUP BY id")
+            self._of_type(id, str): (self._of_type(row, int), self._of_type(digest, bytes, None))
+            for id, row, digest in self._query_in_batches(columns, "id", valid, "GROUP BY id")
         }
-        if not found.keys() <= set(names):
+        if not found.keys() <= set(valid):
             raise self._damaged("a document is found under an id that it does not have")
         return found
 
     def live(self, ids: Sequence[str]) -> dict[str, tuple[int, bytes | None]]:
-        """Return the first row and digest of the live documents among ids, as last committed."""
+        """Return the first row and digest of the live documents among ids, in the newest commit."""
         found = self.find(ids, self.committed_rows())
         bits: dict[int, Any] = {}
         for number in sorted({row // BLOCK_ROWS for row, _ in found.values()}):
@@ -243,35 +244,35 @@ class Catalogue:
         return {id: entry for id, entry in found.items() if bits[entry[0] // BLOCK_ROWS][entry[0] % BLOCK_ROWS]}
 
     def entries(self, rows: Sequence[int], *, check: bool = True) -> dict[int, EntryRecord]:
-        """Return entries by their first rows; unless asked not to, compared with their checksums, and all of them."""
+        """Return entries by first row; with check, raise if one is missing or its checksum differs."""
         found = {}
-        for row in self._chunked(_ENTRIES, "row", rows):
+        for row in self._query_in_batches(_ENTRIES, "row", rows):
             record = self._entry(row)
-            if check and not _agrees(record, row):
+            if check and not _matches_checksum(record, row):
                 raise self._damaged(f"the entry of document {record.id!r} is not what was written (checksum)")
             found[record.row] = record
-        return self._whole(found, rows) if check else found
+        return self._require_all(found, rows) if check else found
 
     def ids(self, rows: Sequence[int], *, check: bool = True) -> dict[int, str]:
-        """Return ids by first rows; unless asked not to, of all of them."""
+        """Return ids by first row; with check, raise if one is missing."""
         found = {
-            self._typed(row, int): self._typed(id, str)
-            for row, id in self._chunked("SELECT row, id FROM entries", "row", rows)
+            self._of_type(row, int): self._of_type(id, str)
+            for row, id in self._query_in_batches("SELECT row, id FROM entries", "row", rows)
         }
-        return self._whole(found, rows) if check else found
+        return self._require_all(found, rows) if check else found
 
     def texts(self, rows: Sequence[int]) -> dict[int, str | None]:
-        """Return texts by first rows, of entries compared with their checksums."""
+        """Return texts by first row; the checksums of their entries are checked."""
         return {row: entry.text for row, entry in self.entries(rows).items()}
 
     def pages(self, rows: int) -> Iterator[list[tuple[EntryRecord, bool]]]:
-        """Yield all entries of the first rows in order, removed ones too, and whether each is as it was written."""
+        """Yield all entries below row number `rows` in order, removed too, and whether each matches its checksum."""
         first = 0
         statement = f"{_ENTRIES} WHERE row >= ? AND row < ? ORDER BY row LIMIT {PAGE}"
         while page := self._query(statement, (first, rows)):
             records = [self._entry(row) for row in page]
-            yield [(record, _agrees(record, row)) for record, row in zip(records, page, strict=True)]
-            last = self._typed(page[-1][0], int)
+            yield [(record, _matches_checksum(record, row)) for record, row in zip(records, page, strict=True)]
+            last = self._of_type(page[-1][0], int)
             if not first <= last < rows:
                 raise self._damaged("its entries are not in order")
             first = last + 1
@@ -279,27 +280,27 @@ class Catalogue:
     def write(self, entries: Iterable[EntryRecord], blocks: Sequence[BlockRecord]) -> None:
         """Add entries, and add or replace blocks, in the current transaction."""
         rows = ((entry.row, entry.id, entry.digest, entry.checksum(), entry.metadata, entry.text) for entry in entries)
-        with self._guarded():
+        with self._locked():
             self._connection.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", rows)
-            self._put(blocks)
+            self._put_blocks(blocks)
 
     @contextlib.contextmanager
     def transaction(self) -> Generator[None]:
-        """Write in one transaction, undone by any exception."""
-        with self._guarded():
+        """Write in one transaction; an exception undoes it."""
+        with self._locked():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
                 self._connection.execute("COMMIT")
                 self._commits += 1
             except BaseException:
-                # SQLite itself has rolled back already after some errors, such as a full disk
+                # after some errors, such as a full disk, SQLite has rolled back already
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
 
     def problems(self) -> list[str]:
-        """Return what SQLite's own check finds wrong, that of the ids against the documents included."""
+        """Return what SQLite's integrity check finds wrong, in the index of ids too."""
         try:
             found = [printable(str(row[0])) for row in self._query("PRAGMA integrity_check")]
         except IndexDamagedError as error:
@@ -310,15 +311,15 @@ class Catalogue:
         """Return the bytes of the file."""
         return self._query("PRAGMA page_count")[0][0] * self._query("PRAGMA page_size")[0][0]
 
-    def _put(self, blocks: Sequence[BlockRecord]) -> None:
-        """Add or replace blocks in the current transaction, and note what all of them come to."""
+    def _put_blocks(self, blocks: Sequence[BlockRecord]) -> None:
+        """Add or replace block records in the current transaction, and update the count and XOR of all."""
         if not blocks:
             return
         count, total = self._state(self._connection.execute(_MANIFEST).fetchall())
         for record in blocks:
             before = self._connection.execute("SELECT checksum FROM blocks WHERE block = ?", (record.block,)).fetchall()
-            # blocks of format 1, about to get their first checksum, have none that counts
-            total ^= record.checksum() ^ (self._typed(before[0][0], int, None) or 0 if before else 0)
+            # blocks of format 1 have no checksum yet: NULL counts as 0
+            total ^= record.checksum() ^ (self._of_type(before[0][0], int, None) or 0 if before else 0)
         rows = [(*record, record.checksum()) for record in blocks]
         self._connection.executemany("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?, ?, ?)", rows)
         state = json.dumps([max(count, blocks[-1].block + 1), total])
@@ -328,7 +329,7 @@ class Catalogue:
         values = [value for name, value in manifest if name == _STATE]
         try:
             count, total = json.loads(values[0])
-            return [self._typed(count, int), self._typed(total, int)]
+            return [self._of_type(count, int), self._of_type(total, int)]
         except (IndexError, RecursionError, TypeError, ValueError) as error:
             raise self._damaged("it does not say how many blocks there are") from error
 
@@ -339,23 +340,23 @@ class Catalogue:
         return record
 
     def _entry(self, row: Sequence[Any]) -> EntryRecord:
-        """Return an entry; what has another type than it should is left empty, so that it agrees with no checksum."""
+        """Return an entry; a value of a wrong type becomes empty, so that the checksum differs."""
         record = EntryRecord(*row[:5])
-        if record.is_typed():
+        if record.has_valid_types():
             return record
         values: list[Any] = [
             value if type(value) is kind else None
             for value, kind in zip(row, (int, str, bytes, str, str), strict=False)
         ]
-        return EntryRecord(self._typed(row[0], int), values[1] or "", *values[2:])
+        return EntryRecord(self._of_type(row[0], int), values[1] or "", *values[2:])
 
-    def _whole(self, found: dict[int, _T], rows: Sequence[int]) -> dict[int, _T]:
+    def _require_all(self, found: dict[int, _T], rows: Sequence[int]) -> dict[int, _T]:
         missing = next((row for row in rows if row not in found), None)
         if missing is not None:
             raise self._damaged(f"the entry of row {missing:,} is missing")
         return found
 
-    def _typed(self, value: Any, *types: type | None) -> Any:
+    def _of_type(self, value: Any, *types: type | None) -> Any:
         if (type(value) if value is not None else None) not in types:
             raise self._damaged(f"a value is {printable(repr(value)[:60])} ({type(value).__name__})")
         return value
@@ -365,54 +366,54 @@ class Catalogue:
             f"{self.name} is damaged: {what}; restore the file from a backup, or build the index again"
         )
 
-    def _chunked(self, columns: str, key: str, values: Sequence[Any], end: str = "") -> list[tuple]:
+    def _query_in_batches(self, columns: str, key: str, values: Sequence[Any], end: str = "") -> list[tuple]:
         found: list[tuple] = []
         join = " " if columns.endswith("AND") else " WHERE "
-        for start in range(0, len(values), _VARIABLES):
-            part = list(values[start : start + _VARIABLES])
+        for start in range(0, len(values), _MAX_VARIABLES):
+            part = list(values[start : start + _MAX_VARIABLES])
             found += self._query(f"{columns}{join}{key} IN ({', '.join('?' * len(part))}) {end}", part)
         return found
 
     def _query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple]:
-        # fetched at once: a cursor left open would hold SQLite's lock and keep writers from committing
+        # fetched at once: an open cursor would hold SQLite's lock and keep writers from committing
         return self._read(lambda connection: connection.execute(statement, values).fetchall())
 
     def _read(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        with self._guarded():
+        with self._locked():
             try:
                 return work(self._connection)
             except sqlite3.OperationalError as error:
                 interrupted = getattr(error, "sqlite_errorcode", None) == _INTERRUPTED_COMMIT
-                if self._read_only is None or not interrupted:
+                if self._read_only_path is None or not interrupted:
                     raise
             self._undo_interrupted_commit()
             return work(self._connection)
 
     @contextlib.contextmanager
-    def _guarded(self) -> Generator[None]:
-        check_process(self.name, self._process)
-        with self._mutex, translated(self.name):
+    def _locked(self) -> Generator[None]:
+        check_same_process(self.name, self._process)
+        with self._mutex, translate_errors(self.name):
             yield
 
     def _undo_interrupted_commit(self) -> None:
-        """Let a connection that may write roll back what a killed writer left half-committed."""
-        assert self._read_only is not None, "only a reading connection asks for it"
+        """Roll back, through a writing connection, the commit that a killed writer left half-done."""
+        assert self._read_only_path is not None, "only for a reading connection"
         try:
-            with contextlib.closing(connect(self._read_only, "rw")) as connection:
+            with contextlib.closing(connect(self._read_only_path, "rw")) as connection:
                 connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
         except sqlite3.OperationalError as error:
             raise IndexStorageError(
-                f"{self.name}: a writer was killed within a commit, which must be undone before reading, but the "
-                f"folder cannot be written ({error}); open the index once where it can be written"
+                f"{self.name}: a writer was killed during a commit, which must be undone before reading, but the "
+                f"folder cannot be written ({error}); open the index once with write permission"
             ) from error
 
 
-def _agrees(record: EntryRecord, row: Sequence[Any]) -> bool:
-    """Return whether an entry is what a row of the table holds, and that agrees with its checksum."""
+def _matches_checksum(record: EntryRecord, row: Sequence[Any]) -> bool:
+    """Return whether an entry equals the row of the table that it was read from, and matches its checksum."""
     return record == tuple(row[:5]) and record.checksum() == row[5]
 
 
-def _xor(sums: Sequence[int]) -> int:
+def _xor_of(sums: Sequence[int]) -> int:
     total = 0
     for value in sums:
         total ^= value

@@ -1,4 +1,4 @@
-"""Writing a generation anew: without removed documents, in the same order."""
+"""Copying an index into a new generation, in the same order, without removed documents."""
 
 import numpy as np
 
@@ -14,11 +14,11 @@ _CHUNK_ROWS = 4 * BLOCK_ROWS
 
 
 def compact(store: FolderStore | MemoryStore, generation: Generation) -> int:
-    """Swap in a generation that holds live documents alone, and return the bytes freed; only under the lock.
+    """Publish a generation that holds only live documents, and return the bytes freed; only under the lock.
 
     Raises:
-        IndexDamagedError: a checksum disagrees, which new checksums would hide; nothing was changed.
-        IndexStorageError: the disk refused; nothing was changed.
+        IndexDamagedError: a checksum differs, which new checksums would hide; nothing was changed.
+        IndexStorageError: the disk is full, read-only or failing; nothing was changed.
     """
     row_map = generation.catalogue.row_map()
     if row_map.live_rows == row_map.rows:
@@ -26,7 +26,7 @@ def compact(store: FolderStore | MemoryStore, generation: Generation) -> int:
     manifest = generation.manifest
     report = verify(generation.catalogue, generation.arrays, manifest.schema)
     if not report.ok:
-        raise IndexDamagedError(f"{store.name} is damaged and was left as it is: {report.damages[0]}")
+        raise IndexDamagedError(f"{store.name} is damaged; nothing was changed: {report.damages[0]}")
     view = Snapshot(generation.catalogue, row_map, manifest, generation.arrays.map(row_map.rows))
     try:
         fresh = store.new_generation(manifest)
@@ -39,13 +39,13 @@ def compact(store: FolderStore | MemoryStore, generation: Generation) -> int:
         before, after = _bytes(generation), _bytes(fresh)
         store.publish(fresh)
     except BaseException:
-        store.tidy()
+        store.delete_leftovers()
         raise
     return before - after
 
 
 def _copy_entries(old: Generation, fresh: Generation, row_map: RowMap) -> None:
-    """Copy live entries, which count for nothing until the generation is published."""
+    """Copy the entries of live documents; readers do not see them before the generation is published."""
     with fresh.writer().transaction():
         for page in old.catalogue.pages(row_map.rows):
             rows = np.array([entry.row for entry, _ in page], dtype=np.int64)

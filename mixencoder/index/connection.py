@@ -1,8 +1,8 @@
-"""The SQLite file of an index: its tables, opening it with suspicion, and SQLite's errors as the library's own.
+"""The SQLite file of an index: its tables, checks before opening it, and SQLite's errors as the library's own.
 
-A stranger may have made the file. So its schema must be the library's own, table by table (a view in the place of a
-table could go on for ever, a trigger could change what is written), and neither it nor a file that SQLite would take
-up beside it may lie outside of the folder.
+The file may come from an untrusted source. So its schema must be the library's own, table by table (a view instead of
+a table could return rows without end, a trigger could change what is written). Neither the file nor the files beside
+it that SQLite would read may lie outside the folder.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from mixencoder.errors import IndexDamagedError, IndexLockedError, IndexStorageE
 from mixencoder.index.files import Folder, unreadable
 
 BUSY_SECONDS = 60
-"""How long a commit waits for readers, and a reader for a commit."""
+"""How long a commit waits for readers, and a reader waits for a commit."""
 TABLES = {
     "manifest": "CREATE TABLE manifest (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "blocks": (
@@ -30,20 +30,21 @@ TABLES = {
     "entries_id": "CREATE INDEX entries_id ON entries (id)",
 }
 ADD_CHECKSUM = "ALTER TABLE blocks ADD COLUMN checksum INTEGER"
-"""What turns `blocks` of format 1 into that of format 2."""
-_BLOCKS_1 = TABLES["blocks"].replace(", checksum INTEGER", "")
+"""Turns the table `blocks` of format 1 into that of format 2."""
+_BLOCKS_OF_FORMAT_1 = TABLES["blocks"].replace(", checksum INTEGER", "")
 _WRITER_CACHE_KIB = 64 * 1024
 _COMPANIONS = ("-journal", "-wal", "-shm")
+"""Suffixes of the files that SQLite reads beside the database."""
 _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
-"""Ends a rollback journal that names another file, which SQLite would delete after rolling back."""
+"""Ends a rollback journal that names another file, which SQLite would delete after the rollback."""
 
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
-    """Return a connection to a file; mode is "ro", "rw" or "rwc" (made if missing).
+    """Return a connection to a file; mode is "ro", "rw" or "rwc" (create if missing).
 
     Raises:
-        IndexDamagedError: it, or a file that SQLite would take up with it, is not a regular one of its folder.
-        sqlite3.Error: SQLite refused.
+        IndexDamagedError: the file, or one that SQLite would read with it, is not a regular file in its folder.
+        sqlite3.Error: SQLite cannot open it.
     """
     _check_files(path)
     connection = sqlite3.connect(
@@ -53,51 +54,51 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
         check_same_thread=False,
         uri=True,
     )
-    # neither functions nor virtual tables out of the file's own schema, and no page that contradicts itself
+    # allow no functions or virtual tables from the file's own schema, and check pages for consistency
     connection.execute("PRAGMA trusted_schema=OFF")
     connection.execute("PRAGMA cell_size_check=ON")
     return connection
 
 
 def prepare_writing(connection: sqlite3.Connection) -> None:
-    """Set how a connection commits."""
-    # a truncated rollback journal, unlike a write-ahead log, can be read from a folder that is read-only;
-    # FULL syncs the truncation too, so that a commit reported is a commit kept
+    """Set how a connection commits: durably, and so that readers need no write permission."""
+    # unlike with a write-ahead log, a database with a truncated rollback journal can be read in a read-only folder;
+    # FULL syncs the truncation too, so that a reported commit survives a power failure
     connection.execute("PRAGMA journal_mode=TRUNCATE").fetchall()
     connection.execute("PRAGMA synchronous=FULL")
-    # ids are hashes, so every one lands on another page of their index: keep those in memory
+    # ids are hashes, so each one changes another page of their index: keep these pages in memory
     connection.execute(f"PRAGMA cache_size=-{_WRITER_CACHE_KIB}")
 
 
 def check_tables(connection: sqlite3.Connection, name: str) -> bool:
-    """Refuse a schema that the library did not make; return whether blocks carry checksums of their own.
+    """Raise unless the schema is the library's own; return whether each block record has a checksum.
 
     Raises:
-        IndexDamagedError: a table is missing or another, or there is more.
+        IndexDamagedError: a table is missing, differs, or is not one of an index.
     """
-    wanted = {key: _squeezed(statement) for key, statement in TABLES.items()}
-    summed = True
+    missing = {key: _without_spaces(statement) for key, statement in TABLES.items()}
+    has_checksums = True
     for kind, key, root, statement in connection.execute("SELECT type, name, rootpage, sql FROM sqlite_master"):
         if isinstance(key, str) and key.startswith("sqlite_") and kind in ("table", "index"):
             continue
-        found = _squeezed(statement) if isinstance(statement, str) else None
-        summed = summed and not (key == "blocks" and found == _squeezed(_BLOCKS_1))
-        expected = wanted.pop(key, None) if isinstance(key, str) else None
-        if not (found == expected or (key == "blocks" and not summed)) or expected is None or not root:
+        found = _without_spaces(statement) if isinstance(statement, str) else None
+        has_checksums = has_checksums and not (key == "blocks" and found == _without_spaces(_BLOCKS_OF_FORMAT_1))
+        expected = missing.pop(key, None) if isinstance(key, str) else None
+        if not (found == expected or (key == "blocks" and not has_checksums)) or expected is None or not root:
             raise IndexDamagedError(
-                f"{name} holds {_shown(kind, key)}, which an index does not have; expected the tables that the library "
-                "makes and nothing else. Build the index again"
+                f"{name} holds {_shown(kind, key)}, which an index does not have; expected only the tables that the "
+                "library makes. Build the index again"
             )
-    if wanted:
+    if missing:
         raise IndexDamagedError(
-            f"{name} lacks {', '.join(wanted)}; restore the file from a backup, or build the index again"
+            f"{name} lacks {', '.join(missing)}; restore the file from a backup, or build the index again"
         )
-    return summed
+    return has_checksums
 
 
 @contextlib.contextmanager
-def translated(name: str) -> Generator[None]:
-    """Raise the library's errors in the place of SQLite's.
+def translate_errors(name: str) -> Generator[None]:
+    """Turn SQLite's errors into the library's own.
 
     Args:
         name: of the file, for the messages.
@@ -105,13 +106,13 @@ def translated(name: str) -> Generator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        # of a message that quotes what is no text
+        # from an error message that quotes bytes that are not UTF-8
         raise _damaged(name, error) from error
     except sqlite3.ProgrammingError:
-        # a mistake of the library, whatever the file holds
+        # a bug in the library, not a fault of the file
         raise
     except sqlite3.DatabaseError as error:
-        # the primary code, without the extended part in the upper bits; text that is not UTF-8 has none at all
+        # the primary code, without the extended code in the upper bits; the error of text that is not UTF-8 has none
         code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL):
             raise IndexLockedError(f"{name} was in use for {BUSY_SECONDS} seconds ({error}); try again") from error
@@ -123,8 +124,8 @@ def translated(name: str) -> Generator[None]:
             sqlite3.SQLITE_PERM,
         ):
             raise IndexStorageError(
-                f"{name}: {error}; what was committed before is intact. Make room or allow writing there, then do the "
-                "same again"
+                f"{name}: {error}; what was committed before is intact. Free disk space or allow writing there, then "
+                "try again"
             ) from error
         raise _damaged(name, error) from error
 
@@ -138,7 +139,7 @@ def _check_files(path: Path) -> None:
     try:
         folder = Folder(path.parent)
         try:
-            # the file itself is not opened: closing it would take away the locks that SQLite holds in this process
+            # the file itself is not opened: closing it would release the locks that SQLite holds in this process
             folder.status(path.name)
             for suffix in _COMPANIONS:
                 folder.status(path.name + suffix)
@@ -161,7 +162,7 @@ def _check_files(path: Path) -> None:
         raise unreadable(error, path) from error
 
 
-def _squeezed(statement: str) -> str:
+def _without_spaces(statement: str) -> str:
     return "".join(statement.split())
 
 

@@ -1,12 +1,12 @@
-"""An index's folder: generations, the pointer that says which one counts, and the lock that lets one writer in.
+"""An index's folder: generations of files, the pointer to the current one, and the lock that admits one writer.
 
     index.json            the pointer: kind, format, number of the current generation; replaced atomically
-    lock                  locked (flock) by whoever writes
+    lock                  locked (flock) by the process that writes
     generation-000001/    catalogue.sqlite and the shards
 
-Compaction writes a new generation and swaps the pointer; the old one is deleted, which readers that have it open do
-not notice. Reading writes nothing, so a read-only folder will do. Nothing is ever deleted that could be somebody
-else's: only files of the names above, in generations that a killed writer can have left.
+Compaction writes a new generation, replaces the pointer and deletes the old generation; readers that have it open keep
+reading it. Reading writes nothing, so the folder may be read-only. Files that are not the index's own are never
+deleted: only files of the names above, in generations that a killed writer can have left.
 """
 
 import json
@@ -28,8 +28,8 @@ from mixencoder.index.shards import SHARD_NAME, Arrays, ShardFiles
 
 KIND = "mixencoder-candidate-index"
 FORMAT = 2
-"""Raised when what older versions wrote can no longer be read, or they could not read what this one writes. Format 1,
-which is read as well and becomes this one when it is first written to, has no checksums of blocks."""
+"""Increased when this version cannot read older indexes, or older versions cannot read its own. Format 1, without
+checksums of block records, is read too; the first write upgrades it."""
 _POINTER, _DRAFT, _CATALOGUE = "index.json", "index.json.new", "catalogue.sqlite"
 _POINTER_BYTES = 2**16
 _GENERATION = re.compile(r"generation-([0-9]{6,9})")
@@ -40,16 +40,16 @@ _ANYTHING = re.compile(r".*", re.DOTALL)
 
 @dataclass
 class Generation:
-    """One state of the files that only ever grows.
+    """One set of an index's files: the catalogue and the arrays, which only grow.
 
     Attributes:
         number: its number in the pointer.
-        folder: where it lies; None in memory.
-        manifest: as read when it was opened.
+        folder: where its files are; None in memory.
+        manifest: as read when the generation was opened.
         catalogue: a connection for reading.
         arrays: the rows.
-        writing: a connection for writing, made when first needed.
-        format: of its files.
+        writing: a connection for writing, opened when first needed.
+        format: the format of its files.
     """
 
     number: int
@@ -72,26 +72,26 @@ class FolderStore:
     """The generations of one folder."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = _located(path)
+        self.path = _folder_path(path)
         self.name = str(self.path)
         self._current: Generation | None = None
         self._seen: tuple[object, object] | None = None
-        # the folder while it is locked, which everything is written through
-        self._held: Folder | None = None
+        # the folder while it is locked; all writes go through it
+        self._locked_folder: Folder | None = None
 
     def current(self) -> Generation:
-        """Return the generation that the pointer names, opened anew if its files were replaced.
+        """Return the generation that the pointer names; opens it again if its files were replaced.
 
         Raises:
             IndexStateError: there is no index, or its format is newer.
             IndexDamagedError: the pointer or the catalogue cannot be read.
-            FileNotFoundError: compaction swept the generation away meanwhile; ask again.
+            FileNotFoundError: a compaction deleted the generation meanwhile; call again.
         """
         pointer = self._identity_of_pointer()
-        if self._current is None or (pointer, _identity(self._catalogue(self._current.number))) != self._seen:
+        if self._current is None or (pointer, _identity(self._catalogue_path(self._current.number))) != self._seen:
             number, version = self._read_pointer()
             generation = self._open(number, version)
-            self._current, self._seen = generation, (pointer, _identity(self._catalogue(number)))
+            self._current, self._seen = generation, (pointer, _identity(self._catalogue_path(number)))
             if self._identity_of_pointer() != pointer:
                 raise FileNotFoundError(self.path / _POINTER)
         return self._current
@@ -100,7 +100,7 @@ class FolderStore:
         """Make the folder ready for a new index, or return True if one is there already, complete or not.
 
         Raises:
-            IndexStateError: something else is there.
+            IndexStateError: the path is a file, or a folder with other files.
             IndexStorageError: the folder cannot be made.
         """
         if status_of(self.path / _POINTER) is not None:
@@ -108,7 +108,7 @@ class FolderStore:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             folder = Folder(self.path, follow=True)
-            # what a creation leaves that was killed before it wrote the pointer
+            # a creation that was killed before it wrote the pointer leaves some files
             foreign = [name for name in folder.names(_ANYTHING) if not _left_by_creation(folder, name)]
         except (FileExistsError, NotADirectoryError):
             raise IndexStateError(f"{self.path} is a file; expected a folder to make the index in") from None
@@ -122,16 +122,16 @@ class FolderStore:
         return False
 
     def new_generation(self, manifest: Manifest) -> Generation:
-        """Return an empty generation beside the current one, to be published; only under the lock."""
+        """Make an empty generation beside the current one, for `publish`; only under the lock."""
         here = self._folder()
         current = self._read_pointer()[0] if here.status(_POINTER) is not None else 0
-        self._sweep(current)
+        self._delete_stale(current)
         path = self._generation_path(current + 1)
         try:
             os.mkdir(path.name, dir_fd=here.descriptor)
         except FileExistsError:
             raise IndexStorageError(
-                f"{path} is in the way and holds what an index does not make; move it away, then do the same again"
+                f"{path} already exists, with content that an index does not make; move it away, then try again"
             ) from None
         except OSError as error:
             raise storage_error(error, path) from error
@@ -139,17 +139,17 @@ class FolderStore:
         catalogue = Catalogue.on_disk(path / _CATALOGUE, "rwc")
         catalogue.create(manifest)
         try:
-            arrays = ShardFiles(Folder(path, inside=here), manifest.schema, manifest.shard_rows)
+            arrays = ShardFiles(Folder(path, parent=here), manifest.schema, manifest.shard_rows)
         except OSError as error:
             raise storage_error(error, path) from error
         return Generation(current + 1, path, manifest, catalogue, arrays, catalogue)
 
     def publish(self, generation: Generation) -> None:
-        """Make a generation the current one, whole or not at all, and delete all others."""
+        """Make a generation the current one, atomically, and delete stale ones."""
         assert generation.folder is not None, "a generation of a folder has one"
         self._check_in_place()
         try:
-            folder = Folder(generation.folder, inside=self._folder())
+            folder = Folder(generation.folder, parent=self._folder())
             try:
                 os.fsync(folder.descriptor)
             finally:
@@ -157,39 +157,39 @@ class FolderStore:
         except OSError as error:
             raise storage_error(error, generation.folder) from error
         self._write_pointer(generation.number)
-        self._sweep(generation.number)
+        self._delete_stale(generation.number)
 
     def upgrade(self, generation: Generation) -> bool:
-        """Give an index of an older format what this one has beside; returns whether it had to; only under the lock."""
+        """Upgrade an index of an older format and return whether that was needed; only under the lock."""
         if generation.format < FORMAT:
-            # first, so that no older version writes to what it does not know
+            # first, so that no older version writes to a format that it does not know
             self._write_pointer(generation.number)
-        if not generation.writer().summed:
-            generation.writer().add_sums()
+        if not generation.writer().has_block_checksums:
+            generation.writer().add_block_checksums()
             return True
         return generation.format < FORMAT
 
     @contextmanager
     def lock(self) -> Generator[None]:
-        """Hold the right to write.
+        """Hold the write lock.
 
         Raises:
-            IndexLockedError: somebody else holds it; the message names the process.
+            IndexLockedError: another process or thread holds it; the message gives the process id.
             IndexStorageError: the folder cannot be written.
         """
         with locked(self.path) as folder:
-            self._held = folder
+            self._locked_folder = folder
             try:
                 yield
             finally:
-                self._held = None
+                self._locked_folder = None
 
-    def tidy(self) -> None:
-        """Delete what a compaction left that was killed; only under the lock."""
-        self._sweep(self._read_pointer()[0])
+    def delete_leftovers(self) -> None:
+        """Delete what a killed compaction left; only under the lock."""
+        self._delete_stale(self._read_pointer()[0])
 
     def _open(self, number: int, version: int) -> Generation:
-        path = self._catalogue(number)
+        path = self._catalogue_path(number)
         try:
             if status_of(path) is None:
                 raise IndexDamagedError(
@@ -226,14 +226,14 @@ class FolderStore:
         try:
             content = json.loads(read_small(path, _POINTER_BYTES))
             kind, version, number = content["kind"], content["format"], content["generation"]
-            # JSON's true and 1.0 are no numbers of anything
+            # an exact type check, as True and 1.0 equal 1
             if not (type(version) is type(number) is int and version > 0 and 0 < number < 10**9):
                 raise ValueError(f"format {version!r}, generation {number!r}")
         except (IndexDamagedError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise IndexDamagedError(
                 f"{path} cannot be read ({type(error).__name__}: {printable(str(error)[:200])}); expected the pointer "
-                f'of an index. If the folder is one, write {{"kind": "{KIND}", "format": {FORMAT}, "generation": N}} '
-                "there, N being the number of its generation folder"
+                f'of an index. If the folder is an index, write {{"kind": "{KIND}", "format": {FORMAT}, "generation": '
+                "N} there, where N is the number of its generation folder"
             ) from error
         if kind != KIND:
             raise IndexStateError(f'{path} is of kind "{printable(str(kind)[:100])}"; expected "{KIND}"')
@@ -248,7 +248,7 @@ class FolderStore:
         content = json.dumps({"kind": KIND, "format": FORMAT, "generation": number}) + "\n"
         try:
             os.fsync(here.descriptor)
-            # whatever lies there is a draft that was never finished, or a link that must not be written through
+            # an existing draft is unfinished, or a link that must not be followed
             with suppress(FileNotFoundError):
                 os.unlink(_DRAFT, dir_fd=here.descriptor)
             with os.fdopen(here.open(_DRAFT, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w", encoding="utf-8") as file:
@@ -261,39 +261,39 @@ class FolderStore:
             raise storage_error(error, self.path / _POINTER) from error
 
     def _folder(self) -> Folder:
-        assert self._held is not None, "only under the lock"
-        return self._held
+        assert self._locked_folder is not None, "only under the lock"
+        return self._locked_folder
 
     def _check_in_place(self) -> None:
-        """Refuse to go on in a folder that was moved away, as SQLite would write by the path."""
+        """Raise if the folder was moved away: SQLite opens by path and would write to another folder."""
         if not self._folder().is_at(self.path):
             raise IndexStateError(f"{self.path} was moved away while it was written to; open the index where it is now")
 
     def _generation_path(self, number: int) -> Path:
         return self.path / _generation_name(number)
 
-    def _catalogue(self, number: int) -> Path:
+    def _catalogue_path(self, number: int) -> Path:
         return self._generation_path(number) / _CATALOGUE
 
-    def _sweep(self, current: int) -> None:
-        """Delete generations before the current one, and the next, which was never published."""
+    def _delete_stale(self, current: int) -> None:
+        """Delete the generations before the current one, and the next one, which was never published."""
         here = self._folder()
         for name in here.names(_GENERATION):
             number = int(name.split("-")[1])
             if name == _generation_name(number) and (0 < number < current or number == current + 1):
-                # a file or a link of such a name is somebody else's, and so is a file of another name within
+                # a file or a link of that name is not the index's, nor are files of other names in the folder
                 with suppress(OSError):
-                    folder = Folder(self.path / name, inside=here)
+                    folder = Folder(self.path / name, parent=here)
                     for file in folder.names(_GENERATION_FILES):
                         os.unlink(file, dir_fd=folder.descriptor)
                     os.rmdir(name, dir_fd=here.descriptor)
 
 
-def _located(path: str | Path) -> Path:
-    """Return where an index is.
+def _folder_path(path: str | Path) -> Path:
+    """Return the path of an index, with a leading ``~`` expanded.
 
     Raises:
-        InputError: that cannot be the path of a folder.
+        InputError: it cannot be the path of a folder.
     """
     try:
         found = local_path(path)
@@ -310,17 +310,17 @@ def _generation_name(number: int) -> str:
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
-    """Return what changes when a file is replaced, None where there is none."""
+    """Return numbers that change when a file is replaced, or None if there is no file."""
     found = status_of(path)
     return None if found is None else (found.st_dev, found.st_ino, found.st_mtime_ns if path.name == _POINTER else 0)
 
 
 def _left_by_creation(folder: Folder, name: str) -> bool:
-    """Return whether a creation leaves this that was killed: no rows, as these come after the pointer."""
+    """Return whether a killed creation can have left this; never rows, as these are written after the pointer."""
     if name != _generation_name(1):
         return name in (LOCK, _DRAFT)
     try:
-        inside = Folder(folder.path / name, inside=folder)
+        generation = Folder(folder.path / name, parent=folder)
     except OSError:
         return False
-    return inside.names(_ANYTHING) == inside.names(_CATALOGUE_NAME)
+    return generation.names(_ANYTHING) == generation.names(_CATALOGUE_NAME)

@@ -1,7 +1,7 @@
-"""The lock that lets one writer into an index's folder.
+"""The lock that admits one writer to an index's folder.
 
-Two things are locked (flock): the file `lock`, which tells others who is at work, and the folder itself, which nobody
-can delete in passing as one can that file.
+Two things are locked (flock): the file `lock`, which holds the writer's process id, and the folder itself, because the
+file could be deleted while it is locked.
 """
 
 import errno
@@ -16,16 +16,16 @@ from mixencoder.index.files import Folder, storage_error
 
 LOCK = "lock"
 _TRIES = 100
-"""How often a lock is sought whose file somebody deletes again and again."""
+"""Attempts to lock if the lock file is deleted each time."""
 
 
 @contextmanager
 def locked(path: Path) -> Generator[Folder]:
-    """Hold the right to write to a folder, and the folder itself.
+    """Hold the write lock of a folder and yield the open folder.
 
     Raises:
-        IndexLockedError: somebody else holds it; the message names the process.
-        IndexDamagedError: the lock's file is not a regular one.
+        IndexLockedError: another process or thread holds it; the message gives the process id.
+        IndexDamagedError: the lock file is not a regular file.
         IndexStorageError: the folder cannot be written.
     """
     for _ in range(_TRIES):
@@ -36,18 +36,18 @@ def locked(path: Path) -> Generator[Folder]:
         try:
             descriptor = _open(folder)
             try:
-                _take(descriptor, descriptor, path)
-                with suppress(IndexStorageError):  # some file systems lock no folders
-                    _take(folder.descriptor, descriptor, path)
+                _lock(descriptor, descriptor, path)
+                with suppress(IndexStorageError):  # some file systems cannot lock folders
+                    _lock(folder.descriptor, descriptor, path)
                 try:
-                    # what was locked may have been deleted or moved away before it was
+                    # the file or the folder may have been deleted or moved away before it was locked
                     if not _still_there(folder, descriptor, path):
                         continue
-                    _sign(descriptor)
+                    _write_process_id(descriptor)
                     yield folder
                     return
                 finally:
-                    # explicitly, as a process forked meanwhile holds copies of the descriptors
+                    # explicitly, as a child forked meanwhile holds copies of the descriptors
                     with suppress(OSError):
                         fcntl.flock(folder.descriptor, fcntl.LOCK_UN)
                     fcntl.flock(descriptor, fcntl.LOCK_UN)
@@ -55,7 +55,7 @@ def locked(path: Path) -> Generator[Folder]:
                 os.close(descriptor)
         finally:
             folder.close()
-    raise IndexLockedError(f"{path / LOCK} is deleted again and again; expected the file to be left alone")
+    raise IndexLockedError(f"{path / LOCK} was deleted repeatedly while it was locked; do not delete it")
 
 
 def _open(folder: Folder) -> int:
@@ -65,16 +65,16 @@ def _open(folder: Folder) -> int:
         raise storage_error(error, folder.path) from error
 
 
-def _take(descriptor: int, note: int, path: Path) -> None:
+def _lock(descriptor: int, lock_file: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             raise storage_error(error, path / LOCK) from error
-        holder = os.pread(note, 32, 0).decode("ascii", "replace").strip()
+        holder = os.pread(lock_file, 32, 0).decode("ascii", "replace").strip()
         raise IndexLockedError(
-            f"{path} is being written by process {holder if holder.isdecimal() else 'unknown'}; one writer at a time: "
-            "try again when it is done"
+            f"{path} is being written by process {holder if holder.isdecimal() else 'unknown'}; expected one writer at "
+            "a time. Try again when it is done"
         ) from None
 
 
@@ -84,9 +84,9 @@ def _still_there(folder: Folder, descriptor: int, path: Path) -> bool:
     return same and folder.is_at(path)
 
 
-def _sign(descriptor: int) -> None:
-    """Write who is at work into the lock's file, unless it has other names and is perhaps somebody else's."""
+def _write_process_id(descriptor: int) -> None:
+    """Write this process's id into the lock file, unless it is a hard link to a file elsewhere."""
     if os.fstat(descriptor).st_nlink == 1:
-        with suppress(OSError):  # only tells others who it is; a full disk must not keep anyone from removing
+        with suppress(OSError):  # only for the messages; on a full disk documents can still be removed
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

@@ -1,4 +1,4 @@
-"""What an index is, as its catalogue keeps it; read with suspicion, as strangers and failing disks write too."""
+"""The manifest of an index, stored in its catalogue; all values are checked, as the file may be untrusted."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,23 +10,23 @@ from mixencoder.errors import IndexDamagedError, IndexMismatchError
 from mixencoder.index.rows import BLOCK_ROWS
 from mixencoder.index.schema import Schema
 
-MOST_BYTES = 2**20
-"""Longest value of a manifest that is read."""
+MAX_VALUE_BYTES = 2**20
+"""Longer values in a manifest are not read."""
 _NAMES = ("schema", "fingerprint", "settings", "store_text", "shard_rows", "complete")
-_MOST_SHARD_ROWS = 2**40
+_MAX_SHARD_ROWS = 2**40
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an index is, fixed when it is made but for `complete`.
+    """The properties of an index; all but `complete` are fixed when it is created.
 
     Attributes:
         schema: the fields of a row.
-        fingerprint: what encoded it, by part.
-        settings: anything else that whoever opens it must know.
+        fingerprint: identifies what encodes the documents, part by part.
+        settings: a JSON object that the caller stores with the index.
         store_text: whether texts are kept.
         shard_rows: rows of a full shard.
-        complete: False until the first building is done.
+        complete: False until the first build has finished.
     """
 
     schema: Schema
@@ -38,14 +38,14 @@ class Manifest:
 
     @classmethod
     def from_rows(cls, rows: Sequence[tuple[Any, Any]], where: str) -> "Manifest":
-        """Read it from (name, JSON) pairs; others than its own are passed over.
+        """Read a manifest from (name, JSON) pairs; unknown names are ignored.
 
         Args:
             rows: as the catalogue holds them.
-            where: names the catalogue in a message.
+            where: the catalogue, for the message.
 
         Raises:
-            IndexDamagedError: something is missing, or is not what `to_rows` writes.
+            IndexDamagedError: a value is missing, or is not one that `to_rows` writes.
         """
         try:
             found = {name: json.loads(value) for name, value in rows if name in _NAMES}
@@ -57,25 +57,25 @@ class Manifest:
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
             what = f"{type(error).__name__}: {error}"
             raise IndexDamagedError(
-                f"{where} holds no whole manifest ({printable(what[:200])}); restore the file from a backup, or build "
+                f"{where} holds no valid manifest ({printable(what[:200])}); restore the file from a backup, or build "
                 "the index again"
             ) from error
         return manifest
 
     def to_rows(self) -> list[tuple[str, str]]:
-        """Return what `from_rows` reads."""
+        """Return the (name, JSON) pairs that `from_rows` reads."""
         values = {**vars(self), "schema": self.schema.to_json()}
         return [(name, json.dumps(values[name])) for name in _NAMES]
 
     def check_fingerprint(self, what: str, expected: Mapping[str, str]) -> None:
-        """Refuse to be taken for what something else encoded; "name" is for the message alone.
+        """Raise if the fingerprints differ in any part but "name", which only the message uses.
 
         Args:
             what: the index, for the message.
-            expected: the fingerprint it should have.
+            expected: the fingerprint that it should have.
 
         Raises:
-            IndexMismatchError: it has another; the message names both and the parts that differ.
+            IndexMismatchError: they differ; the message names both models and the parts that differ.
         """
         found = self.fingerprint
         parts = [key for key in {**found, **expected} if key != "name" and found.get(key) != expected.get(key)]
@@ -84,25 +84,25 @@ class Manifest:
             raise IndexMismatchError(
                 printable(
                     f"{what} was made by {found.get('name', 'another model')}, but this is "
-                    f"{expected.get('name', 'another one')}: {differ}. Use it with what made it, or build it again"
+                    f"{expected.get('name', 'another one')}: {differ}. Use the one that made it, or build it again"
                 )
             )
 
-    def check_settings(self, what: str, expected: "Manifest", way_out: str) -> None:
-        """Refuse to be taken for an index of the same model that is made otherwise.
+    def check_settings(self, what: str, expected: "Manifest", advice: str) -> None:
+        """Raise if schema, settings or store_text differ.
 
         Args:
             what: the index, for the message.
-            expected: what it should be.
-            way_out: what to do, for the message.
+            expected: the manifest that it should have.
+            advice: what to do, for the message.
 
         Raises:
-            IndexMismatchError: it is another.
+            IndexMismatchError: one of them differs.
         """
         for name in ("schema", "settings", "store_text"):
-            here, wanted = getattr(self, name), getattr(expected, name)
-            if here != wanted:
-                raise IndexMismatchError(printable(f"{what} with {name} {here}; expected {wanted}. {way_out}"))
+            found, wanted = getattr(self, name), getattr(expected, name)
+            if found != wanted:
+                raise IndexMismatchError(printable(f"{what} with {name} {found}; expected {wanted}. {advice}"))
 
     def _check(self) -> None:
         parts = self.fingerprint
@@ -113,5 +113,5 @@ class Manifest:
         if not (isinstance(self.store_text, bool) and isinstance(self.complete, bool)):
             raise ValueError("store_text and complete are not both true or false")
         rows = self.shard_rows
-        if type(rows) is not int or rows % BLOCK_ROWS or not 0 < rows <= _MOST_SHARD_ROWS:
+        if type(rows) is not int or rows % BLOCK_ROWS or not 0 < rows <= _MAX_SHARD_ROWS:
             raise ValueError(f"shard_rows is not a positive multiple of {BLOCK_ROWS}")

@@ -1,4 +1,4 @@
-"""An index that is not kept: the arrays and the store behind the interface of `shards` and `folder`, in memory."""
+"""An index in memory: the arrays and the store, with the interfaces of `shards` and `folder`."""
 
 import threading
 from collections.abc import Generator, Mapping
@@ -12,11 +12,11 @@ from mixencoder.index.catalogue import Catalogue
 from mixencoder.index.folder import Generation
 from mixencoder.index.manifest import Manifest
 from mixencoder.index.schema import Field, Schema
-from mixencoder.index.shards import Shard, spread
+from mixencoder.index.shards import Shard, split_at_multiples
 
 
 class MemoryShards:
-    """Arrays in tensors that double as they fill; rows handed out are never written again."""
+    """Arrays in tensors that grow by doubling; rows that were handed out are not written again."""
 
     def __init__(self, schema: Schema, shard_rows: int) -> None:
         self.schema, self.shard_rows = schema, shard_rows
@@ -24,32 +24,32 @@ class MemoryShards:
 
     def append(self, first: int, fields: Mapping[str, Tensor]) -> None:
         """Write rows from number first on."""
-        # a tensor made in inference mode could not be written to outside of it later
+        # a tensor made in inference mode could not be written to outside it later
         with torch.inference_mode(mode=False), torch.no_grad():
             self._append(first, fields)
 
     def sync(self) -> None:
-        """Nothing outlives the process, so there is nothing to flush."""
+        """Do nothing: nothing outlives the process."""
 
     def discard(self, rows: int) -> None:
-        """Rows beyond are written over by the next append."""
+        """Do nothing: the next append overwrites the rows beyond."""
 
     def pad(self, rows: int) -> None:
-        """Memory is never too short."""
+        """Do nothing: memory is never too short."""
 
     def map(self, rows: int) -> tuple[Shard, ...]:
         """Return views of this number of rows."""
         return tuple(
             Shard(number * self.shard_rows, {name: array[:count] for name, array in self._shards[number].items()})
-            for number, _, count in spread(0, rows, self.shard_rows)
+            for number, _, count in split_at_multiples(0, rows, self.shard_rows)
         )
 
     def size(self) -> int:
-        """Return the bytes of all tensors, room to grow included."""
+        """Return the bytes of all tensors, including unused capacity."""
         return sum(array.nbytes for shard in self._shards for array in shard.values())
 
     def file_of(self, row: int, field: Field) -> str:
-        """Return a name for where a row is."""
+        """Return a name for the array that holds a row, for messages."""
         return f"{field.name} in memory"
 
     def readable(self, field: Field, first: int, rows: int) -> Tensor:
@@ -59,7 +59,7 @@ class MemoryShards:
 
     def _append(self, first: int, fields: Mapping[str, Tensor]) -> None:
         done = 0
-        for number, offset, count in spread(first, len(next(iter(fields.values()))), self.shard_rows):
+        for number, offset, count in split_at_multiples(first, len(next(iter(fields.values()))), self.shard_rows):
             if number == len(self._shards):
                 empty = {
                     field.name: torch.empty(0, *field.shape, dtype=field.torch_dtype, device="cpu")
@@ -78,12 +78,12 @@ class MemoryShards:
 
 
 class MemoryStore:
-    """The one generation of an index in memory."""
+    """The current generation of an index in memory."""
 
     name = "the index in memory"
 
     def __init__(self) -> None:
-        self._busy = threading.Lock()
+        self._write_lock = threading.Lock()
         self._generation: Generation | None = None
 
     def current(self) -> Generation:
@@ -92,11 +92,11 @@ class MemoryStore:
         return self._generation
 
     def prepare(self) -> bool:
-        """Return whether there is an index already: never, at first."""
+        """Return False: there is no index in memory yet."""
         return False
 
     def new_generation(self, manifest: Manifest) -> Generation:
-        """Return an empty generation, to be published."""
+        """Make an empty generation, for `publish`."""
         catalogue = Catalogue.in_memory()
         catalogue.create(manifest)
         arrays = MemoryShards(manifest.schema, manifest.shard_rows)
@@ -106,23 +106,23 @@ class MemoryStore:
         """Make a generation the current one."""
         self._generation = generation
 
-    def tidy(self) -> None:
-        """There is nothing to delete."""
+    def delete_leftovers(self) -> None:
+        """Do nothing: there is nothing to delete."""
 
     def upgrade(self, generation: Generation) -> bool:
-        """There is no older format in memory."""
+        """Return False: memory holds no older format."""
         return False
 
     @contextmanager
     def lock(self) -> Generator[None]:
-        """Hold the right to write.
+        """Hold the write lock.
 
         Raises:
             IndexLockedError: another thread holds it.
         """
-        if not self._busy.acquire(blocking=False):
+        if not self._write_lock.acquire(blocking=False):
             raise IndexLockedError("another thread is writing to this index; wait until it is done")
         try:
             yield
         finally:
-            self._busy.release()
+            self._write_lock.release()

@@ -1,4 +1,4 @@
-"""What a row of an index holds: named fields, each with a shape and a dtype. Knows nothing of what they mean."""
+"""The fields of an index's rows: each has a name, a shape and a dtype. Nothing here knows what they mean."""
 
 import math
 import operator
@@ -13,7 +13,7 @@ from torch import Tensor
 from mixencoder.errors import InputError
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "int8", "uint8")}
-_MOST_SIZES, _MOST_VALUES = 16, 2**40
+_MAX_DIMENSIONS, _MAX_VALUES = 16, 2**40
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -22,12 +22,12 @@ class Field:
     """One array of an index.
 
     Attributes:
-        name: lower-case letters, digits and underscores; names the array's files.
-        shape: of one row, at most 2**40 numbers; () is one number a row.
-        dtype: of `DTYPES`.
+        name: lower-case letters, digits and underscores; part of the array's file names.
+        shape: of one row, at most 2**40 numbers; () is one number per row.
+        dtype: one of `DTYPES`.
 
     Raises:
-        InputError: one of them cannot be used.
+        InputError: the name, shape or dtype cannot be used.
     """
 
     name: str
@@ -40,24 +40,25 @@ class Field:
         if self.dtype not in DTYPES:
             raise InputError(f"field {self.name}: dtype {self.dtype!r}; expected one of {', '.join(DTYPES)}")
         object.__setattr__(self, "shape", tuple(map(operator.index, self.shape)))
-        if any(size < 1 for size in self.shape) or len(self.shape) > _MOST_SIZES or self.values > _MOST_VALUES:
+        if any(size < 1 for size in self.shape) or len(self.shape) > _MAX_DIMENSIONS or self.values > _MAX_VALUES:
             raise InputError(
-                f"field {self.name}: shape {self.shape}; expected up to {_MOST_SIZES} positive sizes, 2**40 numbers"
+                f"field {self.name}: shape {self.shape}; expected at most {_MAX_DIMENSIONS} positive sizes and 2**40 "
+                "numbers"
             )
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype of the tensors handed out."""
+        """The torch dtype."""
         return DTYPES[self.dtype]
 
     @property
     def values(self) -> int:
-        """Numbers a row."""
+        """Numbers per row."""
         return math.prod(self.shape)
 
     @property
     def row_bytes(self) -> int:
-        """Bytes a row."""
+        """Bytes per row."""
         return self.values * self.torch_dtype.itemsize
 
 
@@ -66,7 +67,7 @@ class Schema:
     """The fields of a row, at least one.
 
     Raises:
-        InputError: there is none, or two share a name.
+        InputError: there are no fields, or two share a name.
     """
 
     fields: tuple[Field, ...]
@@ -79,11 +80,11 @@ class Schema:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes a row over all fields."""
+        """Bytes per row over all fields."""
         return sum(field.row_bytes for field in self.fields)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return what `from_json` reads."""
+        """Return the fields as JSON values that `from_json` reads."""
         return [{"name": field.name, "shape": list(field.shape), "dtype": field.dtype} for field in self.fields]
 
     @classmethod

@@ -1,7 +1,7 @@
-"""The arrays of an index on disk: one file a field and shard, rows of raw little-endian numbers and nothing else.
+"""The arrays of an index on disk: one file per field and shard, with rows of raw little-endian numbers only.
 
-Files only grow, and only rows that the catalogue committed count. Readers map files and keep their maps when the files
-are deleted; nothing here is locked, which is the business of `mixencoder.index.folder`.
+Files only grow, and only rows that the catalogue has committed count. Readers map files and keep the maps after the
+files are deleted. Nothing here locks: `mixencoder.index.folder` does.
 """
 
 import os
@@ -20,7 +20,7 @@ from mixencoder.index.rows import BLOCK_ROWS
 from mixencoder.index.schema import Field, Schema, raw_bytes
 
 SHARD_BYTES = 256 * 2**20
-"""Most bytes of a shard over all its fields, unless a single block of rows needs more."""
+"""Maximum bytes of a shard over all its fields, unless a single block needs more."""
 SHARD_NAME = re.compile(r"shard-\d{5,}\.[a-z][a-z0-9_]*\.bin")
 
 
@@ -28,7 +28,7 @@ class Shard(NamedTuple):
     """Consecutive rows.
 
     Attributes:
-        first: number of the first row.
+        first: number of its first row.
         fields: name -> (rows, *shape).
     """
 
@@ -37,42 +37,42 @@ class Shard(NamedTuple):
 
 
 class Arrays(Protocol):
-    """Where rows are kept; `ShardFiles` and `mixencoder.index.memory.MemoryShards`."""
+    """The arrays of a generation; implemented by `ShardFiles` and `mixencoder.index.memory.MemoryShards`."""
 
     shard_rows: int
 
     def append(self, first: int, fields: Mapping[str, Tensor]) -> None:
-        """Write rows from number first on; rows before it are left alone."""
+        """Write rows, the first at row number `first`; earlier rows stay unchanged."""
 
     def sync(self) -> None:
-        """Return once everything appended would survive a power failure."""
+        """Flush all appended rows, so that they survive a power failure."""
 
     def discard(self, rows: int) -> None:
-        """Drop whatever lies beyond this number of rows: what a writer left that did not commit."""
+        """Drop what lies beyond this number of rows, which an uncommitted transaction left."""
 
     def map(self, rows: int) -> tuple[Shard, ...]:
-        """Return this number of rows, in order, without reading them."""
+        """Return this number of rows, in order, mapped rather than read."""
 
     def size(self) -> int:
         """Return the bytes held."""
 
     def pad(self, rows: int) -> None:
-        """Make room for this number of rows where damage took it away."""
+        """Lengthen arrays that damage made shorter than this number of rows."""
 
     def file_of(self, row: int, field: Field) -> Path | str:
-        """Return where a row is, to be shown."""
+        """Return where a row is stored, for messages."""
 
     def readable(self, field: Field, first: int, rows: int) -> Tensor | None:
-        """Return rows of one field and shard, None if they are not there."""
+        """Return rows of one field within one shard, or None if they cannot be read."""
 
 
 def rows_per_shard(schema: Schema) -> int:
-    """Return the rows of a full shard: whole blocks, at least one, within `SHARD_BYTES`."""
+    """Return the rows of a full shard: as many whole blocks as fit `SHARD_BYTES`, but at least one."""
     return max(1, SHARD_BYTES // (schema.row_bytes * BLOCK_ROWS)) * BLOCK_ROWS
 
 
-def spread(first: int, rows: int, step: int) -> Iterator[tuple[int, int, int]]:
-    """Cut rows from number first on at multiples of step: (number of the step, offset in it, rows)."""
+def split_at_multiples(first: int, rows: int, step: int) -> Iterator[tuple[int, int, int]]:
+    """Split rows first to first + rows at multiples of step; yield (number of the step, offset in it, rows)."""
     stop = first + rows
     while first < stop:
         number, offset = divmod(first, step)
@@ -82,7 +82,7 @@ def spread(first: int, rows: int, step: int) -> Iterator[tuple[int, int, int]]:
 
 
 def checksum(rows: Tensor, value: int = 0) -> int:
-    """Return the CRC-32 of the bytes of contiguous rows, going on from the value of the rows before them."""
+    """Return the CRC-32 of contiguous rows' bytes; value is the CRC-32 of the rows before them."""
     return zlib.crc32(raw_bytes(rows), value)
 
 
@@ -91,7 +91,7 @@ class ShardFiles:
 
     Raises (all methods):
         IndexStorageError: the disk is full or fails; the message names the file.
-        IndexDamagedError: a file is missing, shorter than what was committed, or not a regular one.
+        IndexDamagedError: a file is missing, shorter than what was committed, or not a regular file.
     """
 
     def __init__(self, folder: Folder, schema: Schema, shard_rows: int) -> None:
@@ -102,17 +102,17 @@ class ShardFiles:
         self._created = False
 
     def append(self, first: int, fields: Mapping[str, Tensor]) -> None:
-        """Write rows from number first on, field by field; `sync` makes them last."""
+        """Write rows, field by field, the first at row number `first`; only `sync` makes them durable."""
         rows = len(fields[self.schema.fields[0].name])
         done = 0
-        for number, offset, count in spread(first, rows, self.shard_rows):
+        for number, offset, count in split_at_multiples(first, rows, self.shard_rows):
             for field in self.schema.fields:
                 part = raw_bytes(fields[field.name][done : done + count])
                 self._write(_name(number, field), part, offset * field.row_bytes)
             done += count
 
     def sync(self) -> None:
-        """Flush every file written since the last call, and the folder if there are new ones."""
+        """Flush every file written since the last call, and the folder if files are new."""
         for name, descriptor in self._written.items():
             self._flush(descriptor, self._folder.path / name)
         self._close()
@@ -145,8 +145,8 @@ class ShardFiles:
             raise storage_error(error, self._folder.path) from error
 
     def pad(self, rows: int) -> None:
-        """Lengthen files that are too short for this number of rows, with zeros: only where damage was noted."""
-        for number, _, count in spread(0, rows, self.shard_rows):
+        """Lengthen files that are too short for this number of rows with zeros; only after damage was found."""
+        for number, _, count in split_at_multiples(0, rows, self.shard_rows):
             for field in self.schema.fields:
                 name, size = _name(number, field), count * field.row_bytes
                 found = self._folder.status(name)
@@ -157,9 +157,9 @@ class ShardFiles:
                         raise storage_error(error, self._folder.path / name) from error
 
     def map(self, rows: int) -> tuple[Shard, ...]:
-        """Return this number of rows as private maps of the files: writing to one does not reach the file."""
+        """Return this number of rows as private maps of the files; writing to a map does not change the file."""
         shards = []
-        for number, _, count in spread(0, rows, self.shard_rows):
+        for number, _, count in split_at_multiples(0, rows, self.shard_rows):
             shard = self._maps.get(number)
             if shard is None or len(next(iter(shard.fields.values()))) != count:
                 fields = {field.name: self._map(number, field, count) for field in self.schema.fields}
@@ -177,7 +177,7 @@ class ShardFiles:
         return self._folder.path / _name(row // self.shard_rows, field)
 
     def readable(self, field: Field, first: int, rows: int) -> Tensor | None:
-        """Return rows within one shard, or None where the file is missing or too short."""
+        """Return rows within one shard, or None if the file is missing or too short."""
         number, offset = divmod(first, self.shard_rows)
         try:
             return self._map(number, field, offset + rows)[offset:]
@@ -189,7 +189,7 @@ class ShardFiles:
         path, found = self._folder.path / name, self._folder.status(name)
         if found is None or found.st_size < size:
             raise self._too_short(name, found, size)
-        # a map is made by path, which may have come to lead elsewhere
+        # torch maps by path, which may now lead to another file
         if (here := status_of(path)) is None or not os.path.samestat(found, here):
             raise IndexDamagedError(f"{path} was moved away or replaced; open the index again")
         # unlike mmap.mmap this keeps no file descriptor, and a private map may be written to without a warning
@@ -197,7 +197,7 @@ class ShardFiles:
             with torch.inference_mode(mode=False):
                 flat = torch.from_file(str(path), shared=False, size=rows * field.values, dtype=field.torch_dtype)
         except RuntimeError as error:
-            # also if compaction deleted it just now, upon which the caller looks again
+            # also if a compaction has just deleted the file; the caller then looks up the generation again
             raise IndexDamagedError(f"{path} cannot be mapped: {error}") from error
         return flat.view(rows, *field.shape)
 
@@ -233,8 +233,8 @@ class ShardFiles:
     def _too_short(self, name: str, found: os.stat_result | None, expected: int) -> IndexDamagedError:
         what = f"holds {found.st_size:,} bytes" if found else "is missing"
         return IndexDamagedError(
-            f"{self._folder.path / name} {what}; {expected:,} bytes were committed. Restore the file, or see what is "
-            "lost with verify() and encode it again with repair(), opening with check_sizes=False"
+            f"{self._folder.path / name} {what}; {expected:,} bytes were committed. Restore the file, or open the "
+            "index with check_sizes=False, see what is lost with verify() and encode it again with repair()"
         )
 
 

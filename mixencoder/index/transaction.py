@@ -1,7 +1,7 @@
-"""Writing: rows go to the arrays at once, and count only when the catalogue commits.
+"""Transactions: rows are written to the arrays at once, but count only when the catalogue commits.
 
-The order that makes a crash harmless: rows are written, then flushed, then the catalogue commits entries and blocks in
-one SQLite transaction. What lies in the arrays beyond the committed rows is dropped by the next writer.
+The order makes a crash harmless: rows are written, then flushed, then the catalogue commits entries and blocks in one
+SQLite transaction. The next writer drops rows beyond the committed ones.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -15,12 +15,12 @@ from mixencoder.errors import IndexDamagedError, MixEncoderError
 from mixencoder.index.catalogue import Catalogue, EntryRecord
 from mixencoder.index.rows import BLOCK_ROWS, BlockRecord, pack, unpack
 from mixencoder.index.schema import Schema
-from mixencoder.index.shards import Arrays, checksum, spread
+from mixencoder.index.shards import Arrays, checksum, split_at_multiples
 
 
 @dataclass
 class _Block:
-    """A block that this transaction changes."""
+    """A block that the transaction changes."""
 
     rows: int
     checksums: list[int]
@@ -29,10 +29,10 @@ class _Block:
 
 
 class Transaction:
-    """Rows and entries to add and rows to remove, visible together or not at all; made by `transaction`.
+    """Changes that become visible together or not at all; made by `transaction`.
 
     Attributes:
-        rows: rows written so far, committed or in this transaction.
+        rows: number of rows written so far, committed ones and this transaction's.
     """
 
     def __init__(self, catalogue: Catalogue, arrays: Arrays, schema: Schema, rows: int) -> None:
@@ -47,56 +47,56 @@ class Transaction:
 
         Args:
             fields: name -> (R, *shape), as the schema's check returns them.
-            row_counts: rows of every document, which add up to R.
+            row_counts: rows of each document, adding up to R.
         """
         counts = np.asarray(row_counts, dtype=np.int64)
-        heads = np.cumsum(counts) - counts
+        first_rows = np.cumsum(counts) - counts
         starts = np.zeros(int(counts.sum()), dtype=bool)
-        starts[heads] = True
-        first = self.rows
+        starts[first_rows] = True
+        before = self.rows
         self.append_rows(fields, starts)
-        return (heads + first).tolist()
+        return (first_rows + before).tolist()
 
     def append_rows(self, fields: Mapping[str, Tensor], starts: np.ndarray) -> None:
-        """Write rows, of which those begin a document that starts (R,) bool says; the others go on with the last."""
+        """Write rows; starts (R,) bool marks the rows that begin a document, the others continue the one before."""
         if not self._appended:
             self._arrays.discard(self.rows)
             self._appended = True
         self._arrays.append(self.rows, fields)
         done = 0
-        for number, offset, count in spread(self.rows, len(starts), BLOCK_ROWS):
+        for number, offset, count in split_at_multiples(self.rows, len(starts), BLOCK_ROWS):
             block = self._block(number)
-            for place, array in enumerate(self._schema.fields):
-                block.checksums[place] = checksum(fields[array.name][done : done + count], block.checksums[place])
+            for i, array in enumerate(self._schema.fields):
+                block.checksums[i] = checksum(fields[array.name][done : done + count], block.checksums[i])
             block.starts[offset : offset + count] = starts[done : done + count]
             block.live[offset : offset + count] = True
             block.rows = offset + count
             done += count
         self.rows += len(starts)
 
-    def enter(self, entries: Sequence[EntryRecord]) -> None:
+    def add_entries(self, entries: Sequence[EntryRecord]) -> None:
         """Add the entries of documents whose rows were appended."""
         self._entries += entries
 
     def remove(self, rows: np.ndarray) -> None:
-        """Remove rows: all those of the documents to be removed, (R,) int64."""
+        """Remove documents, given all their rows, (R,) int64."""
         for number in np.unique(rows // BLOCK_ROWS).tolist():
             self._block(number).live[rows[rows // BLOCK_ROWS == number] % BLOCK_ROWS] = False
 
-    def renew_last_block(self) -> None:
-        """Take the last block as it is found, not as it was written: only if none of its rows stays live.
+    def recompute_last_checksums(self) -> None:
+        """Compute the last block's checksums from its rows as they are now; only if no row of it stays live.
 
-        Its checksums go on with the rows appended next, so that a damaged block would make those look damaged as well.
+        The next rows appended continue these checksums, so damage in the block would make those rows look damaged too.
         """
         number = max(0, self.rows - 1) // BLOCK_ROWS
         block = self._block(number)
-        for place, array in enumerate(self._schema.fields):
+        for i, array in enumerate(self._schema.fields):
             rows = self._arrays.readable(array, number * BLOCK_ROWS, block.rows)
             assert rows is not None, "files that were too short have been padded"
-            block.checksums[place] = checksum(rows)
+            block.checksums[i] = checksum(rows)
 
     def commit(self) -> None:
-        """Make everything count, at once."""
+        """Flush the rows and commit all changes."""
         self._arrays.sync()
         records = [
             BlockRecord(
@@ -127,7 +127,7 @@ class Transaction:
 
 @contextmanager
 def transaction(catalogue: Catalogue, arrays: Arrays, schema: Schema) -> Generator[Transaction]:
-    """Commit what the body did; an exception undoes all of it.
+    """Commit the changes of the with block; an exception undoes them all.
 
     Args:
         catalogue: a connection that may write, under the lock.
@@ -140,7 +140,7 @@ def transaction(catalogue: Catalogue, arrays: Arrays, schema: Schema) -> Generat
         yield current
         current.commit()
     except BaseException:
-        # asked again, as an interrupt may arrive when the commit has just succeeded
+        # read again, as an interrupt may arrive just after the commit succeeded
         with suppress(MixEncoderError):
             arrays.discard(catalogue.committed_rows())
         raise

@@ -1,4 +1,4 @@
-"""An immutable view of an index at one commit: what ranking reads."""
+"""Immutable views of an index at one commit: `Listing` without arrays, and `Snapshot`, which ranking reads."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -12,16 +12,16 @@ from mixencoder.base.inputs import positive_integer
 from mixencoder.errors import IndexDamagedError, IndexStateError, InputError, UnknownIdError
 from mixencoder.index.catalogue import PAGE, Catalogue, EntryRecord
 from mixencoder.index.manifest import Manifest
-from mixencoder.index.naming import naming
+from mixencoder.index.messages import quoted_ids
 from mixencoder.index.rows import RowMap
-from mixencoder.index.shards import Shard, spread
+from mixencoder.index.shards import Shard, split_at_multiples
 
 
 class Chunk(NamedTuple):
     """Some live rows.
 
     Attributes:
-        positions: (R,) int64 numpy; for every row the place of the document that it belongs to.
+        positions: (R,) int64 numpy; for every row the position of the document that it belongs to.
         fields: name -> ``(R, *shape)``.
     """
 
@@ -33,10 +33,10 @@ class Entry(NamedTuple):
     """A document of an index.
 
     Attributes:
-        id: its name.
-        text: None where none is kept.
+        id: its id.
+        text: None if the index does not keep it.
         metadata: the object given with it, or None.
-        fields: name -> ``(rows of the document, *shape)``, where asked for.
+        fields: name -> ``(rows of the document, *shape)``; None unless requested.
     """
 
     id: str
@@ -46,14 +46,14 @@ class Entry(NamedTuple):
 
 
 class Listing:
-    """The documents of an index as one commit left them, without their arrays.
+    """The documents of an index at one commit, without their arrays.
 
-    A document's position is its place in iteration order, from 0. Holds two bits a row, no object a document. Safe to
-    use from several threads. Iterating gives ids.
+    A document's position counts from 0 in iteration order. Takes two bits per row, no object per document. Safe to use
+    from several threads. Iterating gives ids.
 
     Attributes:
-        rows: live rows; more than documents where documents have several.
-        removed_rows: rows that `compact` would drop.
+        rows: number of live rows; a document may have several.
+        removed_rows: number of rows that `compact` would drop.
     """
 
     def __init__(self, catalogue: Catalogue, row_map: RowMap) -> None:
@@ -65,40 +65,40 @@ class Listing:
         return self._map.documents
 
     def __iter__(self) -> Iterator[str]:
-        for places in self._pages():
-            yield from self.ids(places)
+        for positions in self._pages():
+            yield from self.ids(positions)
 
     def __contains__(self, id: object) -> bool:
-        return isinstance(id, str) and bool(find_heads(self._catalogue, self._map, [id]))
+        return isinstance(id, str) and bool(find_first_rows(self._catalogue, self._map, [id]))
 
     def positions(self, ids: Sequence[str]) -> np.ndarray:
-        """Return the places of documents by id: (n,) int64.
+        """Return the positions of documents by id: (n,) int64.
 
         Raises:
-            UnknownIdError: there is no such document; the message names all that are unknown.
+            UnknownIdError: there is no such document; the message names the unknown ids.
         """
-        heads = known_heads(self._catalogue, self._map, ids)
-        return self._map.places_of(np.array([heads[id] for id in ids], dtype=np.int64))
+        first_rows = known_first_rows(self._catalogue, self._map, ids)
+        return self._map.positions_of(np.array([first_rows[id] for id in ids], dtype=np.int64))
 
     def ids(self, positions: Sequence[int] | np.ndarray | Tensor) -> list[str]:
-        """Return the ids of documents by place.
+        """Return the ids of documents by position.
 
         Raises:
-            InputError: there is no such place.
+            InputError: there is no such position.
         """
-        heads = self._heads(positions)
-        found = self._catalogue.ids(sorted(set(heads)))
-        return [found[head] for head in heads]
+        first_rows = self._first_rows(positions)
+        found = self._catalogue.ids(sorted(set(first_rows)))
+        return [found[row] for row in first_rows]
 
     def texts(self, positions: Sequence[int] | np.ndarray | Tensor) -> list[str | None]:
-        """Return the texts of documents by place; None where none is kept.
+        """Return the texts of documents by position; None where the index keeps no text.
 
         Raises:
-            InputError: there is no such place.
+            InputError: there is no such position.
         """
-        heads = self._heads(positions)
-        found = self._catalogue.texts(sorted(set(heads)))
-        return [found[head] for head in heads]
+        first_rows = self._first_rows(positions)
+        found = self._catalogue.texts(sorted(set(first_rows)))
+        return [found[row] for row in first_rows]
 
     def get(self, id: str) -> Entry:
         """Return a document by id, without its rows.
@@ -106,22 +106,22 @@ class Listing:
         Raises:
             UnknownIdError: there is no such document.
         """
-        return self._entries(list(known_heads(self._catalogue, self._map, [id]).values()))[0]
+        return self._entries(list(known_first_rows(self._catalogue, self._map, [id]).values()))[0]
 
     def entries(self) -> Iterator[Entry]:
         """Yield all documents in order, without their rows."""
-        for places in self._pages():
-            yield from self._entries(self._heads(places))
+        for positions in self._pages():
+            yield from self._entries(self._first_rows(positions))
 
     def with_arrays(self, manifest: Manifest, map_rows: Callable[[int], tuple[Shard, ...]]) -> "Snapshot":
-        """Return the same documents with their arrays."""
+        """Return a snapshot of the same documents with their arrays."""
         return Snapshot(self._catalogue, self._map, manifest, map_rows(self._map.rows))
 
-    def _entries(self, heads: list[int]) -> list[Entry]:
-        found = self._catalogue.entries(heads)
+    def _entries(self, first_rows: list[int]) -> list[Entry]:
+        found = self._catalogue.entries(first_rows)
         return [
             Entry(record.id, record.text, None if record.metadata is None else self._metadata(record))
-            for record in (found[head] for head in heads)
+            for record in (found[row] for row in first_rows)
         ]
 
     def _metadata(self, record: EntryRecord) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Listing:
                 raise ValueError(f"it is a {type(found).__name__}")
         except (RecursionError, ValueError) as error:
             raise IndexDamagedError(
-                f"{self._catalogue.name} is damaged: the metadata of {record.id!r} are no JSON object ({error}); "
+                f"{self._catalogue.name} is damaged: the metadata of {record.id!r} is not a JSON object ({error}); "
                 "remove() the document and add it again"
             ) from error
         return found
@@ -145,28 +145,28 @@ class Listing:
         for first in range(0, len(self), PAGE):
             yield np.arange(first, min(first + PAGE, len(self)))
 
-    def _heads(self, positions: Sequence[int] | np.ndarray | Tensor) -> list[int]:
-        return self._map.heads_of(self._checked(positions)).tolist()
+    def _first_rows(self, positions: Sequence[int] | np.ndarray | Tensor) -> list[int]:
+        return self._map.first_rows_of(self._checked(positions)).tolist()
 
     def _checked(self, positions: Sequence[int] | np.ndarray | Tensor) -> np.ndarray:
-        places = np.asarray(positions).reshape(-1)
-        if places.size == 0:
+        found = np.asarray(positions).reshape(-1)
+        if found.size == 0:
             return np.empty(0, dtype=np.int64)
-        if places.dtype.kind not in "iu" or places.min() < 0 or places.max() >= len(self):
+        if found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= len(self):
             raise InputError(
-                f"positions reach from {places.min()} to {places.max()}; expected integers from 0 to {len(self) - 1}"
+                f"positions reach from {found.min()} to {found.max()}; expected integers from 0 to {len(self) - 1}"
             )
-        return places.astype(np.int64)
+        return found.astype(np.int64)
 
 
 class Snapshot(Listing):
-    """A `Listing` with its arrays: what ranking reads, whatever is added, removed or compacted meanwhile.
+    """A `Listing` with its arrays, for ranking; later changes to the index do not affect it.
 
-    Tensors may share memory with the index and are not to be written to.
+    Tensors may share memory with the index: do not write to them.
 
     Attributes:
-        rows: live rows; more than documents where documents have several.
-        manifest: what the index is.
+        rows: number of live rows; a document may have several.
+        manifest: the properties of the index.
     """
 
     def __init__(self, catalogue: Catalogue, row_map: RowMap, manifest: Manifest, shards: tuple[Shard, ...]) -> None:
@@ -175,10 +175,9 @@ class Snapshot(Listing):
         self._shards, self._shard_rows = shards, manifest.shard_rows
 
     def to(self, device: str | torch.device) -> "Snapshot":
-        """Return the same view with all its arrays in the memory of a device.
+        """Return the same snapshot with all its arrays in the memory of a device.
 
-        A GPU then ranks them without reading them again. Takes the bytes of all rows, removed ones included; what the
-        index becomes later is not seen.
+        A GPU then ranks without reading rows again. Takes the bytes of all rows, including removed ones.
         """
         shards = tuple(
             Shard(shard.first, {name: array.to(device) for name, array in shard.fields.items()})
@@ -187,38 +186,39 @@ class Snapshot(Listing):
         return Snapshot(self._catalogue, self._map, self.manifest, shards)
 
     def chunks(self, size: int) -> Iterator[Chunk]:
-        """Yield all live rows in iteration order, size at a time, fewer in the last chunk.
+        """Yield all live rows in iteration order, `size` per chunk, fewer in the last chunk.
 
-        Rows are handed out straight from the map where they lie side by side in one shard, and copied together
-        otherwise. The rows of a document follow each other but may be split between chunks.
+        A chunk is a view of the map if its rows are consecutive rows of one shard, and a copy otherwise. The rows of a
+        document follow each other but may be split between chunks.
 
         Args:
-            size: rows of a chunk, at least 1.
+            size: rows per chunk, at least 1.
         """
         size = positive_integer(size, "size")
         for first in range(0, self.rows, size):
             rows = self._map.live_between(first, min(first + size, self.rows))
-            yield Chunk(self._map.places_of(rows), self._take(rows))
+            yield Chunk(self._map.positions_of(rows), self._rows(rows))
 
     def gather(self, positions: Sequence[int] | np.ndarray | Tensor) -> Chunk:
         """Return all rows of some documents, in the order given; repeats are allowed.
 
         Args:
-            positions: (n,) integers, places of documents.
+            positions: (n,) integers, positions of documents.
 
         Raises:
-            InputError: there is no such place.
+            InputError: there is no such position.
         """
-        places = self._checked(positions)
-        rows, owner = self._map.spans_of(self._map.heads_of(places))
-        return Chunk(places[owner], self._take(rows))
+        checked = self._checked(positions)
+        rows, owner = self._map.all_rows_of(self._map.first_rows_of(checked))
+        return Chunk(checked[owner], self._rows(rows))
 
-    def _take(self, rows: np.ndarray) -> dict[str, Tensor]:
+    def _rows(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Return the fields of rows: views if the rows are consecutive and in one shard, otherwise copies."""
         first, count = int(rows[0]) if len(rows) else 0, len(rows)
         if count and int(rows[-1]) - first == count - 1 and (count < 3 or bool((np.diff(rows) == 1).all())):
             parts = [
                 {name: array[offset : offset + part] for name, array in self._shards[number].fields.items()}
-                for number, offset, part in spread(first, count, self._shard_rows)
+                for number, offset, part in split_at_multiples(first, count, self._shard_rows)
             ]
             if len(parts) == 1:
                 return parts[0]
@@ -231,41 +231,41 @@ class Snapshot(Listing):
         }
         for number in np.unique(numbers).tolist():
             shard = self._shards[number]
-            places = np.flatnonzero(numbers == number)
-            within = torch.from_numpy(rows[places] - shard.first).to(device)
-            places = torch.from_numpy(places).to(device)
+            targets = np.flatnonzero(numbers == number)
+            sources = torch.from_numpy(rows[targets] - shard.first).to(device)
+            targets = torch.from_numpy(targets).to(device)
             for name, array in shard.fields.items():
-                out[name].index_copy_(0, places, array.index_select(0, within))
+                out[name].index_copy_(0, targets, array.index_select(0, sources))
         return out
 
 
-def find_heads(catalogue: Catalogue, row_map: RowMap, ids: Sequence[str]) -> dict[str, int]:
-    """Return the first rows of the live documents among ids.
+def find_first_rows(catalogue: Catalogue, row_map: RowMap, ids: Sequence[str]) -> dict[str, int]:
+    """Return the first rows of the live documents among ids, by id.
 
     Raises:
-        InputError: an id is not a string.
+        InputError: ids is one string, or an id is not a string.
     """
     if isinstance(ids, str):
         raise InputError(f"ids is the string {ids!r:.60}; expected a list of strings")
-    other = next(((place, id) for place, id in enumerate(ids) if not isinstance(id, str)), None)
-    if other is not None:
-        raise InputError(f"id {other[0]} is {other[1]!r:.60} ({type(other[1]).__name__}); expected a string")
+    wrong = next(((number, id) for number, id in enumerate(ids) if not isinstance(id, str)), None)
+    if wrong is not None:
+        raise InputError(f"id {wrong[0]} is {wrong[1]!r:.60} ({type(wrong[1]).__name__}); expected a string")
     found = catalogue.find(list(dict.fromkeys(map(str.__str__, ids))), row_map.rows)
     rows = np.array([row for row, _ in found.values()], dtype=np.int64)
     live = row_map.is_live(rows).tolist()
-    if not row_map.is_head(rows).all():
-        raise IndexDamagedError(f"{catalogue.name} is damaged: entries are not where documents begin; see verify()")
+    if not row_map.is_first_row(rows).all():
+        raise IndexDamagedError(f"{catalogue.name} is damaged: an entry's row begins no document; see verify()")
     return {id: row for (id, (row, _)), alive in zip(found.items(), live, strict=True) if alive}
 
 
-def known_heads(catalogue: Catalogue, row_map: RowMap, ids: Sequence[str]) -> dict[str, int]:
-    """Return the first rows of documents by id.
+def known_first_rows(catalogue: Catalogue, row_map: RowMap, ids: Sequence[str]) -> dict[str, int]:
+    """Return the first rows of documents, by id.
 
     Raises:
-        UnknownIdError: there is no such document; the message names all that are unknown.
+        UnknownIdError: there is no such document; the message names the unknown ids.
     """
-    heads = find_heads(catalogue, row_map, ids)
-    missing = [id for id in ids if id not in heads]
+    first_rows = find_first_rows(catalogue, row_map, ids)
+    missing = [id for id in ids if id not in first_rows]
     if missing:
-        raise UnknownIdError(f"no document has the id {naming(missing)}; expected ids that the index holds")
-    return heads
+        raise UnknownIdError(f"no document has the id {quoted_ids(missing)}; expected ids that the index holds")
+    return first_rows

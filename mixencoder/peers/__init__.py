@@ -1,6 +1,9 @@
-"""The architectures that MixEncoder is compared with, each a real model behind the same front door.
+"""The architectures that MixEncoder is compared with: complete models, with the methods of `MixEncoder`.
 
-Public names are bound on first use, so that importing the package is quick. Using a name also registers its
+One file holds an architecture's configuration, torch module and engine. `base` has what the engines share, `modeling`
+and `packed` what the torch modules of some share.
+
+A public name is imported when it is first used, so that importing the package is quick. This also registers its
 configuration and model with transformers' Auto classes.
 """
 

@@ -1,7 +1,7 @@
-"""The peers' front doors: what they share beyond `mixencoder.base.engine`.
+"""Base classes of the peers' engines, on top of `mixencoder.base.engine`.
 
-`Peer` loads and starts models. `VectorPeer` scores candidates that are fixed-size tensors, `TokenPeer` those that hold
-a vector for every token.
+`Peer` loads and starts models. `EncodingPeer` encodes queries and documents separately: `VectorPeer` into vectors of
+one size, `TokenPeer` into a vector for every token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,15 +17,15 @@ from mixencoder.base.inference_context import inference
 from mixencoder.base.modeling import TwoTowerModel, full_scores
 from mixencoder.base.scores import Pairs, check_finite
 from mixencoder.errors import InputError
-from mixencoder.peers.modeling import TokenStates
 from mixencoder.peers.packed import PackedTokens
+from mixencoder.peers.token_states import TokenStates
 
 S = TypeVar("S", Tensor, PackedTokens)
-"""What queries and documents become."""
+"""Encoded queries or documents."""
 
 
 class Peer(Engine):
-    """An engine that `from_pretrained` and `from_backbone` make.
+    """An engine with the constructors `from_pretrained` and `from_backbone`.
 
     Attributes:
         pools: whether a text becomes one vector, pooled by the configuration's ``pooling``.
@@ -44,18 +44,18 @@ class Peer(Engine):
         """Load a checkpoint.
 
         Args:
-            name_or_path: a directory, or a hub id; the package bundles none of this architecture.
+            name_or_path: a directory or a hub id; the package contains no checkpoint of this architecture.
             device: None takes a GPU if there is one, else the CPU.
             dtype: a torch dtype or its name, of `mixencoder.base.inputs.DTYPES`. None: float32.
 
         Raises:
-            CheckpointError: nothing is there, it is damaged, or it holds another kind of model.
-            InputError: none was named, or the device or the dtype does not exist.
+            CheckpointError: there is no checkpoint, it is damaged, or it holds another kind of model.
+            InputError: name_or_path is None, or the device or the dtype does not exist.
         """
         if name_or_path is None:
             raise InputError(
-                f"the package bundles no {cls.__name__}; expected a checkpoint's directory or hub id. Start one with "
-                f"{cls.__name__}.from_backbone, which must be trained before it ranks well (mixencoder train)"
+                f"the package bundles no {cls.__name__}; expected a checkpoint's directory or hub id. To make a new "
+                f"model, use {cls.__name__}.from_backbone and train it (mixencoder train)"
             )
         return cls(*cls._load(name_or_path, device, dtype))
 
@@ -73,10 +73,11 @@ class Peer(Engine):
 
         Args:
             name_or_path: a directory or hub id of an encoder; `mixencoder.base.backbones.SUPPORTED` lists the kinds.
-                The pooling that a folder of sentence-transformers names is followed, or warned of (`EncoderWarning`),
-                where the model compares one vector a text and no pooling is asked for.
-            num_labels: classes of a classification head, which becomes the only head. None: a ranking head. For both
-                pass ``heads=("ranking", "classification")`` beside it.
+                If the model compares one vector a text and no pooling is given, the pooling that a folder of
+                sentence-transformers names is used; if the model does not have it, there is a warning
+                (`EncoderWarning`).
+            num_labels: classes of a classification head, which is then the only head. None: a ranking head. For both,
+                also pass ``heads=("ranking", "classification")``.
             device, dtype: as in `from_pretrained`.
             config: further fields of the configuration.
 
@@ -84,13 +85,16 @@ class Peer(Engine):
             CheckpointError, UnsupportedBackboneError, InputError: the encoder or a value cannot be used.
         """
         poolings = {"mean": {}, "first": {"pooling": "first"}} if cls.pools else None
-        # where vectors are compared by cosine, their lengths do not count
-        scales = config.get("similarity", "cosine") != "cosine"
-        return cls(*cls._start(name_or_path, num_labels, device, dtype, config, poolings=poolings, scales=scales))
+        # a cosine does not depend on the lengths of the vectors
+        lengths_matter = config.get("similarity", "cosine") != "cosine"
+        model, tokenizer = cls._make_untrained(
+            name_or_path, num_labels, device, dtype, config, poolings=poolings, lengths_matter=lengths_matter
+        )
+        return cls(model, tokenizer)
 
 
 class EncodingPeer(Peer, EncodingEngine[S, S]):
-    """A peer that encodes queries and documents apart.
+    """A peer that encodes queries and documents separately.
 
     Attributes:
         query_block: queries that `interact` scores at once.
@@ -101,15 +105,15 @@ class EncodingPeer(Peer, EncodingEngine[S, S]):
 
     @inference
     def interact(self, query_state: S, candidates: S, *, score: str = "full") -> Tensor:
-        """Ranking scores (B, N) float32 of B encoded queries for N encoded candidates: the hot path.
+        """Return ranking scores (B, N) float32 of B encoded queries for N encoded candidates: the hot path.
 
         Args:
-            query_state: of `encode_query`.
-            candidates: of `encode_document`.
-            score: "full"; these models' scores have no further terms.
+            query_state: from `encode_query`.
+            candidates: from `encode_document`.
+            score: "full", the only score of these models.
 
         Raises:
-            InputError: the model has no ranking head or no such score, or candidates have another shape.
+            InputError: the model has no ranking head, score is not "full", or candidates have another shape.
             NonFiniteError: a score is NaN or infinite.
         """
         self.model.check_head("ranking")
@@ -129,23 +133,23 @@ class EncodingPeer(Peer, EncodingEngine[S, S]):
         pairs = Pairs(pairs.query.to(self.device), pairs.candidate.to(self.device))
         size = () if request.head == "ranking" else (self.config.num_classes,)
         out = torch.empty(len(pairs.query), *size, dtype=torch.float32, device=self.device)
-        for rows in self._pair_batches(query_state, candidates, pairs):
+        for rows in self._pair_blocks(query_state, candidates, pairs):
             query, candidate = self._take(query_state, pairs.query[rows]), self._take(candidates, pairs.candidate[rows])
-            # each row is a query with one candidate of its own
-            scored = self.model.interact(query, candidate.unflatten(0, (-1, 1)), request.head)
-            out[rows] = full_scores(scored).squeeze(1).float()
+            # one candidate for every query
+            scores = self.model.interact(query, candidate.unflatten(0, (-1, 1)), request.head)
+            out[rows] = full_scores(scores).squeeze(1).float()
         return check_finite(out, self.dtype)
 
     def _score_pool(self, query_state: S, candidates: S) -> Tensor:
-        """Ranking scores (B, N) of a block of queries for candidates that all of them meet."""
+        """Return ranking scores (B, N) of a block of queries for candidates that they share."""
         raise NotImplementedError
 
-    def _pair_batches(self, query_state: S, candidates: S, pairs: Pairs) -> Iterator[Tensor]:
-        """Row numbers of pairs that are scored at once."""
+    def _pair_blocks(self, query_state: S, candidates: S, pairs: Pairs) -> Iterator[Tensor]:
+        """Yield the row numbers of pairs that are scored at once."""
         raise NotImplementedError
 
     def _take(self, states: S, numbers: Tensor) -> Tensor | TokenStates:
-        """States of chosen texts as the model wants them."""
+        """Return the states of chosen texts, as the torch module takes them."""
         raise NotImplementedError
 
     def _check_candidates(self, candidates: Any) -> S:
@@ -154,11 +158,11 @@ class EncodingPeer(Peer, EncodingEngine[S, S]):
 
 
 class VectorPeer(EncodingPeer[Tensor]):
-    """A peer whose queries and documents are tensors of one size each.
+    """A peer whose encoded queries and documents have one size each.
 
     Attributes:
-        candidate_block: candidates that `interact` scores at once. Every block is filled up to whole groups of 64:
-            products of few rows, or of an odd number, may round equal rows differently.
+        candidate_block: candidates that `interact` scores at once. A block is padded to a multiple of 64, as products
+            of few rows, or of an odd number of rows, may round equal rows differently.
     """
 
     encoded_types = (Tensor,)
@@ -194,7 +198,7 @@ class VectorPeer(EncodingPeer[Tensor]):
             parts.append(full_scores(self.model.interact(query_state, block, "ranking"))[:, :count])
         return torch.cat(parts, dim=1).float()
 
-    def _pair_batches(self, query_state: Tensor, candidates: Tensor, pairs: Pairs) -> Iterator[Tensor]:
+    def _pair_blocks(self, query_state: Tensor, candidates: Tensor, pairs: Pairs) -> Iterator[Tensor]:
         yield from torch.arange(len(pairs.query), device=self.device).split(256)
 
     def _take(self, states: Tensor, numbers: Tensor) -> Tensor:
@@ -209,11 +213,11 @@ class VectorPeer(EncodingPeer[Tensor]):
 
 
 class TokenPeer(EncodingPeer[PackedTokens]):
-    """A peer whose queries and documents are a vector for every token.
+    """A peer whose encoded queries and documents hold a vector for every token.
 
     Attributes:
-        tokens_at_once: tokens, padding included, that one pass scores.
-        joins_query: whether a pass holds the query's tokens once for every candidate.
+        tokens_at_once: tokens, padding included, of a block of candidates that is scored at once.
+        joins_query: whether the query's tokens count too, once for every candidate.
     """
 
     encoded_types = (PackedTokens,)
@@ -242,26 +246,26 @@ class TokenPeer(EncodingPeer[PackedTokens]):
 
     @property
     def _width(self) -> int:
-        """Numbers a token."""
+        """Size of a token's vector."""
         return self.config.hidden_size
 
     def _score_pool(self, query_state: PackedTokens, candidates: PackedTokens) -> Tensor:
-        # equal texts share their vectors: each is scored once, so that ties are exact
-        starts, place = candidates.starts.unique(return_inverse=True)
-        first = torch.empty_like(starts).scatter_(0, place, torch.arange(len(place), device=self.device))
-        distinct = candidates[first]
+        # equal texts, which share their vectors, are scored once, so that they tie exactly
+        starts, number = candidates.starts.unique(return_inverse=True)
+        representative = torch.empty_like(starts).scatter_(0, number, torch.arange(len(number), device=self.device))
+        distinct = candidates[representative]
         queries = query_state.pad()
         out = torch.empty(len(query_state), len(distinct), dtype=torch.float32, device=self.device)
-        for rows in self._batches(distinct.lengths, int(query_state.lengths.max()) if self.joins_query else 0):
+        for rows in self._blocks(distinct.lengths, int(query_state.lengths.max()) if self.joins_query else 0):
             out[:, rows] = full_scores(self.model.interact(queries, distinct[rows].pad(), "ranking")).float()
-        return out[:, place]
+        return out[:, number]
 
-    def _pair_batches(self, query_state: PackedTokens, candidates: PackedTokens, pairs: Pairs) -> Iterator[Tensor]:
+    def _pair_blocks(self, query_state: PackedTokens, candidates: PackedTokens, pairs: Pairs) -> Iterator[Tensor]:
         lengths = query_state.lengths[pairs.query] + candidates.lengths[pairs.candidate]
-        yield from self._batches(lengths, 0)
+        yield from self._blocks(lengths, 0)
 
-    def _batches(self, lengths: Tensor, extra: int) -> Iterator[Tensor]:
-        """Split texts, longest first, into runs that hold at most `tokens_at_once`, each with `extra` tokens beside."""
+    def _blocks(self, lengths: Tensor, extra: int) -> Iterator[Tensor]:
+        """Split texts, longest first, into blocks of at most `tokens_at_once` tokens, with `extra` tokens a text."""
         order = lengths.argsort(descending=True, stable=True)
         start = 0
         while start < len(order):
@@ -275,9 +279,9 @@ class TokenPeer(EncodingPeer[PackedTokens]):
     def _check_candidates(self, candidates: Any) -> PackedTokens:
         if not isinstance(candidates, PackedTokens) or candidates.vectors.shape[1] != self._width:
             is_packed = isinstance(candidates, PackedTokens)
-            found = f"{candidates.vectors.shape[1]} numbers a token" if is_packed else type(candidates).__name__
+            found = f"vectors of size {candidates.vectors.shape[1]}" if is_packed else type(candidates).__name__
             raise InputError(
-                f"candidates are {found}; expected PackedTokens with {self._width} numbers a token, as "
+                f"candidates are {found}; expected PackedTokens with vectors of size {self._width}, as "
                 "encode_document makes them"
             )
         return candidates.to(self.device, self.dtype)

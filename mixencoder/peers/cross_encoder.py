@@ -1,4 +1,4 @@
-"""Cross-encoder: query and document as one sequence through all layers; the most accurate, nothing ahead of time."""
+"""Cross-encoder: query and document run as one sequence through all layers. Nothing is encoded ahead of time."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -17,22 +17,22 @@ from mixencoder.base.scores import Pairs, check_finite, unique
 from mixencoder.base.tokenization import pad
 from mixencoder.errors import CheckpointError, InputError, TruncationWarning
 from mixencoder.peers.base import Peer
-from mixencoder.peers.modeling import FirstTokenHeads, has_segments
+from mixencoder.peers.token_states import FirstTokenHeads, has_token_types
 from mixencoder.progress import progress_bar
 
 
 class CrossEncoderConfig(EncoderConfig):
     """Configuration of `CrossEncoderModel`.
 
-    How a tokenizer joins a pair is described by what makes it from the texts' own token rows: the query's row, the
-    separator, then the document's row without its first tokens. `CrossEncoder.from_backbone` reads it off.
+    The fields describe how the tokenizer joins a pair: the query's token row, the separator, then the document's token
+    row without its first tokens. `CrossEncoder.from_backbone` finds them by joining an example.
 
     Args:
-        separator: token ids between the query's row and what remains of the document's row.
-        document_prefix: tokens that the document's row loses at its start.
-        document_suffix: special tokens at its end, which are kept when a document is cut to fit.
-        kwargs: fields of `EncoderConfig`. A query is read up to half of the backbone's positions, a document is cut to
-            what the query leaves.
+        separator: token ids between the query's row and the rest of the document's row.
+        document_prefix: number of tokens removed from the start of the document's row.
+        document_suffix: number of special tokens at its end, which are kept when a document is cut.
+        kwargs: fields of `EncoderConfig`. A query may take half of the backbone's positions; a document is cut to the
+            positions that the query leaves.
 
     Raises:
         ValueError: a value is outside its range.
@@ -69,10 +69,11 @@ class CrossEncoderModel(HeadedModel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Join token rows (R, m) and (R, n), each padded on the right, into pairs.
 
-        A pair that is longer than the backbone has positions for loses the end of its document, special tokens aside.
+        If a pair has more tokens than the backbone has positions, the end of its document is cut before the special
+        tokens.
 
         Returns:
-            Token ids, mask and token types of the pairs, each (R, longest) int64; padding repeats tokens.
+            Token ids, mask and token types of the pairs, each (R, longest) int64. Masked ids are arbitrary tokens.
 
         Raises:
             InputError: a query leaves no room for a document.
@@ -80,58 +81,61 @@ class CrossEncoderModel(HeadedModel):
         prefix, suffix = self.config.document_prefix, self.config.document_suffix
         separator = torch.tensor(self.config.separator, dtype=query.dtype, device=query.device)
         query_length, document_length = query_mask.sum(dim=1, keepdim=True), document_mask.sum(dim=1, keepdim=True)
-        head = query_length + len(separator)
-        room = max_positions(self.config.backbone_config) - head
+        document_start = query_length + len(separator)
+        room = max_positions(self.config.backbone_config) - document_start
         if int(room.min()) <= suffix:
             raise InputError(
                 f"a query has {int(query_length.max())} tokens, which leaves no room for a document in "
                 f"{max_positions(self.config.backbone_config)} positions; cut queries to fewer tokens"
             )
         kept = torch.minimum(document_length - prefix, room)
-        length = head + kept
-        # where each place of the pair is found in [query ; separator ; document]
-        place = torch.arange(int(length.max()), device=query.device).expand(len(query), -1)
-        of_document = place - head
+        length = document_start + kept
+        # for every column of the pair, the column of [query ; separator ; document] that it comes from
+        column = torch.arange(int(length.max()), device=query.device).expand(len(query), -1)
+        kept_column = column - document_start
         in_document = torch.where(
-            of_document < kept - suffix, of_document + prefix, document_length - (kept - of_document)
+            kept_column < kept - suffix, kept_column + prefix, document_length - (kept - kept_column)
         )
-        start = query.shape[1] + len(separator)
-        source = torch.where(place < head, place - query_length + query.shape[1], start + in_document)
-        source = torch.where(place < query_length, place, source)
+        in_separator = column - query_length + query.shape[1]
+        source = torch.where(column < document_start, in_separator, query.shape[1] + len(separator) + in_document)
+        source = torch.where(column < query_length, column, source)
         row = torch.cat([query, separator.expand(len(query), -1), document], dim=1)
-        mask = place < length
+        mask = column < length
         ids = row.gather(1, source.where(mask, 0))
-        return ids, mask.long(), (place >= head).long()
+        return ids, mask.long(), (column >= document_start).long()
 
     def score(
         self, query: Tensor, query_mask: Tensor, document: Tensor, document_mask: Tensor, head: str | None = None
     ) -> Tensor:
-        """Score R pairs of token rows, as `join` takes them: (R,), or (R, num_labels); at least float32.
+        """Score R pairs, given as the token rows of `join`.
+
+        Returns:
+            Scores (R,) or logits (R, num_labels), at least float32.
 
         Raises:
-            InputError: the model has no such head, or a query leaves no room for a document.
+            InputError: the model does not have this head, or a query leaves no room for a document.
         """
         head = self.check_head(head)
         ids, mask, types = self.join(query, query_mask, document, document_mask)
-        segments = {"token_type_ids": types} if has_segments(self.config) else {}
-        states = self.backbone(input_ids=ids, attention_mask=mask, **segments).last_hidden_state
+        token_types = {"token_type_ids": types} if has_token_types(self.config) else {}
+        states = self.backbone(input_ids=ids, attention_mask=mask, **token_types).last_hidden_state
         return self.head(states[:, 0], head)
 
     def _score_batch(
         self, query: Batch, document: Batch, candidates_per_query: int | None, head: str, mini_batch_size: int | None
     ) -> RankingScores | Tensor:
-        """Join and score; in-batch that is B * N pairs."""
+        """Join and score pairs; without candidates_per_query, every query with every document."""
         batch, count = len(query.ids), candidates_per_query or len(document.ids)
-        times = batch if candidates_per_query is None else 1
+        repeats = batch if candidates_per_query is None else 1
         queries = (part.repeat_interleave(count, dim=0) for part in query)
-        documents = (part.repeat(times, 1) for part in document)
+        documents = (part.repeat(repeats, 1) for part in document)
         out = in_chunks(partial(self.score, head=head), (*queries, *documents), mini_batch_size)
         out = out.unflatten(0, (batch, count))
         return RankingScores(out, None) if head == "ranking" else out
 
 
 class CrossEncoder(Peer):
-    """Cross-encoder: every pair is a sequence of its own; nothing can be encoded ahead of time.
+    """Cross-encoder: every pair runs through the backbone as one sequence; nothing can be encoded ahead of time.
 
     Configuration: `CrossEncoderConfig`.
 
@@ -147,7 +151,11 @@ class CrossEncoder(Peer):
 
     @classmethod
     def _tokenizer_fields(cls, tokenizer: Any) -> dict[str, Any]:
-        """Compare a pair with its texts' own token rows."""
+        """Find how the tokenizer joins a pair, by comparing a pair with the token rows of its texts.
+
+        Raises:
+            CheckpointError: the pair is not the query's row, a separator and the end of the document's row.
+        """
         bare = tokenizer("a", add_special_tokens=False)["input_ids"]
         single, pair = tokenizer("a")["input_ids"], tokenizer("a", "a")["input_ids"]
         prefix = next((i for i in range(len(single)) if single[i : i + len(bare)] == bare), 0)
@@ -155,13 +163,14 @@ class CrossEncoder(Peer):
         separator = pair[len(single) : len(pair) - len(bare) - suffix]
         if not bare or pair != [*single, *separator, *single[prefix:]]:
             raise CheckpointError(
-                f"the tokenizer does not join a pair from its texts: 'a' is {single}, the pair ('a', 'a') is {pair}"
+                "the tokenizer must join a pair as the first text's tokens, a separator, and the second text's tokens "
+                f"without their start; but 'a' is {single} and the pair ('a', 'a') is {pair}"
             )
         return {"separator": separator, "document_prefix": prefix, "document_suffix": suffix}
 
-    def _longest(self, role: str) -> int:
-        """At least half of the positions are the document's."""
-        return super()._longest(role) // (2 if role == "query" else 1)
+    def _max_tokens(self, role: str) -> int:
+        """As `Engine._max_tokens`; a query may have half of the positions, the rest is left for the document."""
+        return super()._max_tokens(role) // (2 if role == "query" else 1)
 
     def _score_pairs(
         self, queries: Sequence[Sequence[int]], documents: Sequence[Sequence[int]], pairs: Pairs, request: Request
@@ -176,14 +185,14 @@ class CrossEncoder(Peer):
             self._notices.note(
                 "truncated pairs",
                 cut,
-                f"{cut:,} of {len(lengths):,} pairs are longer than {longest} tokens; the start of their document was "
-                "kept",
+                f"{cut:,} of {len(lengths):,} pairs are longer than {longest} tokens; the end of their document was "
+                "cut",
                 TruncationWarning,
             )
         size = () if request.head == "ranking" else (self.config.num_classes,)
         out = torch.empty(len(lengths), *size, dtype=torch.float32, device=self.device)
         with progress_bar(len(lengths), "Pairs", "pair", request.show_progress_bar) as bar:
-            # longest first: what does not fit into memory fails at once
+            # longest first: if a batch does not fit into memory, the first one fails
             for rows in lengths.argsort(descending=True, stable=True).split(request.batch_size):
                 query = pad([queries[number] for number in pairs.query[rows].tolist()], 0)
                 document = pad([documents[number] for number in pairs.candidate[rows].tolist()], 0)

@@ -1,4 +1,4 @@
-"""DeFormer (arXiv 2005.00697): lower layers read query and document apart, upper layers read them together."""
+"""DeFormer (arXiv 2005.00697): lower layers run on query and document separately, upper layers on both together."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from mixencoder.base.configuration import EncoderConfig, check_integer
 from mixencoder.base.modeling import RankingScores, TwoTowerModel
 from mixencoder.errors import UnsupportedBackboneError
 from mixencoder.peers.base import TokenPeer
-from mixencoder.peers.modeling import FirstTokenHeads, TokenStates, has_segments, token_mask
+from mixencoder.peers.token_states import FirstTokenHeads, TokenStates, has_token_types, token_mask
 
 SPLITTABLE = ("bert", "roberta", "xlm-roberta", "electra")
-"""Backbones whose layers are a list of modules that each map states and a mask to states."""
+"""Backbones whose layers are a list of modules, each of which maps states and a mask to states."""
 
 _REASONS = {
-    "albert": "its layers share their weights, so that upper layers cannot learn apart from the lower ones",
-    "modernbert": "its layers rotate keys by position, which a joint sequence of two texts does not have",
+    "albert": "its layers share their weights, so that upper layers cannot learn anything else than lower ones",
+    "modernbert": "its layers rotate keys by position, but two joined texts do not have positions in one sequence",
 }
 
 
@@ -27,7 +27,7 @@ class DeFormerConfig(EncoderConfig):
     """Configuration of `DeFormerModel`.
 
     Args:
-        joint_layers: upper layers that read query and document together; published: 2 and 3.
+        joint_layers: number of upper layers, which run on query and document together; published: 2 and 3.
         kwargs: fields of `EncoderConfig`.
 
     Raises:
@@ -45,7 +45,7 @@ class DeFormerConfig(EncoderConfig):
 class DeFormerModel(TwoTowerModel):
     """Linear heads on the query's first token after the joint layers.
 
-    Both texts keep their special tokens and count positions from the start; where the backbone knows token types, the
+    Both texts keep their special tokens, and the positions of each start at 0. If the backbone has token types, the
     query has type 0 and the document type 1, as in a pair.
     """
 
@@ -54,7 +54,7 @@ class DeFormerModel(TwoTowerModel):
     def __init__(self, config: DeFormerConfig) -> None:
         found = config.backbone_config.model_type
         if found not in SPLITTABLE:
-            reason = _REASONS.get(found, "its layers have not been shown to run apart from its own forward pass")
+            reason = _REASONS.get(found, "its layers have not been tested outside its own forward pass")
             raise UnsupportedBackboneError(
                 f'DeFormer cannot split a backbone of model type "{found}": {reason}. '
                 f"Supported: {', '.join(SPLITTABLE)}"
@@ -74,12 +74,12 @@ class DeFormerModel(TwoTowerModel):
     def interact(
         self, query_state: TokenStates, candidates: TokenStates, head: str | None = None
     ) -> RankingScores | Tensor:
-        """Run the joint layers over every query with candidates (N, n, d), or (B, N, n, d), of its own.
+        """Run the joint layers on every query with candidates shared by all queries (N, n, d), or its own (B, N, n, d).
 
         Results as in `TwoTowerModel.interact`.
         """
         head = self.check_head(head)
-        # (B, N, n, d) and (B, N, m, d), nothing copied yet
+        # (B, N, n, d) and (B, N, m, d), expanded without copying
         batch, count = len(query_state.vectors), candidates.vectors.shape[-3]
         documents = candidates.vectors.expand(batch, -1, -1, -1)
         queries = query_state.vectors.unsqueeze(1).expand(-1, count, -1, -1)
@@ -89,8 +89,9 @@ class DeFormerModel(TwoTowerModel):
         out = self.head(states[:, 0].unflatten(0, (batch, count)), head)
         return RankingScores(out, None) if head == "ranking" else out
 
-    def _lower(self, input_ids: Tensor, attention_mask: Tensor | None, segment: int) -> TokenStates:
-        types = torch.full_like(input_ids, segment) if has_segments(self.config) else None
+    def _lower(self, input_ids: Tensor, attention_mask: Tensor | None, token_type: int) -> TokenStates:
+        """Run texts (R, n), whose tokens have one type, through the lower layers."""
+        types = torch.full_like(input_ids, token_type) if has_token_types(self.config) else None
         states = self.backbone.embeddings(input_ids=input_ids, token_type_ids=types)
         # ELECTRA's embeddings may be narrower than its layers
         project = getattr(self.backbone, "embeddings_project", None)
@@ -108,7 +109,7 @@ class DeFormerModel(TwoTowerModel):
 
 
 class DeFormer(TokenPeer):
-    """DeFormer: a document is the states of the lower layers, encoded ahead of time; the upper ones run for each pair.
+    """DeFormer: the lower layers encode documents ahead of time, the upper layers run for each pair.
 
     Configuration: `DeFormerConfig`. Backbones: `SPLITTABLE`.
 

@@ -1,4 +1,4 @@
-"""Dual-encoder: one vector a text, compared by cosine or dot product."""
+"""Dual-encoder: query and document are one vector each, compared by cosine or dot product."""
 
 from typing import Any
 
@@ -80,13 +80,13 @@ class DualEncoderModel(TwoTowerModel):
         else:
             scores = (candidate * query.unsqueeze(1)).sum(dim=-1)
         if self.scale is not None:
-            # dividing N products is less work than normalising N vectors
+            # cheaper than normalising N candidates
             scores = scores / candidate.norm(dim=-1).clamp_min(1e-12)
         return RankingScores(scores, None)
 
 
 class DualEncoder(VectorPeer):
-    """Dual-encoder: a text is one vector (d), documents can be encoded ahead of time.
+    """Dual-encoder: a query and a document are one vector (d) each; documents are encoded ahead of time.
 
     Configuration: `DualEncoderConfig`.
 

@@ -1,4 +1,4 @@
-"""Late interaction (ColBERT, arXiv 2004.12832): a vector a token, each query token meets its most similar one."""
+"""Late interaction (ColBERT, arXiv 2004.12832): sums each query token's largest similarity to a document token."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from transformers import AutoConfig, AutoModel
 from mixencoder.base.configuration import EncoderConfig, check_choice, check_integer
 from mixencoder.base.modeling import PairClassifier, RankingScores, TwoTowerModel, at_least_float32, pool
 from mixencoder.peers.base import TokenPeer
-from mixencoder.peers.modeling import TokenStates, token_mask
+from mixencoder.peers.token_states import TokenStates, token_mask
 
 
 class LateInteractionConfig(EncoderConfig):
     """Configuration of `LateInteractionModel`.
 
     Args:
-        projection_dim: numbers a token that are kept; None keeps the backbone's own vectors.
+        projection_dim: size of a token's vector; None takes the backbone's vectors as they are.
         similarity: of two tokens, "cosine" or "dot".
         kwargs: fields of `EncoderConfig`.
 
@@ -43,15 +43,15 @@ class LateInteractionConfig(EncoderConfig):
 
     @property
     def token_size(self) -> int:
-        """Numbers a token."""
+        """Size of a token's vector."""
         return self.projection_dim or self.hidden_size
 
 
 class LateInteractionModel(TwoTowerModel):
     """``sum over i of max over j of q_i . c_j``, special tokens included.
 
-    Classification reads ``MLP([u ; v ; |u-v|])``, with u the mean of the query's token vectors and v the mean of the
-    candidate's token vectors that they chose.
+    Classification is ``MLP([u ; v ; |u-v|])``: u is the mean of the query's token vectors, v the mean of the candidate
+    vectors that are most similar to each of them.
     """
 
     config_class = LateInteractionConfig
@@ -89,7 +89,7 @@ class LateInteractionModel(TwoTowerModel):
         if self.check_head(head) == "ranking":
             best = at_least_float32(similarity.amax(dim=2)).masked_fill(~query_state.mask.unsqueeze(1), 0.0)
             return RankingScores(best.sum(dim=-1), None)
-        # (B, N, m): the token that each query token chose
+        # (B, N, m): for each query token the most similar candidate token
         chosen = similarity.argmax(dim=2)
         vectors = candidate.expand(*chosen.shape[:2], -1, -1)
         matched = vectors.gather(2, chosen.unsqueeze(-1).expand(-1, -1, -1, vectors.shape[-1]))
@@ -100,7 +100,7 @@ class LateInteractionModel(TwoTowerModel):
 
 
 class LateInteraction(TokenPeer):
-    """Late interaction: a document is a vector for every token, encoded ahead of time.
+    """Late interaction: a document is one vector for every token, encoded ahead of time.
 
     Configuration: `LateInteractionConfig`.
 

@@ -1,4 +1,4 @@
-"""Token vectors of many texts of different lengths, without padding: what late interaction and DeFormer keep."""
+"""Token vectors of many texts without padding: the encoded texts of late interaction and DeFormer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixencoder.peers.modeling import TokenStates
+from mixencoder.peers.token_states import TokenStates
 
 
 @dataclass(frozen=True)
@@ -14,15 +14,15 @@ class PackedTokens:
     """A vector for every token of N texts; equal texts may share their vectors."""
 
     vectors: Tensor
-    """(T, d), the tokens of all texts."""
+    """(T, d), the token vectors of all texts."""
     starts: Tensor
-    """(N,) int64, where each text's tokens begin."""
+    """(N,) int64, row of each text's first token."""
     lengths: Tensor
-    """(N,) int64, tokens of each text."""
+    """(N,) int64, number of tokens of each text."""
 
     @classmethod
     def from_texts(cls, texts: Sequence[Tensor]) -> "PackedTokens":
-        """Pack texts' vectors (n, d), in this order."""
+        """Pack texts, each (n, d), in the order given."""
         vectors = torch.cat(list(texts))
         lengths = torch.tensor([len(text) for text in texts], dtype=torch.int64, device=vectors.device)
         return cls(vectors, lengths.cumsum(0) - lengths, lengths)
@@ -41,6 +41,6 @@ class PackedTokens:
 
     def pad(self) -> TokenStates:
         """Return vectors (N, n, d) padded on the right to the longest text; padding repeats a text's last vector."""
-        places = torch.arange(int(self.lengths.max()), device=self.lengths.device)
-        rows = self.starts.unsqueeze(1) + places.minimum(self.lengths.unsqueeze(1) - 1)
-        return TokenStates(self.vectors[rows], places < self.lengths.unsqueeze(1))
+        columns = torch.arange(int(self.lengths.max()), device=self.lengths.device)
+        rows = self.starts.unsqueeze(1) + columns.minimum(self.lengths.unsqueeze(1) - 1)
+        return TokenStates(self.vectors[rows], columns < self.lengths.unsqueeze(1))

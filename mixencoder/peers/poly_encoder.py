@@ -1,4 +1,4 @@
-"""Poly-encoder (arXiv 1905.01969): the query is some code vectors, to which each candidate's one vector attends."""
+"""Poly-encoder (arXiv 1905.01969): a query is several code vectors, a candidate one vector that attends to them."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ class PolyEncoderConfig(EncoderConfig):
     """Configuration of `PolyEncoderModel`.
 
     Args:
-        num_codes: learned codes, and so vectors of a query; published: 16 and 64.
-        pooling: how a candidate becomes one vector: "mean" over tokens, or the "first" token.
+        num_codes: number of learned codes, which is the number of vectors of a query; published: 16 and 64.
+        pooling: of a candidate: "mean" over tokens, or the "first" token.
         kwargs: fields of `EncoderConfig`.
 
     Raises:
@@ -35,7 +35,10 @@ class PolyEncoderConfig(EncoderConfig):
 
 
 class PolyEncoderModel(TwoTowerModel):
-    """``y = softmax(c Y^T) Y`` of the query's code vectors Y; ``y . c`` for ranking, ``MLP([y ; c ; |y-c|])`` else."""
+    """``y = softmax(c Y^T) Y`` with the query's code vectors Y; ranks by ``y . c``, classifies by an MLP.
+
+    Classification is ``MLP([y ; c ; |y-c|])``.
+    """
 
     config_class = PolyEncoderConfig
 
@@ -48,7 +51,7 @@ class PolyEncoderModel(TwoTowerModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if module is self:
-            # logits of about unit size, so that every code starts as a mixture of tokens and no two are alike
+            # gives logits of about size 1: every code starts as another mixture of tokens
             init.normal_(self.codes, mean=0.0, std=self.config.hidden_size**-0.5)
 
     def encode_query(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -74,7 +77,7 @@ class PolyEncoderModel(TwoTowerModel):
             logits = torch.matmul(candidate, codes.mT)
         weights = logits.softmax(dim=-1)
         if self.check_head(head) == "ranking":
-            # (sum of w_i y_i) . c is the sum of w_i (y_i . c), and the products are there already
+            # (sum of w_i y_i) . c is the sum of w_i (y_i . c), and the logits are these products
             return RankingScores((weights * logits).sum(dim=-1), None)
         attended = torch.matmul(weights.to(query_state.dtype), query_state)
         assert self.classifier is not None, "check_head has found this head"
@@ -82,7 +85,7 @@ class PolyEncoderModel(TwoTowerModel):
 
 
 class PolyEncoder(VectorPeer):
-    """Poly-encoder: a document is one vector (d), encoded ahead of time; a query is `num_codes` vectors.
+    """Poly-encoder: a document is one vector (d), encoded ahead of time; a query is `num_codes` vectors (d).
 
     Configuration: `PolyEncoderConfig`.
 

@@ -1,7 +1,23 @@
-"""How a MixEncoder scores.
+"""How a MixEncoder scores candidates and ranks indexes. `mixencoder.fast` is the caller.
 
-Texts and tensors: `pairs`. Indexes, from the outside in: `indexing` (what an index needs of a model), `index_ranker`,
-`streaming` (pieces of candidates and the best so far), `candidate_buffer` (a piece in memory), `interaction` (the
-layers) on `feed_forward`, `linear` and `workspace`; on a GPU also `cuda_graphs` and `pinned_memory`. `record_format`
-says how a candidate is stored; `weights_version`, `identity` and `query_cache` what stays valid, and how long.
+Candidates given as texts or tensors: `pairs` runs the model itself.
+
+An index of candidates: `index_encoder` creates, fills and opens it; `record_format` says what it stores of a candidate.
+It is ranked by a faster implementation without gradients, in which each file calls the next ones:
+
+================== ================================================================
+`index_ranker`     documents of an index -> rankings with ids and texts
+`streaming`        chunks of stored candidates -> the top k
+`candidate_buffer` chunks -> pieces of fixed size, in memory -> their scores
+`interaction`      the interaction layers, for one piece and one query
+`feed_forward`     the FFN of a layer
+`linear`           linear layers, in floating point or int8
+`workspace`        memory for intermediate results, kept from call to call
+================== ================================================================
+
+`plan` has the sizes of pieces for a device, `piece_sizes` finds those in which a candidate's bits do not depend on its
+row, `cuda_graphs` and `pinned_memory` are for a GPU.
+
+`weights_version` notices changed weights. Then everything computed from the old ones is dropped: encoded queries in
+`query_cache`, hashes of the weights in `identity`, prepared weights in `index_ranker`.
 """

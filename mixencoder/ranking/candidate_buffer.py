@@ -1,6 +1,6 @@
-"""Buffers for one piece of candidates, and memory to score it; a thread at a time uses one.
+"""Per-thread buffers for one piece of candidates: collect chunks into pieces, and score them.
 
-`mixencoder.ranking.streaming` reads candidates through a buffer, which cuts them into pieces of the right shapes.
+`mixencoder.ranking.streaming` is the caller; `mixencoder.ranking.interaction` computes the scores.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mixencoder.errors import InputError
-from mixencoder.ranking.cuda_graphs import Replays
+from mixencoder.ranking.cuda_graphs import CudaGraphs
 from mixencoder.ranking.interaction import Inputs, Layers, Query
 from mixencoder.ranking.piece_sizes import PieceSizes
 from mixencoder.ranking.pinned_memory import Staging
@@ -25,13 +25,13 @@ _POSITIONS = "positions"
 
 
 class CandidateBuffer:
-    """A piece of candidates as the layers read it, and memory to score it.
+    """A piece of candidates as the layers read it, and memory to score it. Only one thread at a time may use it.
 
     Args:
-        layers: what scores candidates.
-        record_format: how they are stored.
-        plan: how large a piece is, and how it is scored.
-        sizes: the shapes that pieces may have; None for a buffer that only tries shapes.
+        layers: compute the scores.
+        record_format: how candidates are stored.
+        plan: the largest piece, and how pieces are scored.
+        sizes: the sizes that pieces may have; None for a buffer that only serves to try sizes.
     """
 
     def __init__(
@@ -39,15 +39,16 @@ class CandidateBuffer:
     ) -> None:
         self._layers, self._format, self._plan, self._sizes = layers, record_format, plan, sizes
         self._has_dual = layers.model.config.dual_term
-        # by size where work is recorded, so that none grows under a recording
+        # with CUDA graphs one for every size: a workspace that grew would move memory that a graph reads
         self._workspaces: dict[int, Workspace] = {}
+        # padded length -> the memory that graphs read, and the query that it holds
         self._query_slots: dict[int, tuple[Query, Query | None]] = {}
-        self._replays = Replays(layers.device) if plan.replayed else None
+        self._graphs = CudaGraphs(layers.device) if plan.replayed else None
         self._positions = torch.zeros(plan.piece, dtype=torch.int64, device=layers.device)
         options = {"dtype": layers.dtype, "device": layers.device}
         self._projected = record_format.layout == "projected"
         if self._projected:
-            # contexts' and state's queries side by side, as products want them
+            # queries of contexts and state in one tensor, as the products read them
             self._queries = torch.empty(plan.piece, layers.rows, layers.d, **options)
             stacked = {"context_query": self._queries[:, : layers.contexts], "state_query": self._queries[:, -1]}
         else:
@@ -58,33 +59,33 @@ class CandidateBuffer:
         }
         self._staging: Staging | None = None
 
-    def scored(
+    def score_pieces(
         self, candidates: Iterable[Rows], queries: Sequence[Query], score: str
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Read candidates piece by piece and score every piece for all queries.
 
-        A chunk of candidates is read before the next one is asked for.
+        A chunk is copied before the next one is requested, so that a source may use its memory again.
 
         Yields:
-            Positions (C,) int64 and scores (B, C) float32 of a piece; positions are valid until the next one.
+            Positions (C,) int64 and scores (B, C) float32 of a piece; positions are valid until the next piece.
 
         Raises:
             InputError: a chunk lacks a field, or a position is out of range.
         """
-        assert self._sizes is not None, "a buffer for trials scores no candidates"
+        assert self._sizes is not None, "a buffer without sizes only serves to try sizes"
         sizes = self._sizes.for_queries(queries)
         for count in self._fill(candidates, score, sizes[0]):
             start, parts = 0, []
-            shapes = self._sizes.cut(count, sizes)
-            self._pad(count, sum(shapes))
-            for size in shapes:
+            piece_sizes = self._sizes.cut(count, sizes)
+            self._pad(count, sum(piece_sizes))
+            for size in piece_sizes:
                 parts.append(self._piece_scores(queries, slice(start, start + size), score))
                 start += size
             yield self._positions[:count], (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))[:, :count]
 
     def _fill(self, candidates: Iterable[Rows], score: str, piece: int) -> Iterator[int]:
-        """Read candidates into the buffer; yields the number of rows whenever it holds a piece, and at the end."""
-        # the dual term reads the hint alone, which keeps the rest of a file unread
+        """Copy candidates into the buffer; yield the number of rows when it holds a full piece, and at the end."""
+        # the dual term needs the hint only: the other fields of a file are not read
         wanted = {name: part for name, part in self._parts.items() if score != "dual" or name in ("context", "hint")}
         filled = 0
         for positions, rows in candidates:
@@ -92,7 +93,7 @@ class CandidateBuffer:
             start = 0
             while start < len(positions):
                 count = min(len(positions) - start, piece - filled)
-                self._read(positions, rows, slice(start, start + count), wanted, filled)
+                self._copy(positions, rows, slice(start, start + count), wanted, filled)
                 start, filled = start + count, filled + count
                 if filled == piece:
                     yield filled
@@ -101,61 +102,61 @@ class CandidateBuffer:
             yield filled
 
     def _pad(self, count: int, total: int) -> None:
-        """Repeat the first row in the places from count to total."""
+        """Fill the rows from count to total with copies of the first row."""
         for part in self._parts.values():
             part[count:total] = part[:1]
 
-    def fill_randomly(self, count: int, moved: int = 0) -> None:
-        """Fill the first places with random candidates, moved on by some places among them."""
+    def fill_randomly(self, count: int, shift: int = 0) -> None:
+        """Fill the first `count` rows with random candidates, the same in every call, rotated by `shift` rows."""
         generator = torch.Generator().manual_seed(0)
         for part in self._parts.values():
             drawn = torch.randn(part.shape, generator=generator, dtype=torch.float32, device="cpu")[:count]
-            part[:count].copy_(drawn.roll(moved, dims=0))
+            part[:count].copy_(drawn.roll(shift, dims=0))
 
     def vectors(self, query: Query, count: int) -> Tensor:
-        """Interaction vectors (C, 2, d) of the first candidates, h and e."""
-        hint, _, inputs = self._prepared(slice(0, count), "interaction")
+        """Interaction vectors h and e of the first `count` candidates, (count, 2, d)."""
+        hint, _, inputs = self._shared_by_queries(slice(0, count), "interaction")
         return torch.stack(self._layers.vectors(self._workspace(slice(0, count)), inputs, hint, query), dim=1)
 
     def _piece_scores(self, queries: Sequence[Query], rows: slice, score: str) -> Tensor:
-        """Scores (B, C) of the candidates in some rows, float32."""
+        """Scores (B, C) float32 of the candidates in the given rows of the buffer."""
         out = torch.empty(len(queries), rows.stop - rows.start, dtype=torch.float32, device=self._layers.device)
-        if self._replays is None:
-            hint, lengths, inputs = self._prepared(rows, score)
+        if self._graphs is None:
+            hint, lengths, inputs = self._shared_by_queries(rows, score)
             for number, query in enumerate(queries):
                 out[number] = self._scores(rows, hint, lengths, inputs, query)
             return out
         for number, query in enumerate(queries):
             slot = self._query_slot(query)
             key = rows.start, rows.stop, score, slot.length
-            out[number] = self._replays.call(
-                key, lambda slot=slot: self._scores(rows, *self._prepared(rows, score), slot)
+            out[number] = self._graphs.call(
+                key, lambda slot=slot: self._scores(rows, *self._shared_by_queries(rows, score), slot)
             )
         return out
 
-    def _read(
-        self, positions: Tensor, rows: Mapping[str, Tensor], part: slice, wanted: Mapping[str, Tensor], at: int
+    def _copy(
+        self, positions: Tensor, rows: Mapping[str, Tensor], part: slice, wanted: Mapping[str, Tensor], first: int
     ) -> None:
-        """Write a part of a chunk into the wanted tensors, from place `at` on."""
+        """Copy a part of a chunk into the wanted tensors, from row `first` on."""
         begin, end = part.start, part.stop
-        place = slice(at, at + end - begin)
-        # what is on a GPU already needs no staging
+        copied = slice(first, first + end - begin)
+        # rows that are on the GPU already need no staging
         if not self._plan.staged or rows[next(iter(rows))].device.type != "cpu":
-            self._format.read(rows, begin, end, wanted, at)
-            self._positions[place] = positions[part]
+            self._format.read(rows, begin, end, wanted, first)
+            self._positions[copied] = positions[part]
             return
         if self._staging is None:
             arrays = {field.name: (field.shape, field.torch_dtype) for field in self._format.schema.fields}
             arrays[_POSITIONS] = (), torch.int64
             self._staging = Staging(arrays, self._plan.piece, self._layers.device)
         sent = {name: array for name, array in rows.items() if name.removesuffix("_scale") in wanted}
-        near = self._staging.send({**sent, _POSITIONS: positions}, begin, end)
-        self._format.read(near, 0, end - begin, wanted, at)
-        self._positions[place] = near[_POSITIONS]
+        on_device = self._staging.send({**sent, _POSITIONS: positions}, begin, end)
+        self._format.read(on_device, 0, end - begin, wanted, first)
+        self._positions[copied] = on_device[_POSITIONS]
         self._staging.release()
 
-    def _prepared(self, rows: slice, score: str) -> tuple[Tensor, Tensor | None, Inputs | None]:
-        """What all queries meet of some rows: hint, the dual term's lengths, the first layer's inputs."""
+    def _shared_by_queries(self, rows: slice, score: str) -> tuple[Tensor, Tensor | None, Inputs | None]:
+        """What is the same for all queries: hints, the dual term's vector lengths, the first layer's inputs."""
         hint = self._parts["hint"][rows] if "hint" in self._parts else mean_over_contexts(self._parts["context"][rows])
         lengths = self._layers.dual_lengths(hint) if self._has_dual and score != "interaction" else None
         return hint, lengths, None if score == "dual" else self._inputs(rows, hint)
@@ -168,7 +169,7 @@ class CandidateBuffer:
         return scores if lengths is None else scores + layers.dual(workspace, hint, lengths, query)
 
     def _inputs(self, rows: slice, hint: Tensor) -> Inputs:
-        """What the first layer reads of the candidates."""
+        """The first layer's inputs: stored with the candidates, or computed from their context embeddings."""
         part = {name: tensor[rows] for name, tensor in self._parts.items()}
         if not self._projected:
             return self._layers.project(self._workspace(rows), 0, part["context"], hint)
@@ -181,19 +182,19 @@ class CandidateBuffer:
         )
 
     def _workspace(self, rows: slice) -> Workspace:
-        size = 0 if self._replays is None else rows.stop - rows.start
+        size = 0 if self._graphs is None else rows.stop - rows.start
         if size not in self._workspaces:
             self._workspaces[size] = Workspace(self._layers.dtype, self._layers.device)
         return self._workspaces[size]
 
     def _query_slot(self, query: Query) -> Query:
-        """The memory in which replays read a query of its padded length, with the query copied into it."""
+        """Copy a query into the memory from which CUDA graphs read queries of its padded length; return that."""
         length = padded_length(query.length)
         slot, held = self._query_slots.get(length, (None, None))
         if slot is None:
             slot = query.empty(length)
         if held is not query:
-            slot.take(query)
+            slot.copy_from(query)
             self._query_slots[length] = slot, query
         return slot
 
@@ -203,7 +204,9 @@ class CandidateBuffer:
             raise InputError(f"a chunk lacks {', '.join(missing)}; expected the fields {', '.join(fields)}")
         if any(len(rows[name]) != len(positions) for name in fields):
             counts = {name: len(rows[name]) for name in fields}
-            raise InputError(f"a chunk has {len(positions)} positions but rows {counts}; expected as many")
+            raise InputError(
+                f"a chunk has {len(positions)} positions but rows {counts}; expected a row of every field for each"
+            )
         if len(positions):
             low, high = (int(bound) for bound in positions.aminmax())
             if low < 0 or high > LARGEST_ID:

@@ -1,6 +1,6 @@
-"""CUDA graphs: kernels recorded once and replayed, so that a GPU does not wait for the CPU to launch them.
+"""CUDA graphs: record kernels once and replay them, so that the GPU does not wait for the CPU to launch each one.
 
-`mixencoder.ranking.candidate_buffer` is the caller. On a CPU functions simply run.
+`mixencoder.ranking.candidate_buffer` is the caller. On other devices the functions just run.
 """
 
 import os
@@ -15,16 +15,16 @@ from torch import Tensor
 _RECORDING = threading.Lock()
 
 
-def replays_wanted() -> bool:
-    """Return whether kernels may be recorded: unless MIXENCODER_GRAPHS=0."""
+def graphs_allowed() -> bool:
+    """Return whether kernels may be recorded: yes, unless MIXENCODER_GRAPHS=0."""
     return os.environ.get("MIXENCODER_GRAPHS", "1") != "0"
 
 
-class Replays:
-    """Functions recorded as CUDA graphs at their first call and replayed afterwards; one thread at a time uses them.
+class CudaGraphs:
+    """Records functions as CUDA graphs at their first call and replays them afterwards. For one thread at a time.
 
-    What a function reads must stay where it is, and it must not ask the GPU for anything. What it returns is written
-    over by the next call of any function.
+    A function must read the same memory at every call, and must not wait for results of the GPU (as ``.item()`` does).
+    The next call of any function overwrites the tensor that this call returned.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -33,10 +33,10 @@ class Replays:
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def call(self, key: Any, function: Callable[[], Tensor]) -> Tensor:
-        """Return what the function returns, which is the same one whenever the key is the same.
+        """Call a function, or replay the one that was recorded under this key; the key must identify the function.
 
         Raises:
-            RuntimeError: the GPU refused to record; without recording (MIXENCODER_GRAPHS=0) it may still run.
+            RuntimeError: the function cannot be recorded; with MIXENCODER_GRAPHS=0 it may still run.
         """
         if self._device.type != "cuda":
             return function()
@@ -45,14 +45,14 @@ class Replays:
                 self._recorded[key] = self._record(function)
             except RuntimeError as error:
                 self._end_recording()
-                error.add_note("recording failed; set MIXENCODER_GRAPHS=0 to have every kernel launched by itself")
+                error.add_note("recording a CUDA graph failed; set MIXENCODER_GRAPHS=0 to run without CUDA graphs")
                 raise
         graph, result = self._recorded[key]
         graph.replay()
         return result
 
     def _end_recording(self) -> None:
-        """Record something that can be, which a device's random numbers need to leave a recording that failed."""
+        """After a failed recording, record something simple: until then the device's random numbers do not work."""
         graph = torch.cuda.CUDAGraph()
         with (
             suppress(RuntimeError),
@@ -66,12 +66,12 @@ class Replays:
         with _RECORDING, torch.cuda.device(self._device):
             current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
             aside.wait_stream(current)
-            # kernels are compiled and libraries take their memory before anything is recorded
+            # a first run outside the recording: kernels are compiled, and libraries allocate their memory
             with torch.cuda.stream(aside):
                 function()
             current.wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            # other threads go on with their own work
+            # thread_local: other threads may go on using the GPU
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 result = function()
         return graph, result

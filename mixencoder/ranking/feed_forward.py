@@ -1,4 +1,7 @@
-"""The FFN of an interaction layer, which is five sixths of its products: in floating point, and of int8 products."""
+"""The FFN of an interaction layer, in floating point or int8; five sixths of a layer's work in matrix products.
+
+`mixencoder.ranking.interaction` is the caller.
+"""
 
 from collections.abc import Callable
 
@@ -7,7 +10,7 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
 from mixencoder.errors import InputError
-from mixencoder.ranking.linear import HALF, Linear, QuantisedLinear, cut, elementwise
+from mixencoder.ranking.linear import HALF, Linear, QuantisedLinear, elementwise, truncate
 from mixencoder.ranking.workspace import Workspace
 
 
@@ -19,12 +22,12 @@ class FloatFeedForward:
         self.activate = _in_place(activation)
 
     def add_into(self, workspace: Workspace, rows: Tensor) -> None:
-        """Add the FFN's output of rows (R, d) to them."""
+        """Add the FFN's output for rows (R, d) to the rows."""
         hidden = self._hidden(workspace, rows)
         rows.addmm_(hidden, self.output.weight).add_(self.output.bias)
 
     def of(self, workspace: Workspace, rows: Tensor) -> Tensor:
-        """Return the FFN's output (R, d) of rows (R, d)."""
+        """Return the FFN's output (R, d) for rows (R, d)."""
         return self.output.into(workspace, workspace.take("update", *rows.shape), self._hidden(workspace, rows))
 
     def _hidden(self, workspace: Workspace, rows: Tensor) -> Tensor:
@@ -40,20 +43,23 @@ def _in_place(activation: nn.Module) -> Callable[[Tensor], object]:
 
 
 class QuantisedFeedForward:
-    """The FFN of int8 products (`mixencoder.ranking.linear`).
+    """The FFN with int8 products (`mixencoder.ranking.linear`).
 
     Raises:
-        InputError: this machine, dtype or activation has no int8 products.
+        InputError: int8 products cannot run on this machine, in this dtype or with this activation.
     """
 
     def __init__(self, intermediate: Linear, output: Linear, activation: nn.Module) -> None:
         self._first, self._second = QuantisedLinear(intermediate), QuantisedLinear(output)
         name = type(activation).__name__
-        if name not in _LEAST:
-            raise InputError(f'products "int8" do not know the activation {name}; expected one of {", ".join(_LEAST)}')
-        self._activate, self._least = _in_place(activation), _LEAST[name]
-        # activations are shifted to start at zero; their products with the shift are known
-        self._bias = output.bias + self._least * self._second.sums
+        if name not in _MINIMUM:
+            raise InputError(
+                f'products "int8" do not support the activation {name}; expected one of {", ".join(_MINIMUM)}. '
+                'Use products "native"'
+            )
+        self._activate, self._minimum = _in_place(activation), _MINIMUM[name]
+        # activations are stored as their distance from the minimum; the bias adds the minimum's product again
+        self._bias = output.bias + self._minimum * self._second.sums
 
     def add_into(self, workspace: Workspace, rows: Tensor) -> None:
         """As `FloatFeedForward.add_into`."""
@@ -62,12 +68,13 @@ class QuantisedFeedForward:
     def of(self, workspace: Workspace, rows: Tensor) -> Tensor:
         """As `FloatFeedForward.of`."""
         hidden = elementwise(self._activate, self._first.product(workspace, rows).add_(self._first.bias))
-        step = hidden.amax(dim=-1, keepdim=True).sub_(self._least).div_(2 * HALF + 1)
+        step = hidden.amax(dim=-1, keepdim=True).sub_(self._minimum).div_(2 * HALF + 1)
         inverse = step.reciprocal()
-        hidden.mul_(inverse).add_(inverse.mul_(-self._least).add_(0.5))
-        numbers = cut(workspace, hidden)
+        # the 0.5 makes `truncate` round half up
+        hidden.mul_(inverse).add_(inverse.mul_(-self._minimum).add_(0.5))
+        numbers = truncate(workspace, hidden)
         return self._second.of_numbers(numbers, step, zero=0).add_(self._bias)
 
 
-_LEAST = {"GELUActivation": -0.17, "NewGELUActivation": -0.171, "ReLU": -1e-6, "SiLUActivation": -0.279}
-"""Activations that have a lower bound, and a number that they stay above."""
+_MINIMUM = {"GELUActivation": -0.17, "NewGELUActivation": -0.171, "ReLU": -1e-6, "SiLUActivation": -0.279}
+"""Activation -> a number below all of its values."""

@@ -1,4 +1,4 @@
-"""Ranking the documents of an index for a model: all of them, or some by their ids."""
+"""Rank the documents of an index for a model's queries: all of them, or those with given ids."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from mixencoder.base.inputs import as_list, positive_integer_or_none
 from mixencoder.base.results import Activation, RankResult, activated, document_names, entries
 from mixencoder.errors import DuplicateIdError, InputError
 from mixencoder.index import CandidateIndex, Chunk, Snapshot
-from mixencoder.index.naming import naming
+from mixencoder.index.messages import quoted_ids
 from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.progress import NoProgress, ProgressBar, progress_bar
 from mixencoder.ranking.identity import ModelIdentity
 from mixencoder.ranking.record_format import RecordFormat
 from mixencoder.ranking.streaming import Rows, RowSource, StreamRanker
-from mixencoder.ranking.weights_version import weights_version
+from mixencoder.ranking.weights_version import KeptForWeights, weights_version
 from mixkernels import TopK
 
 CHUNK_ROWS = 4096
@@ -25,17 +25,19 @@ CHUNK_ROWS = 4096
 
 
 class IndexRanker:
-    """Ranks indexes for one model; keeps what it prepared of the weights as long as these stay as they are.
+    """Ranks the documents of indexes with one model. Safe to use from several threads.
+
+    Rankers, which hold prepared weights, are kept until the weights change.
 
     Args:
         model: with a ranking head.
-        identity: what indexes of this model must have been made by.
+        identity: of the model; an index that another model made is rejected.
     """
 
     def __init__(self, model: MixEncoderModel, identity: ModelIdentity) -> None:
         self._model, self._identity = model, identity
-        self._version: int | None = None
-        self._rankers: dict[tuple[str, str, str], StreamRanker] = {}
+        # by layout, precision and products
+        self._rankers: KeptForWeights[dict[tuple[str, str, str], StreamRanker]] = KeptForWeights()
 
     def rank(
         self,
@@ -51,50 +53,49 @@ class IndexRanker:
         score: str,
         products: str,
     ) -> list[list[RankResult]]:
-        """Rank for every query (each a state of its own, B = 1), as `MixEncoder.rank` promises."""
+        """Rank for every query, given as one state each (B = 1); arguments, results and errors of `MixEncoder.rank`."""
         top_k = positive_integer_or_none(top_k, "top_k")
         prefilter = positive_integer_or_none(prefilter, "prefilter")
         groups = _groups(states, ids)
         version, identity = weights_version(self._model), self._identity
         view = index if isinstance(index, Snapshot) else index.snapshot()
         manifest = view.manifest
-        # an engine that reads shorter documents may rank what another one of the same model read
+        # only the model must be the same: engines may differ in their limit of document tokens
         expected = {**manifest.fingerprint, "name": identity.name, **identity.remembered_parts(version)}
         manifest.check_fingerprint("the index", expected)
         if return_documents and not manifest.store_text:
-            raise InputError("return_documents needs texts, but the index keeps none (store_text=False)")
+            raise InputError("return_documents needs texts, but the index stores none (store_text=False)")
         ranker = self._ranker(version, manifest.settings, products)
         options: dict[str, Any] = {"score": score, "prefilter": prefilter, "repeats": view.rows > len(view)}
 
-        def rank(some: Sequence[QueryState], names: Sequence[str] | None) -> TopK:
-            places = None if names is None else _places(view, names)
-            total = view.rows if places is None else len(places)
+        def rank_group(queries: Sequence[QueryState], names: Sequence[str] | None) -> TopK:
+            positions = None if names is None else _positions(view, names)
+            total = view.rows if positions is None else len(positions)
             with progress_bar(total, "Candidates", "row", show_progress_bar) as bar:
-                return ranker.rank(some, _ViewRows(view, places, bar), top_k, **options)
+                return ranker.rank(queries, _ViewRows(view, positions, bar), top_k, **options)
 
         return [
-            _entries(view, row, places, return_documents)
-            for best in [rank(some, names) for some, names in groups]
-            for row, places in zip(activated(best.scores, activation_fn), best.ids, strict=True)
+            _entries(view, scores, positions, return_documents)
+            for best in [rank_group(queries, names) for queries, names in groups]
+            for scores, positions in zip(activated(best.scores, activation_fn), best.ids, strict=True)
         ]
 
     def _ranker(self, version: int, settings: Mapping[str, str], products: str) -> StreamRanker:
-        rankers = self._rankers if version == self._version else {}
+        rankers = self._rankers.get(version, dict)
         key = settings["layout"], settings["precision"], products
         if key not in rankers:
             record_format = RecordFormat(self._model, settings["layout"], settings["precision"])
             rankers[key] = StreamRanker(self._model, record_format, products=products)
-        self._rankers, self._version = rankers, version
         return rankers[key]
 
 
 class _ViewRows(RowSource):
-    """Rows of a view, some thousand at once: all of them, straight from the map, or those of some documents.
+    """Rows of a view in chunks of `CHUNK_ROWS`: all of them, not copied where possible, or those of given documents.
 
     Args:
         view: the documents.
-        positions: (n,), which of them; None for all.
-        bar: told of the rows as they are asked for, or, of some documents, of these.
+        positions: (n,), the documents to read; None reads all.
+        bar: counts rows as they are read; with positions it counts documents.
     """
 
     def __init__(self, view: Snapshot, positions: np.ndarray | None, bar: ProgressBar) -> None:
@@ -107,7 +108,7 @@ class _ViewRows(RowSource):
 
     def select(self, positions: Tensor) -> Iterable[Rows]:
         """As `RowSource.select`."""
-        # these were counted when they were read first
+        # the bar counted these when they were first read
         return _ViewRows(self._view, positions.numpy(), NoProgress())
 
     def _chunks(self) -> Iterator[tuple[int, Chunk]]:
@@ -120,29 +121,30 @@ class _ViewRows(RowSource):
             yield len(part), self._view.gather(part)
 
 
-def _entries(view: Snapshot, scores: Tensor, places: Tensor, return_documents: bool) -> list[RankResult]:
+def _entries(view: Snapshot, scores: Tensor, positions: Tensor, return_documents: bool) -> list[RankResult]:
     """Return the entries of one ranking.
 
     Raises:
-        InputError: texts are wanted, and a document was added as an embedding without one.
+        InputError: texts are wanted, but a document was added as an embedding without a text.
     """
-    names, texts = view.ids(places), view.texts(places) if return_documents else None
-    kept = None if texts is None else [text for text in texts if text is not None]
-    if texts is not None and kept is not None and len(kept) < len(texts):
+    names, texts = view.ids(positions), view.texts(positions) if return_documents else None
+    stored = None if texts is None else [text for text in texts if text is not None]
+    if texts is not None and stored is not None and len(stored) < len(texts):
         lacking = [name for name, text in zip(names, texts, strict=True) if text is None]
         raise InputError(
-            f"return_documents needs texts, but the index keeps none of {naming(lacking)}, added as embeddings alone"
+            f"return_documents needs texts, but the index stores none of {quoted_ids(lacking)}: only embeddings were "
+            "added"
         )
-    return entries(scores, places.numpy(), names, kept)
+    return entries(scores, positions.numpy(), names, stored)
 
 
 def _groups(
     states: Sequence[QueryState], ids: Iterable[Any] | None
 ) -> list[tuple[Sequence[QueryState], list[str] | None]]:
-    """Return the queries that are ranked for together, with the ids of the documents to rank; None for all.
+    """Return groups of queries that rank the same documents, each with the documents' ids; None means all documents.
 
     Raises:
-        InputError: ids are neither one list of strings nor one for each query.
+        InputError: ids is neither a list of strings nor a list of such lists, one for each query.
     """
     if ids is None:
         return [(states, None)]
@@ -151,9 +153,9 @@ def _groups(
         return [(states, document_names(listed))]
     for number, names in enumerate(listed):
         if not _is_list(names):
-            raise InputError(f"ids {number} is {names!r}; expected a list of strings, as others are, for each query")
+            raise InputError(f"ids[{number}] is {names!r}, but others are lists; expected a list of ids for each query")
     if len(listed) != len(states):
-        raise InputError(f"ids holds {len(listed)} lists for {len(states)} queries; expected one for each")
+        raise InputError(f"ids holds {len(listed)} lists for {len(states)} queries; expected one list for each query")
     return [([state], document_names(names)) for state, names in zip(states, listed, strict=True)]
 
 
@@ -161,14 +163,15 @@ def _is_list(names: Any) -> bool:
     return not isinstance(names, str | bytes) and isinstance(names, Iterable)
 
 
-def _places(view: Snapshot, ids: Sequence[str]) -> np.ndarray:
-    """Return the places of some documents.
+def _positions(view: Snapshot, ids: Sequence[str]) -> np.ndarray:
+    """Return the positions of documents by id.
 
     Raises:
-        UnknownIdError, DuplicateIdError: the index holds no such document, or one is named twice.
+        UnknownIdError: the index holds no such document.
+        DuplicateIdError: an id occurs twice.
     """
     if len(set(ids)) < len(ids):
         seen: set[str] = set()
         twice = [name for name in ids if name in seen or seen.add(name)]
-        raise DuplicateIdError(f"ids names {naming(twice)} more than once; expected each document once")
+        raise DuplicateIdError(f"ids names {quoted_ids(twice)} more than once; expected each document once")
     return view.positions(ids)

@@ -1,13 +1,13 @@
-"""The interaction stack without gradients, for one piece of candidates of fixed shape and one query at a time.
+"""The interaction layers without gradients, for one piece of candidates and one query at a time.
 
-The same mathematics as `mixencoder.modeling.InteractionLayer`, arranged for speed: what is stored is not computed
-again, contexts and state of a candidate lie side by side so that W_o and the FFN are one product each, everything
-between the products happens in place in memory that is kept. `mixencoder.ranking.streaming` is the only caller.
+Computes the same as `mixencoder.modeling.InteractionLayer`, arranged for speed: stored parts of a candidate are not
+computed again; the rows of its contexts and of its state lie side by side, so that W_o and the FFN are one product
+each; work between the products is done in place, in memory that is kept (`mixencoder.ranking.workspace`).
+`mixencoder.ranking.candidate_buffer` is the caller.
 
-On a CPU, `FusedLayers`: attention is two batched products and a softmax over the m + k keys of a row. Elsewhere, and
-where the processor multiplies bfloat16 itself, `OperatorLayers`: the operators of `mixkernels`.
-`mixencoder.ranking.streaming` tries in which sizes of piece a candidate's bits do not depend on its place
-(docs/determinism.md).
+On a CPU, `FusedLayers`: attention is two batched products and a softmax over the m + k keys of a row. On a GPU, with a
+backend other than torch, and in float16 or bfloat16 if the CPU multiplies that natively, `OperatorLayers`: operators of
+`mixkernels`.
 """
 
 import math
@@ -31,44 +31,47 @@ _EPSILON = 1e-8
 """Least length of a vector in a cosine, as in PyTorch's."""
 
 _WIDTH = 8
-"""Keys of a row come in multiples of this: MKL's products with 5 to 7 or 9 to 11 columns round by the row's place, and
-softmax runs over whole vectors."""
+"""The number of keys is padded to a multiple of this. MKL's products with 5 to 7 or 9 to 11 columns do not round alike
+in all rows, and softmax rounds differently outside whole vectors of numbers."""
 
 _FEW_CONTEXTS = 4
-"""Up to so many contexts, own keys are met by elementwise products, k passes; products of k x k have more overhead."""
+"""With at most this many contexts, use k elementwise products for own keys; k x k matrix products cost more."""
 
 
 class Inputs(NamedTuple):
-    """What a layer reads of C candidates; None where the model has no such thing."""
+    """A layer's inputs from C candidates; None for parts that the model does not have.
+
+    The k contexts of a candidate attend to the query's tokens and to each other: their "own" keys and values.
+    """
 
     context: Tensor | None
-    """(C, k, d), what the residual adds to the context rows."""
+    """(C, k, d), which the residual connection adds to the context rows."""
     queries: Tensor
-    """(C, rows, d): the contexts' queries, then the state's, side by side."""
+    """(C, rows, d): the attention queries of the k contexts, then of the state."""
     value: Tensor | None
     """(C, k, d), own values."""
     own_logits: Tensor | None
-    """(C, k, k, H), scaled."""
+    """(C, k, k, H), products of the contexts' queries with own keys; scaled."""
     gate: Tensor | None
-    """(C, d), the hint's part of the gate, with its bias."""
+    """(C, d), the hint's part of the gate, bias included."""
 
 
 class Query(NamedTuple):
-    """One query as the layers read it: for every layer keys and values, and its vectors for the head."""
+    """One query as the layers read it: keys and values of every layer, and vectors for the ranking head."""
 
     length: int
-    """m, its tokens, or how many there is room for."""
+    """m, its number of tokens; in memory made by `empty`, the largest number that fits."""
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     first: Tensor | None
     """(d,), h of a model without state row."""
     direction: Tensor | None
-    """(d,), the pooled query at length 1; only with the dual term."""
+    """(d,), the pooled query scaled to length 1; only with the dual term."""
     lengths: Tensor | None = None
-    """(1,) int64, its tokens where there is room for more; None where there is not."""
+    """(1,) int64, the number of tokens in memory made by `empty`; else None."""
 
     def empty(self, length: int) -> "Query":
-        """Return room for a query like this of up to `length` tokens, for layers that take (1, m, H, D)."""
+        """Return memory for queries of up to `length` tokens with this one's shapes; needs keys (1, m, H, D)."""
         keys, values = (
             tuple(part.new_zeros(1, length, *part.shape[2:]) for part in parts) for parts in (self.keys, self.values)
         )
@@ -77,28 +80,29 @@ class Query(NamedTuple):
         )
         return Query(length, keys, values, first, direction, torch.zeros(1, dtype=torch.int64, device=keys[0].device))
 
-    def take(self, query: "Query") -> None:
-        """Become a query, which must fit: in the same memory."""
-        for room, part in zip((*self.keys, *self.values), (*query.keys, *query.values), strict=True):
-            room[:, : query.length].copy_(part)
-        for room, vector in ((self.first, query.first), (self.direction, query.direction)):
-            if room is not None:
-                room.copy_(vector)
+    def copy_from(self, query: "Query") -> None:
+        """Copy a query that is not longer into this one's memory, which was made by `empty`."""
+        for memory, part in zip((*self.keys, *self.values), (*query.keys, *query.values), strict=True):
+            memory[:, : query.length].copy_(part)
+        for memory, vector in ((self.first, query.first), (self.direction, query.direction)):
+            if memory is not None:
+                memory.copy_(vector)
         self.lengths.fill_(query.length)
 
 
 class Layers:
-    """The interaction layers of a model, prepared for inference in `dtype`.
+    """The interaction layers of a model, prepared for inference.
 
-    Weights are read where they are if the model has that dtype; else they are copied once, here.
+    `dtype` is what the products compute in. A model in this dtype shares its weights with the layers; else they are
+    copied once, here.
 
     Args:
         model: the model, in inference mode.
-        products: "native"; "bfloat16"; or "int8" for int8 products (`mixencoder.ranking.linear`) of all that depends on
-            the query but the attention itself.
+        products: "native"; "bfloat16"; or "int8" (`mixencoder.ranking.linear`) for the products that depend on the
+            query, except in the attention.
 
     Raises:
-        InputError: the device has no such products.
+        InputError: the device cannot compute these products.
     """
 
     def __init__(self, model: MixEncoderModel, products: str = "native") -> None:
@@ -109,19 +113,19 @@ class Layers:
         self.has_state, self.updates_context = model.config.state_row, model.config.context_update
         self.contexts = self.k if self.updates_context else 0
         self.rows = self.contexts + self.has_state
-        """Rows a candidate in the products."""
+        """Rows of a candidate in the products: its contexts, if they are updated, and the state."""
         self.heads = model.config.backbone_config.num_attention_heads
         self.head_dim = self.d // self.heads
         quantised = products == "int8"
         self.layers = [_Layer(layer, self.dtype, quantised) for layer in model.interaction_layers]
         if self.has_state:
-            # (d, d) each: what multiplies the hint (with the bias), the update, the state
+            # (d, d) each, for the hint (with the bias), the update and the state
             weights = [weight.t() for weight in model.gate.weight.to(self.dtype).split(self.d, dim=1)]
             self.gate_hint = Linear(weights[0], model.gate.bias.to(self.dtype))
             self.gate_update, self.gate_state = (_product(Linear(weight, None), quantised) for weight in weights[1:])
 
     def query(self, query_state: QueryState, number: int) -> Query:
-        """Prepare one query of a state."""
+        """Prepare query `number` of a state."""
         state = query_state.select(number)
         direction = None
         if state.pooled is not None:
@@ -132,41 +136,41 @@ class Layers:
         return Query(int(state.lengths), keys, values, first, direction)
 
     def width(self, length: int) -> int:
-        """Return a query length that stands for this one: their products have one shape."""
+        """Return the length that the attention pads a query of `length` tokens to; decides the products' shape."""
         return length
 
     def project(self, workspace: Workspace, number: int, context: Tensor | None, hint: Tensor) -> Inputs:
-        """Compute what layer `number` reads of contexts (C, k, d) and hints (C, d).
+        """Compute the inputs of layer `number` from contexts (C, k, d) and hints (C, d).
 
-        What the first layer reads stays as it is while deeper ones are projected: all queries meet it.
+        Those of the first layer have memory of their own, as all queries use them.
         """
         layer, count = self.layers[number], len(hint)
-        place = "first" if number == 0 else "deeper"
-        queries = workspace.take(f"{place} queries", count, self.rows, self.d)
+        prefix = "first" if number == 0 else "deeper"
+        queries = workspace.take(f"{prefix} queries", count, self.rows, self.d)
         value = own_logits = gate = None
         if self.contexts:
             rows = context if context.is_contiguous() else workspace.take("contexts", *context.shape).copy_(context)
             rows = rows.view(-1, self.d)
-            names = ("key", f"{place} value", "query")
+            names = ("key", f"{prefix} value", "query")
             key, value, query = (workspace.take(name, count, self.k, self.d) for name in names)
             for linear, out in ((layer.query, query), (layer.key, key), (layer.value, value)):
                 linear.into(workspace, out.view(-1, self.d), rows)
             queries[:, : self.k] = query
-            own_logits = self._own_logits(workspace, place, query, key)
+            own_logits = self._own_logits(workspace, prefix, query, key)
         if self.has_state:
             layer.state_query.into(workspace, queries[:, self.contexts], hint)
-            gate = workspace.take(f"{place} gate hint", count, self.d)
+            gate = workspace.take(f"{prefix} gate hint", count, self.d)
             self.gate_hint.into(workspace, gate, hint)
         return Inputs(context, queries, value, own_logits, gate)
 
     def interact(self, workspace: Workspace, inputs: Inputs, hint: Tensor, query: Query) -> Tensor:
-        """``h . e`` (C,) of candidates, whose first layer's inputs are given, for one query; hint is (C, d)."""
+        """Return ``h . e`` (C,) for one query and C candidates, given the first layer's inputs and hints (C, d)."""
         h, e = self.vectors(workspace, inputs, hint, query)
         return torch.mul(h, e, out=workspace.take("product", len(hint), self.d)).sum(dim=-1)
 
     def vectors(self, workspace: Workspace, inputs: Inputs, hint: Tensor, query: Query) -> tuple[Tensor, Tensor]:
-        """H and e, (C, d) each, of what `interact` multiplies; valid until the workspace is used again."""
-        # out: (C, rows, d) of the layer before
+        """Return h and e, (C, d) each, which `interact` multiplies; valid until the workspace is used again."""
+        # out: the previous layer's result, (C, rows, d)
         count, out, state = len(hint), None, None
         for number in range(len(self.layers)):
             if out is not None:
@@ -179,12 +183,12 @@ class Layers:
         return h, mean_over_contexts(out[:, : self.k]) if self.contexts else hint
 
     def dual_lengths(self, hint: Tensor) -> Tensor:
-        """Lengths (C,) of the pooled candidates (C, d), as `dual` divides by them."""
+        """Return the vector lengths (C,) of pooled candidates (C, d), for `dual`."""
         wide = hint.to(torch.promote_types(hint.dtype, torch.float32))
         return (wide * wide).sum(dim=-1).sqrt_().clamp_min_(_EPSILON)
 
     def dual(self, workspace: Workspace, hint: Tensor, lengths: Tensor, query: Query) -> Tensor:
-        """The dual term (C,) of pooled candidates (C, d) with their lengths."""
+        """Return the dual term (C,) of pooled candidates (C, d) with vector lengths (C,) from `dual_lengths`."""
         product = workspace.take("product", *hint.shape, dtype=query.direction.dtype)
         cosine = torch.mul(hint, query.direction, out=product).sum(dim=-1).div_(lengths)
         return cosine.mul_(self.model.dual_scale)
@@ -193,17 +197,17 @@ class Layers:
         raise NotImplementedError
 
     def _layer(self, workspace: Workspace, number: int, inputs: Inputs, state: Tensor | None, query: Query) -> Tensor:
-        """Contexts and states after a layer, (C, rows, d)."""
+        """Return contexts and states after layer `number`, (C, rows, d)."""
         raise NotImplementedError
 
-    def _own_logits(self, workspace: Workspace, place: str, query: Tensor, key: Tensor) -> Tensor:
-        """Scaled logits (C, k, k, H) of contexts with their candidate's contexts, both (C, k, d)."""
+    def _own_logits(self, workspace: Workspace, prefix: str, query: Tensor, key: Tensor) -> Tensor:
+        """Return scaled logits (C, k, k, H) between the contexts of each candidate; query and key are (C, k, d)."""
         count, scale = len(query), 1 / math.sqrt(self.head_dim)
         query, key = (part.unflatten(-1, (self.heads, self.head_dim)) for part in (query, key))
         if self.k > _FEW_CONTEXTS:
             own = torch.matmul(query.transpose(1, 2), key.permute(0, 2, 3, 1))
             return own.mul_(scale).permute(0, 2, 3, 1)
-        own = workspace.take(f"{place} own logits", count, self.k, self.k, self.heads)
+        own = workspace.take(f"{prefix} own logits", count, self.k, self.k, self.heads)
         product = workspace.take("own product", count, self.k, self.heads, self.head_dim)
         for number in range(self.k):
             torch.mul(query, key[:, number : number + 1], out=product)
@@ -212,21 +216,24 @@ class Layers:
 
 
 class FusedLayers(Layers):
-    """For a CPU: batched products of PyTorch's, in memory that is kept."""
+    """For a CPU: batched products of PyTorch, written into the workspace."""
 
     def width(self, length: int) -> int:
-        """As `Layers.width`: room for own keys and for whole vectors is part of the products."""
+        """As `Layers.width`: with the own keys, the padded length is a multiple of `_WIDTH`."""
         return math.ceil((length + self.contexts) / _WIDTH) * _WIDTH - self.contexts
 
     def _keys_and_values(self, state: QueryState) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """For every layer scaled keys (H, D, width) and values (H, width, D), zero from m on: room for own keys."""
+        """For every layer scaled keys (H, D, n) and values (H, n, D), zero after the m tokens.
+
+        n is `width` plus the number of own keys, whose columns follow the tokens.
+        """
         keys, values = [], []
         length = int(state.lengths)
-        room = self.width(length) + self.contexts - length
+        padding = self.width(length) + self.contexts - length
         for key, value in zip(state.keys, state.values, strict=True):
             scaled = key[0].to(self.dtype) / math.sqrt(self.head_dim)
-            keys.append(F.pad(scaled.permute(1, 2, 0), (0, room)).contiguous())
-            values.append(F.pad(value[0].to(self.dtype).transpose(0, 1), (0, 0, 0, room)).contiguous())
+            keys.append(F.pad(scaled.permute(1, 2, 0), (0, padding)).contiguous())
+            values.append(F.pad(value[0].to(self.dtype).transpose(0, 1), (0, 0, 0, padding)).contiguous())
         return tuple(keys), tuple(values)
 
     def _layer(self, workspace: Workspace, number: int, inputs: Inputs, state: Tensor | None, query: Query) -> Tensor:
@@ -243,7 +250,7 @@ class FusedLayers(Layers):
         return layer.output_norm(normed).view(count, self.rows, d)
 
     def _attend(self, workspace: Workspace, inputs: Inputs, m: int, key: Tensor, value: Tensor) -> Tensor:
-        """What rows read of the query's m tokens, and contexts of themselves: (C rows, d)."""
+        """Attention results (C * rows, d): of all rows to the query's m tokens, of contexts also to own keys."""
         count, heads, k = len(inputs.queries), self.heads, self.contexts
         total, width = count * self.rows, key.shape[-1]
         logits = workspace.take("logits", heads, total, width)
@@ -262,7 +269,7 @@ class FusedLayers(Layers):
         return attended.view(total, self.d)
 
     def _add_own(self, workspace: Workspace, out: Tensor, probs: Tensor, value: Tensor) -> None:
-        """Add to out (C, k, H, D) own values (C, k, H, D), weighted with probs (H, C, k, k)."""
+        """Add own values (C, k, H, D), weighted by probs (H, C, k, k), to out (C, k, H, D)."""
         if self.k > _FEW_CONTEXTS:
             # (C, H, k, k) by (C, H, k, D)
             out.add_(torch.matmul(probs.transpose(0, 1), value.transpose(1, 2)).transpose(1, 2))
@@ -271,11 +278,11 @@ class FusedLayers(Layers):
         # (C, k, k, H, 1)
         weights = probs.permute(1, 2, 3, 0).unsqueeze(-1)
         for number in range(self.k):
-            # a product and a sum: fused, their rounding would depend on the place
+            # not fused (addcmul), which would round differently in different rows
             out.add_(torch.mul(weights[:, :, number], value[:, number : number + 1], out=product))
 
     def _gate(self, workspace: Workspace, update: Tensor, hint: Tensor, state: Tensor | None) -> None:
-        """Gate the update (C, d) in place: ``z*u + (1-z)*h``."""
+        """Gate the update u (C, d) in place: ``z*u + (1-z)*h``; state h, or None for zeros."""
         gate = self.gate_update.into(workspace, workspace.take("gate", *hint.shape), update, hint)
         if state is None:
             update.mul_(elementwise(torch.sigmoid_, gate))
@@ -285,13 +292,13 @@ class FusedLayers(Layers):
 
 
 class OperatorLayers(Layers):
-    """For a GPU, and wherever `mixkernels` has the better attention: its operators, on the model's backend."""
+    """For a GPU, and wherever the operators of `mixkernels` are faster; they run on the model's backend."""
 
     def interact(self, workspace: Workspace, inputs: Inputs, hint: Tensor, query: Query) -> Tensor:
-        """As `Layers.interact`, with the end of a single layer in one operator."""
+        """As `Layers.interact`; for a single layer, LN2 and all that follows it is one operator."""
         if len(self.layers) > 1 or not (self.contexts and self.has_state):
             return super().interact(workspace, inputs, hint, query).float()
-        # LN2, the mean, the product and its sum are one operator
+        # LN2, the mean over contexts, the product h * e and its sum
         normed, update = self._before_norm(workspace, 0, inputs, None, query)
         norm, contexts, states = self.layers[0].output_norm, slice(0, self.k), -1
         parts = (part[:, rows] for rows in (contexts, states) for part in (update, normed))
@@ -312,7 +319,7 @@ class OperatorLayers(Layers):
     def _before_norm(
         self, workspace: Workspace, number: int, inputs: Inputs, state: Tensor | None, query: Query
     ) -> tuple[Tensor, Tensor]:
-        """Rows (C, rows, d) after LN1, and what the FFN makes of them."""
+        """Return rows (C, rows, d) after LN1, and the FFN's output for them."""
         layer, count, k, d = self.layers[number], len(inputs.queries), self.contexts, self.d
         split = (self.heads, self.head_dim)
         attended = workspace.take("attended", count, self.rows, d)
@@ -320,7 +327,7 @@ class OperatorLayers(Layers):
         if k:
             own_logits = inputs.own_logits.float()
         else:
-            # the operator, which always attends contexts, is given the states as such
+            # the operator needs contexts: pass the states as contexts that do not attend to themselves
             own_logits = torch.full((count, 1, 1, self.heads), -math.inf, dtype=torch.float32, device=self.device)
         result = candidate_attention(
             queries[:, : max(k, 1)],
@@ -351,7 +358,7 @@ class OperatorLayers(Layers):
 
 
 class _Layer:
-    """An interaction layer's weights in the dtype of the products."""
+    """An interaction layer's weights, prepared for the products."""
 
     def __init__(self, layer: InteractionLayer, dtype: torch.dtype, quantised: bool) -> None:
         def linear(module: nn.Linear) -> Linear:
@@ -387,11 +394,11 @@ class _Norm(NamedTuple):
         return F.layer_norm(rows, rows.shape[-1:], self.weight, self.bias, self.eps)
 
 
-def prepared(model: MixEncoderModel, products: str = "native") -> Layers:
-    """Prepare a model's interaction layers, in the way that suits its device and dtype; products as in `Layers`.
+def prepare_layers(model: MixEncoderModel, products: str = "native") -> Layers:
+    """Prepare a model's interaction layers for its device and dtype; products as in `Layers`.
 
     Raises:
-        InputError: the device has no such products.
+        InputError: the device cannot compute these products.
     """
     on_operators = model.device.type != "cpu" or model.kernel_backend not in ("auto", "torch")
     narrow = _dtype_of(model, products) in (torch.float16, torch.bfloat16)
@@ -399,16 +406,16 @@ def prepared(model: MixEncoderModel, products: str = "native") -> Layers:
 
 
 def _dtype_of(model: MixEncoderModel, products: str) -> torch.dtype:
-    """The dtype of products: emulated ones in a narrow dtype are no faster than float32, and never taken.
+    """Return the dtype to compute products in: float32 where the device would emulate the wanted one.
 
     Raises:
-        InputError: they should be bfloat16, which the processor does not multiply itself.
+        InputError: products is "bfloat16", which the device does not multiply natively.
     """
     wanted = torch.bfloat16 if products == "bfloat16" else model.dtype
     native = multiplies_natively(wanted, model.device)
     if products == "bfloat16" and not native:
         raise InputError(
-            'products "bfloat16" cannot run here: this processor does not multiply bfloat16 itself; products "native" '
-            'run everywhere, "int8" on any CPU with oneDNN'
+            'products "bfloat16" cannot run here: this processor does not multiply bfloat16 natively. Use products '
+            '"native", which run everywhere, or "int8", which run on any CPU with oneDNN'
         )
     return wanted if native else torch.float32

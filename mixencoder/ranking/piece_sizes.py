@@ -1,8 +1,8 @@
-"""The sizes of pieces in which a candidate's score has the same bits wherever it stands: found by trying.
+"""Find the sizes of pieces in which a candidate's score has the same bits, in every row and every size.
 
-Libraries choose their products by shape, and may sum in another order in a smaller product or in its last rows
-(docs/determinism.md). So sizes are compared before they are used, once for every number of threads and width of the
-attention's products.
+Libraries choose a matrix product's routine by its shape. A smaller product, or the last rows of a product, may sum in
+another order (docs/determinism.md). So sizes are tried with random candidates before they are used, once for every
+number of threads and every width of the attention's products.
 """
 
 import math
@@ -16,44 +16,44 @@ from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.ranking.interaction import Layers, Query
 from mixencoder.ranking.plan import Plan, padded_length
 
-_MOVED = 17
-"""Places that candidates move on in a trial: to another row of every product's tiles, whatever their size."""
+_SHIFT = 17
+"""Rows by which candidates are moved in a trial: they get to another row of a tile, whatever the size of tiles."""
 
 
 class TrialBuffer(Protocol):
-    """A buffer of candidates, as a trial uses it (`mixencoder.ranking.candidate_buffer.CandidateBuffer`)."""
+    """What a trial uses of a `mixencoder.ranking.candidate_buffer.CandidateBuffer`."""
 
-    def fill_randomly(self, count: int, moved: int = 0) -> None:
-        """Fill the first rows with random candidates, moved on by some rows among them."""
+    def fill_randomly(self, count: int, shift: int = 0) -> None:
+        """As `CandidateBuffer.fill_randomly`."""
 
     def vectors(self, query: Query, count: int) -> Tensor:
-        """Interaction vectors (C, 2, d) of the first candidates."""
+        """As `CandidateBuffer.vectors`."""
 
 
 class PieceSizes:
-    """Which sizes of pieces may be used for a query; what was found is kept. Safe to use from several threads.
+    """Finds the sizes that pieces may have for a query, and remembers them. Safe to use from several threads.
 
     Args:
-        layers: what scores the pieces.
-        plan: the largest and the smallest size, and whether queries are padded for replays.
+        layers: compute the scores.
+        plan: the largest and the smallest size, and whether queries are padded for CUDA graphs.
         new_buffer: makes a buffer for trials.
     """
 
     def __init__(self, layers: Layers, plan: Plan, new_buffer: Callable[[], TrialBuffer]) -> None:
         self._layers, self._plan, self._new_buffer = layers, plan, new_buffer
-        # two threads that try at once find the same
+        # needs no lock: two threads that try at the same time find the same sizes
         self._found: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def for_queries(self, queries: Sequence[Query]) -> tuple[int, ...]:
-        """Return the sizes, falling, in which a candidate has the same bits for each of some queries."""
+        """Return the sizes, largest first, that may be used for all of the given queries."""
         width = padded_length if self._plan.replayed else self._layers.width
-        agreeing = [self.for_width(each) for each in {width(query.length) for query in queries}]
-        return tuple(size for size in agreeing[0] if all(size in others for others in agreeing)) or (self._plan.piece,)
+        by_width = [self.for_width(each) for each in {width(query.length) for query in queries}]
+        return tuple(size for size in by_width[0] if all(size in sizes for sizes in by_width)) or (self._plan.piece,)
 
     def cut(self, count: int, sizes: tuple[int, ...]) -> list[int]:
-        """Return the sizes of the pieces that `count` candidates are scored in; their sum is at least `count`."""
+        """Return sizes of pieces for `count` candidates; their sum is at least `count`."""
         if self._plan.replayed:
-            # one piece, so that few shapes are recorded
+            # a single piece, so that few CUDA graphs are recorded
             return [min(size for size in sizes if size >= count)]
         pieces = []
         for size in sizes[:-1]:
@@ -62,20 +62,21 @@ class PieceSizes:
         return pieces + [sizes[-1]] * math.ceil(count / sizes[-1])
 
     def for_width(self, width: int) -> tuple[int, ...]:
-        """Return the sizes, falling, that agree where the attention's products have this width."""
+        """Return the sizes, largest first, that may be used where the attention's products have this width."""
         key = torch.get_num_threads(), width
         if key not in self._found:
-            self._found[key] = self._try(width)
+            self._found[key] = self._try_sizes(width)
         return self._found[key]
 
-    def _try(self, width: int) -> tuple[int, ...]:
+    def _try_sizes(self, width: int) -> tuple[int, ...]:
+        """Return the largest size that keeps bits, and the smaller ones that give the same bits as it."""
         buffer, piece = self._new_buffer(), self._plan.piece
         query = self._layers.query(_random_query(self._layers.model, width), 0)
         halved = [piece >> shift for shift in range((piece // self._plan.granule).bit_length())]
         if keeps_bits(buffer, query, piece):
             best, others = piece, halved[1:]
         else:
-            # MKL's products for AVX2 work in tiles of 6 or 12 rows, and may sum otherwise in what is left over
+            # MKL's products for AVX2 work in tiles of 6 or 12 rows, and may sum the rows left over in another order
             in_twelves = [size * 3 // 4 for size in halved]
             others = sorted([*halved[1:], *in_twelves], reverse=True)
             best = next((size for size in others if keeps_bits(buffer, query, size)), piece)
@@ -86,15 +87,15 @@ class PieceSizes:
 
 
 def keeps_bits(buffer: TrialBuffer, query: Query, size: int) -> bool:
-    """Whether candidates that move to other rows of a piece take their bits along."""
+    """Whether candidates keep the bits of their vectors when they move to other rows of a piece of this size."""
     buffer.fill_randomly(size)
-    here = buffer.vectors(query, size)
-    buffer.fill_randomly(size, moved=_MOVED)
-    return torch.equal(here.roll(_MOVED, dims=0), buffer.vectors(query, size))
+    before = buffer.vectors(query, size)
+    buffer.fill_randomly(size, shift=_SHIFT)
+    return torch.equal(before.roll(_SHIFT, dims=0), buffer.vectors(query, size))
 
 
 def _random_query(model: MixEncoderModel, length: int) -> QueryState:
-    """One query of some tokens."""
+    """One random query of `length` tokens."""
     heads, d = model.config.backbone_config.num_attention_heads, model.config.hidden_size
     generator = torch.Generator().manual_seed(1)
 

@@ -1,6 +1,6 @@
-"""Pinned memory: rows are copied to a GPU while it scores those before.
+"""Pinned memory: copy rows to the GPU while it scores the rows before them.
 
-`mixencoder.ranking.candidate_buffer` is the caller. Also runs on a CPU, where copies are made at once.
+`mixencoder.ranking.candidate_buffer` is the caller. Also runs on a CPU, where every copy is finished at once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,56 +9,56 @@ import torch
 from torch import Tensor
 
 Arrays = Mapping[str, tuple[Sequence[int], torch.dtype]]
-"""For every array the shape of a row, and its dtype."""
+"""Name of an array -> shape of a row, and dtype."""
 
 
 class Staging:
-    """Pinned memory through which rows travel to a device: one half is filled while the other is on its way.
+    """Two pinned buffers through which rows are copied to a device: one is filled while the other is copied.
 
     Args:
-        arrays: what travels.
-        rows: the most rows of a transfer.
-        device: where rows go.
+        arrays: the arrays to copy.
+        rows: the most rows of a copy.
+        device: the device to copy to.
     """
 
     def __init__(self, arrays: Arrays, rows: int, device: torch.device) -> None:
         self._module = torch.get_device_module(device)
         self._stream = self._module.Stream()
-        self._halves = [_Half(arrays, rows, device) for _ in range(2)]
+        self._buffers = [_PinnedBuffer(arrays, rows, device) for _ in range(2)]
         self._turn = 0
 
     def send(self, rows: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
-        """Copy rows start to stop of some arrays to the device, while it works on what it was given before.
+        """Copy rows start to stop of some arrays to the device, while it works on earlier rows.
 
         Returns:
-            Tensors (stop - start, ...) there, ready for the current stream and to be given back by `release`.
+            Tensors (stop - start, ...) on the device, for use in the current stream. Call `release` after use.
         """
-        half, count = self._halves[self._turn], stop - start
-        # until then the device may still read the pinned half
-        half.copied.synchronize()
+        buffer, count = self._buffers[self._turn], stop - start
+        # before that, the device may still be reading the pinned memory
+        buffer.copied.synchronize()
         for name, array in rows.items():
-            half.pinned[name][:count].copy_(array[start:stop])
+            buffer.pinned[name][:count].copy_(array[start:stop])
         with self._module.stream(self._stream):
-            self._stream.wait_event(half.read)
+            self._stream.wait_event(buffer.read)
             for name in rows:
-                half.near[name][:count].copy_(half.pinned[name][:count], non_blocking=True)
-            half.copied.record(self._stream)
-        self._module.current_stream().wait_event(half.copied)
-        return {name: half.near[name][:count] for name in rows}
+                buffer.on_device[name][:count].copy_(buffer.pinned[name][:count], non_blocking=True)
+            buffer.copied.record(self._stream)
+        self._module.current_stream().wait_event(buffer.copied)
+        return {name: buffer.on_device[name][:count] for name in rows}
 
     def release(self) -> None:
-        """Say that all reading of what `send` returned last is under way on the current stream."""
-        self._halves[self._turn].read.record(self._module.current_stream())
+        """Allow later copies to overwrite the last result of `send` once the current stream's work so far is done."""
+        self._buffers[self._turn].read.record(self._module.current_stream())
         self._turn = 1 - self._turn
 
 
-class _Half:
-    """Pinned memory, its counterpart on the device, and what has happened to them."""
+class _PinnedBuffer:
+    """Pinned memory, memory of the same shape on the device, and events that say when either is free again."""
 
     def __init__(self, arrays: Arrays, rows: int, device: torch.device) -> None:
         pin, event = device.type == "cuda", torch.get_device_module(device).Event
         self.pinned = {
             name: torch.empty(rows, *shape, dtype=dtype, pin_memory=pin) for name, (shape, dtype) in arrays.items()
         }
-        self.near = {name: torch.empty_like(array, device=device) for name, array in self.pinned.items()}
+        self.on_device = {name: torch.empty_like(array, device=device) for name, array in self.pinned.items()}
         self.copied, self.read = event(), event()

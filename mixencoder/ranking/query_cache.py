@@ -1,4 +1,4 @@
-"""Query states that were encoded before, so that a repeated query costs no pass of the backbone."""
+"""Cache of encoded queries, so that a repeated query needs no pass of the backbone."""
 
 import threading
 from collections import OrderedDict
@@ -11,13 +11,13 @@ from mixencoder.ranking.weights_version import weights_version
 
 
 class QueryStateCache:
-    """States of single queries by their token ids, the least recently used dropped first. Safe to share by threads.
+    """States of single queries by their token ids; drops the least recently used ones first. Safe to use from threads.
 
-    States are dropped as a whole when the model's weights change (`mixencoder.ranking.weights_version`). A copy of the
-    cache, by `copy` or `pickle`, starts empty.
+    All states are dropped when the model's weights change (`mixencoder.ranking.weights_version`). A copy of the cache,
+    by `copy` or `pickle`, starts empty.
 
     Args:
-        max_bytes: of all states together; 0 keeps none.
+        max_bytes: limit for all states together; 0 keeps none.
     """
 
     def __init__(self, max_bytes: int = 64 * 2**20) -> None:
@@ -25,7 +25,7 @@ class QueryStateCache:
         self.nbytes = 0
         """Bytes of the states held."""
         self._states: OrderedDict[tuple[int, ...], QueryState] = OrderedDict()
-        self._weights: int | None = None
+        self._version: int | None = None
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, int]:
@@ -37,27 +37,27 @@ class QueryStateCache:
     def fetch(
         self, model: nn.Module, rows: Sequence[Sequence[int]], encode: Callable[[list[tuple[int, ...]]], QueryState]
     ) -> list[QueryState]:
-        """Return the states (B = 1 each, cut to their length) of queries by their token ids.
+        """Return a state for every query, B = 1, cut to the query's length.
 
         Args:
-            model: what encodes them.
-            rows: token ids, repeats allowed.
-            encode: makes one state of all queries that are not held, which are distinct; not called for none.
+            model: the model that encodes queries.
+            rows: token ids of the queries; may contain repeats.
+            encode: encodes distinct queries into one state; called at most once, with the queries that are not cached.
         """
         keys = [tuple(row) for row in rows]
-        weights = weights_version(model)
+        version = weights_version(model)
         with self._lock:
-            if weights != self._weights:
+            if version != self._version:
                 self._states.clear()
-                self.nbytes, self._weights = 0, weights
+                self.nbytes, self._version = 0, version
             found = {key: self._states[key] for key in keys if key in self._states}
         missing = [key for key in dict.fromkeys(keys) if key not in found]
         if missing:
             encoded = encode(missing)
-            # copies: a view would keep the whole batch in memory
+            # copied, as a view would keep the states of the whole batch in memory
             found |= {key: _copied(encoded.select(number)) for number, key in enumerate(missing)}
         with self._lock:
-            if weights == self._weights:
+            if version == self._version:
                 for key in dict.fromkeys(keys):
                     self._keep(key, found[key])
         return [found[key] for key in keys]

@@ -1,10 +1,12 @@
-"""What an index stores of a candidate: the layouts, their precisions, and the way back to numbers for a scorer.
+"""What an index stores of a candidate, in two layouts and several precisions.
 
-`compact` keeps the context embeddings E_0. `projected` keeps all that the first interaction layer can know before a
-query: queries, values and own logits of the contexts, the state's query, the hint's part of the gate, and E_0 itself,
-which the residual and the dual term need (docs/design.md, section 2). Deeper layers are computed while ranking.
+`compact` stores the context embeddings E_0. `projected` stores what the first interaction layer computes without the
+query: attention queries, values and own logits of the contexts, the state's query, the hint's part of the gate, and E_0
+itself, which the residual and the dual term need (docs/design.md, section 2). Deeper layers are computed during
+ranking.
 
-An index writes what `RecordFormat.encode` returns, whatever it is, and hands it to `mixencoder.ranking.streaming`.
+An index stores the tensors of `RecordFormat.encode`. When ranking, `mixencoder.ranking.candidate_buffer` turns them
+back into floating point by `RecordFormat.read`.
 """
 
 import math
@@ -21,17 +23,17 @@ LAYOUTS = ("projected", "compact")
 PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 
 ENCODE_CHUNK = 64
-"""Candidates projected at once. Fixed, so that a record does not depend on what is encoded beside it."""
+"""Candidates projected at once. Fixed, so that a record does not depend on the candidates encoded with it."""
 
-_STEPS = 127
-"""int8 numbers reach from -127 to 127."""
+_LARGEST_INT8 = 127
+"""Stored int8 numbers are from -127 to 127."""
 
 
 class RecordFormat:
     """How candidates of a model are stored: which arrays, in which precision.
 
-    Parts of a record, by name; d stands for H heads of D. A model without state row lacks state_query and gate, one
-    without context update stores the mean of E_0 (hint) in place of all that concerns single contexts.
+    The parts of a record are below; d is H attention heads of size D. A model without state row has no state_query and
+    gate. A model without context update stores hint, the mean of E_0, in place of the parts with a dimension k.
 
     ============= ========= =============================================================
     part          shape     what
@@ -39,22 +41,22 @@ class RecordFormat:
     context       (k, d)    E_0; all that `compact` stores
     context_query (k, d)    W_q E_0
     context_value (k, d)    W_v E_0
-    own_logits    (k, k, H) row, own key, head; already scaled
+    own_logits    (k, k, H) context, own key, attention head; scaled
     state_query   (d,)      W_s g
     gate          (d,)      W_g [g ; 0 ; 0] with the bias
     hint          (d,)      g, the mean of E_0 over k
     ============= ========= =============================================================
 
-    With int8 every part but own_logits (then float16) is numbers times a bfloat16 scale of each row and head, in a
-    field of its own that ends in ``_scale``.
+    With int8, own_logits is float16. Every other part is int8 numbers times a bfloat16 scale for each row and attention
+    head; the scales are a field of their own, whose name ends in ``_scale``.
 
     Args:
-        model: whose candidates; its first interaction layer projects them.
-        layout: of `LAYOUTS`.
-        precision: of `PRECISIONS`.
+        model: its first interaction layer projects candidates.
+        layout: one of `LAYOUTS`.
+        precision: one of `PRECISIONS`.
 
     Raises:
-        InputError: there is no such layout or precision.
+        InputError: layout or precision is unknown.
     """
 
     def __init__(self, model: MixEncoderModel, layout: str = "projected", precision: str = "float16") -> None:
@@ -75,7 +77,7 @@ class RecordFormat:
             if model.config.state_row:
                 shapes |= {"state_query": (d,), "gate": (d,)}
         self.parts: Mapping[str, tuple[int, ...]] = shapes
-        """Shape of every part of a record."""
+        """Name -> shape of every part of a record."""
 
     @property
     def schema(self) -> Schema:
@@ -100,8 +102,8 @@ class RecordFormat:
         """Turn context embeddings E_0 (N, k, d) into stored rows.
 
         Returns:
-            For every field of the schema a tensor (N, *shape), contiguous, on the CPU. A candidate's row has the same
-            bits whatever stands beside it.
+            For every field of the schema a tensor (N, *shape), contiguous, on the CPU. The bits of a candidate's row do
+            not depend on other candidates.
 
         Raises:
             InputError: context has another shape.
@@ -127,28 +129,30 @@ class RecordFormat:
                 continue
             raise NonFiniteError(
                 f"{name} of {int((~torch.isfinite(stored)).flatten(1).any(dim=1).sum())} of {len(context)} candidates "
-                f"is not finite in {self.precision}; float32 and bfloat16 have the widest range, and a checkpoint or "
-                "given embeddings may be damaged"
+                f"is not finite in {self.precision}. The precisions float32 and bfloat16 have the widest range; if "
+                "these fail too, the checkpoint or the given embeddings may be damaged"
             )
         return rows
 
-    def read(self, rows: Mapping[str, Tensor], begin: int, end: int, into: Mapping[str, Tensor], at: int) -> None:
-        """Write stored rows begin to end into a scorer's tensors, from place `at` on, in their dtype and device.
+    def read(self, rows: Mapping[str, Tensor], begin: int, end: int, into: Mapping[str, Tensor], first: int) -> None:
+        """Copy stored rows begin to end into floating-point tensors, from their row `first` on.
 
         Args:
             rows: tensors (C, *shape) of the schema's fields.
-            into: tensors (n, *shape) of some parts, floating, with any strides between rows; parts that are not
-                wanted are not read.
+            begin, end: the stored rows to copy.
+            into: name of a part -> tensor (n, *shape) of any floating dtype and device, with any strides between rows;
+                only these parts are read.
+            first: row of the tensors that stored row `begin` is copied to.
         """
         for name, out in into.items():
-            out, stored = out[at : at + end - begin], rows[name][begin:end]
+            out, stored = out[first : first + end - begin], rows[name][begin:end]
             out.copy_(stored)
             if stored.dtype == torch.int8:
                 scale = rows[f"{name}_scale"][begin:end].to(out.device, out.dtype)
                 out.unflatten(-1, (self._heads, -1)).mul_(scale.unsqueeze(-1))
 
     def _project(self, context: Tensor) -> dict[str, Tensor]:
-        """Every part of E_0 (C, k, d), (C, *shape)."""
+        """Compute every part (C, *shape) from E_0 (C, k, d)."""
         if self.layout == "compact":
             return {"context": context}
         layer, heads = self._model.interaction_layers[0], self._heads
@@ -173,20 +177,20 @@ class RecordFormat:
         return {name: parts[name] for name in self.parts}
 
     def _stored(self, name: str, part: Tensor) -> dict[str, Tensor]:
-        """A part as its fields, by what follows the part's name."""
+        """Return the fields of a part, by the suffix of their name; int8 parts are scaled and rounded."""
         if self.precision != "int8" or name == "own_logits":
             return {"": part}
         blocks = part.float().unflatten(-1, (self._heads, -1))
-        # a little above the least that reaches the largest number, as bfloat16 rounds by up to 2^-8
-        scale = (blocks.abs().amax(dim=-1) * ((1 + 2.0**-8) / _STEPS)).to(torch.bfloat16)
+        # raised a little, as bfloat16 may round the scale down by up to 2^-8 and the largest number must fit
+        scale = (blocks.abs().amax(dim=-1) * ((1 + 2.0**-8) / _LARGEST_INT8)).to(torch.bfloat16)
         step = torch.where(scale == 0, 1.0, scale.float()).unsqueeze(-1)
-        return {"": (blocks / step).round().clamp(-_STEPS, _STEPS).flatten(-2), "_scale": scale}
+        return {"": (blocks / step).round().clamp(-_LARGEST_INT8, _LARGEST_INT8).flatten(-2), "_scale": scale}
 
 
 def mean_over_contexts(context: Tensor) -> Tensor:
-    """Mean over k of (C, k, d), which is a view for k = 1.
+    """Return the mean over k of (C, k, d); a view for k = 1.
 
-    One addition after the other: the order of PyTorch's sum over k would depend on the number of candidates.
+    Adds one context after the other, as the order of PyTorch's own sum would depend on the number of candidates.
     """
     k, mean = context.shape[1], context[:, 0]
     if k == 1:

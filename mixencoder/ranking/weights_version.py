@@ -1,13 +1,14 @@
-"""Whether a model's weights are still those that something was computed from, asked on every ranking and so cheap.
+"""Notice that a model's weights have changed, so that nothing computed from the old ones is used again.
 
-PyTorch counts changes in place, but not those made through ``.data`` or through a numpy array that shares memory. So
-numbers out of every weight are compared too.
+PyTorch counts changes in place, but not those made through ``.data`` or through a numpy array that shares memory. So a
+sample of every weight is compared too. Every ranking of an index does this, so it must be cheap.
 """
 
 import itertools
 import threading
 from collections import defaultdict
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -15,60 +16,88 @@ import torch
 from torch import Tensor, nn
 
 WHOLE = 2048
-"""Weights of at most so many numbers, which biases and norms are, are compared as a whole."""
+"""Weights of at most this many numbers, such as biases and norms, are compared whole."""
 SAMPLED = 64
-"""Numbers, evenly spread, that are compared of a larger weight."""
+"""Evenly spread numbers that are compared of a larger weight."""
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Bits are compared, not values: NaN is no change, and -0.0 is one."""
-
+"""Integer dtypes by size: bits are compared, not values, so an unchanged NaN is equal and -0.0 differs from 0.0."""
 
 _Views = list[np.ndarray] | list[Tensor]
 
+T = TypeVar("T")
 
-class _Seen(NamedTuple):
-    """What a model was like when it was last looked at."""
 
-    places: list[tuple[int, torch.dtype, int]]
-    """Of every weight its address, dtype and count of changes."""
+class KeptForWeights(Generic[T]):
+    """A value computed from a model's weights, kept while they stay the same.
+
+    Safe to use from several threads; those that find nothing at the same time may each compute the value. A copy, by
+    `copy` or `pickle`, starts empty, as versions are valid in one process only.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[int, T] | None = None
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()
+
+    def get(self, version: int, compute: Callable[[], T]) -> T:
+        """Return the value for a version of the weights (`weights_version`); compute it if none is kept for it."""
+        kept = self._kept
+        return kept[1] if kept is not None and kept[0] == version else self.put(version, compute())
+
+    def put(self, version: int, value: T) -> T:
+        """Keep a value for a version of the weights in place of the last one; returns it."""
+        self._kept = version, value
+        return value
+
+
+class _WeightsState(NamedTuple):
+    """A model's weights when they were last compared."""
+
+    tensor_states: list[tuple[int, torch.dtype, int]]
+    """Address, dtype and PyTorch's count of changes of every weight."""
     samples: list[_Views]
-    """Views of weights, those that can be joined together; they keep addresses from being used again."""
+    """Views of the weights, grouped by device and size of a number. They keep the memory alive, so that its addresses
+    are not used again."""
     bits: list[bytes]
-    """What the samples held, joined."""
+    """What the samples held, one string a group."""
     version: int
 
 
-_seen: "WeakKeyDictionary[nn.Module, _Seen]" = WeakKeyDictionary()
+_last_states: "WeakKeyDictionary[nn.Module, _WeightsState]" = WeakKeyDictionary()
 _lock = threading.Lock()
 _numbers = itertools.count(1)
 
 
 def weights_version(model: nn.Module) -> int:
-    """Return a number that changes when a model's parameters or buffers do, however they were changed.
+    """Return a number that changes when the model's parameters or buffers change.
 
-    Noticed are other tensors in their place, and all changes that PyTorch counts: in place, by `load_state_dict`, by a
-    move or a cast. Of those that it does not count, through ``.data`` or a numpy array that shares memory, every change
-    of a weight of at most `WHOLE` numbers is noticed, and of a larger one a change that touches one of the `SAMPLED`
-    numbers compared. What escapes is a change of a few numbers, such as one row, of a large weight through ``.data`` or
-    numpy; made under ``torch.no_grad()`` without ``.data`` it is counted.
+    Noticed: another tensor as parameter or buffer, and every change that PyTorch counts: in place, by
+    `load_state_dict`, by a move or a cast. PyTorch does not count changes through ``.data`` or a numpy array that
+    shares memory. Of these, every change of a weight of at most `WHOLE` numbers is noticed; of a larger weight, a
+    change of one of the `SAMPLED` numbers that are compared.
+
+    Not noticed: a change of a few numbers, such as one row, of a large weight through ``.data`` or numpy. Make it under
+    ``torch.no_grad()`` without ``.data``; then PyTorch counts it.
 
     Takes some 0.2 ms for a model of MiniLM's size; a pass over all of its weights takes 10 ms.
     """
     tensors = _tensors(model)
-    places = [(t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors]
+    tensor_states = [(t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors]
     with _lock:
-        seen = _seen.get(model)
-        samples = seen.samples if seen is not None and seen.places == places else _samples(tensors)
-        bits = [_joined(views) for views in samples]
-        if seen is not None and samples is seen.samples and bits == seen.bits:
-            return seen.version
+        last = _last_states.get(model)
+        samples = last.samples if last is not None and last.tensor_states == tensor_states else _samples(tensors)
+        bits = [_bits(views) for views in samples]
+        if last is not None and samples is last.samples and bits == last.bits:
+            return last.version
         version = next(_numbers)
-        _seen[model] = _Seen(places, samples, bits, version)
+        _last_states[model] = _WeightsState(tensor_states, samples, bits, version)
         return version
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
-    """Return parameters and buffers; a walk of our own takes a fraction of the time of PyTorch's, which names them."""
+    """Return parameters and buffers, in a fraction of the time of PyTorch's own methods, which also name them."""
     found: list[Tensor | None] = []
     modules: list[nn.Module | None] = [model]
     for module in modules:
@@ -81,6 +110,7 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 
 @torch.no_grad()
 def _samples(tensors: list[Tensor]) -> list[_Views]:
+    """Return the parts of the weights that are compared, as integers, in groups that can be joined."""
     groups: dict[tuple[torch.device, int], list[Any]] = defaultdict(list)
     for tensor in tensors:
         if tensor.numel() == 0 or tensor.is_meta:
@@ -90,12 +120,12 @@ def _samples(tensors: list[Tensor]) -> list[_Views]:
         size = tensor.element_size()
         flat = tensor.detach().as_strided((span,), (1,)).view(_INTEGERS[size])
         parts = [flat] if span <= WHOLE else [flat[:: -(-span // SAMPLED)], flat[-1:]]
-        # numpy joins many small arrays in a fifth of the time
+        # numpy joins many small arrays in a fifth of PyTorch's time
         groups[tensor.device, size] += [part.numpy() for part in parts] if tensor.device.type == "cpu" else parts
     return list(groups.values())
 
 
-def _joined(views: _Views) -> bytes:
+def _bits(views: _Views) -> bytes:
     if isinstance(views[0], Tensor):
         return torch.cat(cast("list[Tensor]", views)).cpu().numpy().tobytes()
     return np.concatenate(views).tobytes()

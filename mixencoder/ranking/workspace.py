@@ -1,4 +1,4 @@
-"""Memory that is kept from call to call: what `mixencoder.ranking.interaction` computes in."""
+"""Memory for the intermediate results of `mixencoder.ranking.interaction`, kept from call to call."""
 
 import math
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 class Workspace:
-    """Named tensors that live on between calls; one thread at a time uses one.
-
-    A new tensor is made where the old one is too small. What a tensor holds when taken is what was left in it.
-    """
+    """Named tensors that are used again by every call. Only one thread at a time may use it."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype, self._device = dtype, device
         self._flat: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the tensor of that name in a shape, contiguous; dtype None is the workspace's."""
+        """Return the tensor of that name with this shape, contiguous; dtype None means the workspace's.
+
+        Its contents are arbitrary. Tensors taken under this name before must no longer be used: it may overwrite them.
+        """
         dtype, size = dtype or self._dtype, math.prod(shape)
         flat = self._flat.get((name, dtype))
         if flat is None or flat.numel() < size:

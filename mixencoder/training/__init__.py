@@ -1,1 +1,1 @@
-"""Training a MixEncoder: data files (`data`), losses (`losses`), and transformers' Trainer around them (`trainer`)."""
+"""Train models (`run`: batches, losses and transformers' Trainer) and mine hard negatives for them (`mining`)."""

@@ -1,4 +1,4 @@
-"""Batches of examples: which come together, and how a batch becomes tensors. A batch comes from one source."""
+"""Draw batches of examples, each from one source, and turn them into tensors."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from mixencoder.errors import InputError
 
 
 class ExampleDataset(Dataset):
-    """All examples of all sources in one row of numbers, each with its task."""
+    """The examples of all sources as one list, each with its task."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._items = [(source.task, example) for source in sources for example in source.examples]
@@ -32,16 +32,16 @@ class ExampleDataset(Dataset):
 class SourceBatchSampler(Sampler[list[int]]):
     """Batches of example numbers, each from one source, drawn with a seed.
 
-    Sources take turns at random by their weight. Within a source every example comes once before any comes twice, and
-    a batch holds texts of like length, which saves padding. Several processes draw the same batches, each of which
-    they share out among themselves.
+    The source of every batch is drawn by weight. An epoch of a source holds every example once, in random order, except
+    for a remainder of less than a batch. Texts of a batch have similar lengths, which saves padding. All processes draw
+    the same batches, and each yields its own part of every batch.
 
     Args:
         sources: in the order of the `ExampleDataset`.
-        batch_size: examples a batch and process; a smaller source gives smaller batches.
+        batch_size: examples in each process's part of a batch; a smaller source gives smaller batches.
         steps: number of batches.
         seed: of everything random here.
-        process, processes: which of how many processes this is.
+        process, processes: number of this process from 0, and the number of all.
 
     Raises:
         InputError: a source has fewer examples than there are processes.
@@ -63,7 +63,10 @@ class SourceBatchSampler(Sampler[list[int]]):
         super().__init__()
         for source in sources:
             if len(source.examples) < processes:
-                raise InputError(f"{source.name} has {len(source.examples)} examples for {processes} processes")
+                raise InputError(
+                    f"{source.name} has {len(source.examples)} examples for {processes} processes; expected at least "
+                    "one for each"
+                )
         self._sources = sources
         self._batch_size = batch_size
         self._steps = steps
@@ -88,7 +91,7 @@ class SourceBatchSampler(Sampler[list[int]]):
 
     def _batches(self, source: Source, offset: int, chance: random.Random) -> Iterator[list[int]]:
         size = min(self._batch_size * self._processes, len(source.examples))
-        # processes get batches of one size
+        # every process gets equally many
         size -= size % self._processes
         width = [len(example.query) + len(example.positives[0]) for example in source.examples]
         while True:
@@ -106,14 +109,14 @@ class Collator:
     """Turns examples of one task into tensors for a model's ``forward`` and for the objective.
 
     Args:
-        read_query, read_document: tokenise and cut.
-        pad_id: the tokenizer's.
-        negatives: listed negatives drawn for each query, where its example lists any.
-        seed: of the draws.
-        in_batch: let every query of a ranking batch meet every document of it. False: each meets a list of its own,
-            which other queries' right documents fill up to 1 + negatives.
-        graded_list: documents of a graded list, at most.
-        with_lists: also name for every query the documents that a teacher is to score, and keep the texts.
+        read_query, read_document: tokenise and truncate.
+        pad_id: the tokenizer's padding id.
+        negatives: most negatives drawn from an example's list.
+        seed: seed of the draws.
+        in_batch: score every query of a ranking batch with all documents of the batch. False: each only with its own
+            list, which is filled up to 1 + negatives with other queries' right documents.
+        graded_list: most documents of a graded list.
+        with_lists: also return, for a teacher, the documents of every query that it scores, and the texts.
     """
 
     read_query: TextEncoder
@@ -128,14 +131,15 @@ class Collator:
     def __call__(self, items: Sequence[tuple[str, Example]]) -> dict[str, Any]:
         """Return a batch.
 
-        Keys, B queries, N documents in all, c of a query's own:
-            task, where: of the examples.
+        With B queries, N documents in all and lists of c documents per query, the keys are:
+            task, where: task and locations of the examples.
             query_input_ids, query_attention_mask, document_input_ids, document_attention_mask: the model's inputs.
-            candidates_per_query: c where queries have lists of their own, else None; scores are (B, c) or (B, N).
-            targets: the right column (ranking), a class number or a score (B,), or grades (B, c).
-            excluded: bool like the scores; columns that are right too, or hold no candidate. Not for labelled pairs.
-            lists, lists_excluded: (B, c) columns of the scores that a teacher scores, where it is to score lists.
-            queries, documents: the texts, for the teacher.
+            candidates_per_query: c if every query has its own list, else None; scores are (B, c) or (B, N).
+            targets: the right document's column (ranking), a class number or a score (B,), or grades (B, c).
+            excluded: bool, shaped as the scores: other right documents, and padding. Rankings only.
+            lists, lists_excluded: (B, c) columns of the scores that a teacher scores, and bool, which are padding.
+                Rankings with a teacher only.
+            queries, documents: the texts; with a teacher only.
         """
         tasks = {task for task, _ in items}
         (task,) = tasks
@@ -149,7 +153,7 @@ class Collator:
             documents = self._grade(examples, chance, batch)
         else:
             documents = [example.positives[0] for example in examples]
-            # scores are compared with one another alone: float32 would make some of them equal
+            # the loss compares scores with one another: float32 could make different ones equal
             dtype = torch.int64 if task == "classification" else torch.float64
             batch["targets"] = torch.tensor([example.target for example in examples], dtype=dtype)
             batch["candidates_per_query"] = 1
@@ -161,7 +165,7 @@ class Collator:
         return batch
 
     def _rank(self, examples: Sequence[Example], chance: random.Random, batch: dict[str, Any]) -> list[str]:
-        """One right document of every query, then drawn negatives; or each query's share of them."""
+        """Fill in a ranking batch and return its documents: one right one per query and drawn negatives."""
         documents = [chance.choice(example.positives) for example in examples]
         own: list[list[int]] = []
         for row, example in enumerate(examples):
@@ -177,8 +181,8 @@ class Collator:
         if self.with_lists or not self.in_batch:
             for row, columns in enumerate(own):
                 others = [column for column in range(len(examples)) if column != row and not excluded[row, column]]
-                wanted = 1 + self.negatives - len(columns)
-                columns += chance.sample(others, min(wanted, len(others)))
+                missing = 1 + self.negatives - len(columns)
+                columns += chance.sample(others, min(missing, len(others)))
         lists, lists_excluded = _padded(own)
         if self.in_batch:
             batch.update(targets=torch.arange(len(examples)), excluded=excluded, candidates_per_query=None)
@@ -191,7 +195,7 @@ class Collator:
         return self._own_lists(lists, excluded, documents, batch)
 
     def _grade(self, examples: Sequence[Example], chance: random.Random, batch: dict[str, Any]) -> list[str]:
-        """A list of every query, the best document first."""
+        """Fill in a graded batch and return its documents: one list per query, the best document first."""
         documents, own, grades = [], [], []
         for example in examples:
             graded = [
@@ -211,6 +215,7 @@ class Collator:
     def _own_lists(
         self, lists: torch.Tensor, excluded: torch.Tensor, documents: Sequence[str], batch: dict[str, Any]
     ) -> list[str]:
+        """Fill in lists (B, c) of every query's own documents, and return these documents list by list."""
         batch["candidates_per_query"] = lists.shape[1]
         if self.with_lists:
             batch.update(lists=torch.arange(lists.shape[1]).expand_as(lists), lists_excluded=excluded)
@@ -218,8 +223,8 @@ class Collator:
 
 
 def _padded(lists: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return lists (B, c) of one length, filled up with their first number, and what is filling (B, c) bool."""
+    """Pad lists with their first number; return them (B, c), and which entries are padding (B, c) bool."""
     width = max(map(len, lists))
     filled = torch.tensor([[*columns, *[columns[0]] * (width - len(columns))] for columns in lists])
-    excluded = torch.tensor([[place >= len(columns) for place in range(width)] for columns in lists])
+    excluded = torch.tensor([[column >= len(columns) for column in range(width)] for columns in lists])
     return filled, excluded

@@ -1,4 +1,4 @@
-"""What is refused before training: data that a model has no head for, that cannot be read, or that teach nothing."""
+"""Checks before training: that the model has the heads, and that texts have tokens and teach something."""
 
 import logging
 from collections.abc import Sequence
@@ -14,32 +14,37 @@ from mixencoder.errors import DataError, InputError
 logger = logging.getLogger(__name__)
 
 
-def ranked(sources: Sequence[Source]) -> list[str]:
-    """Return the names of sources that a ranking head learns."""
+def ranking_sources(sources: Sequence[Source]) -> list[str]:
+    """Return the names of the sources that need a ranking head."""
     return [source.name for source in sources if source.task != "classification"]
 
 
-def check_heads(engine: Engine, sources: Sequence[Source], who: str) -> None:
-    """Refuse sources that a model has no head for; whether there is one for classes was seen when they were read.
+def check_heads(engine: Engine, sources: Sequence[Source], name: str) -> None:
+    """Raise if sources need a ranking head that the model lacks; reading them has checked the classification head.
+
+    Args:
+        engine: the model.
+        sources: the data.
+        name: the model's name in the message.
 
     Raises:
-        DataError: naming them, and who lacks the head.
+        DataError: the head is missing; the message names the sources and the model.
     """
-    lacking = ranked(sources)
+    lacking = ranking_sources(sources)
     if lacking and "ranking" not in engine.config.heads:
-        raise DataError(f"{', '.join(lacking)}: ranking and similarity need a ranking head, which {who} lacks")
+        raise DataError(f"{', '.join(lacking)}: ranking and similarity need a ranking head, which {name} lacks")
 
 
 def check_texts(sources: Sequence[Source], tokenizer: PreTrainedTokenizerBase, on_empty: str = "special") -> None:
-    """Say how many texts hold no token and are read as the tokenizer's special tokens alone, or refuse them.
+    """Warn about texts without a token, which are read as the tokenizer's special tokens alone, or raise.
 
     Args:
-        sources: read from the data.
+        sources: the data.
         tokenizer: the model's.
-        on_empty: of `mixencoder.base.empty_texts.ON_EMPTY`.
+        on_empty: one of `mixencoder.base.empty_texts.ON_EMPTY`.
 
     Raises:
-        DataError: there is one, and on_empty is "error"; the message names the row and the text.
+        DataError: there is such a text, and on_empty is "error"; the message names the row and the text.
     """
     suspects = [
         Suspect(example.where, text)
@@ -52,16 +57,16 @@ def check_texts(sources: Sequence[Source], tokenizer: PreTrainedTokenizerBase, o
 
 
 def check_contrast(sources: Sequence[Source], batch_size: int, processes: int, negatives: int) -> None:
-    """Refuse data and batches in which there is nothing to tell apart, whose loss is 0 whatever the model does.
+    """Raise if data or batches hold nothing to tell apart, so that nothing can be learned.
 
     Args:
-        sources: read from the data.
-        batch_size: of every process.
-        processes: that share out every batch.
-        negatives: listed ones drawn for each query.
+        sources: the data.
+        batch_size: examples of a batch in every process.
+        processes: number of processes.
+        negatives: most listed negatives drawn for each query.
 
     Raises:
-        InputError: naming the source.
+        InputError: there is nothing to tell apart; the message names the source.
     """
     for source in sources:
         rows = min(batch_size, len(source.examples) // processes)
@@ -86,7 +91,7 @@ def check_contrast(sources: Sequence[Source], batch_size: int, processes: int, n
 
 
 def _has_wrong_documents(source: Source) -> bool:
-    """Return whether some row's right document is wrong for some other row's query."""
+    """Return whether some right document is wrong for the query of another row."""
     right = right_documents(source.examples)
     every = set().union(*right.values())
     return any(len(documents) < len(every) for documents in right.values())

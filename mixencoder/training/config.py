@@ -1,4 +1,4 @@
-"""What `train` is told: the fields of a run, checked and brought to plain types, and where its data lie."""
+"""The settings of a training run: its fields, their checks, and the data sources that they name."""
 
 import dataclasses
 import itertools
@@ -37,50 +37,48 @@ class DataSpec:
     weight: float = 1.0
     """How often batches come from here, relative to the other sources."""
     task: str | None = None
-    """Of `mixencoder.data.examples.TASKS`; None reads it off the data."""
+    """One of `mixencoder.data.sources.TASKS`; None infers it from the data."""
     name: str | None = None
-    """What to call it; None takes the file's name."""
+    """Name of the source; None takes the file's name."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What `mixencoder train` needs; the fields of its YAML file and its flags."""
+    """Settings of `mixencoder train`: the fields of its YAML file and its flags."""
 
     output: str | Path
-    """Directory for the trained model; must not hold one yet. Until the end ``OUTPUT.unfinished`` holds checkpoints."""
+    """Directory for the trained model; must be new or empty. Until the end ``OUTPUT.unfinished`` holds checkpoints."""
     data: Any = field(default_factory=list)
     """Files and BEIR folders, one or a list: a path, ``path=weight``, rows, a `DataSpec`, or a mapping with ``source``
     and fields of `DataSpec`."""
     data_dir: str | Path = ""
-    """Folder that relative data paths start from."""
+    """Folder that relative paths of data start from."""
     architecture: str | None = None
-    """Of `mixencoder.architectures.ARCHITECTURES`; None is that of `model`, or mixencoder."""
+    """One of `mixencoder.architectures.ARCHITECTURES`; None is that of `model`, or mixencoder."""
     model: str | Path | None = None
-    """A trained model to go on from: a directory, a hub id, or "bundled". It gets a head that the data need and it
-    lacks; all other weights go on as they are."""
+    """Trained model to continue from: a directory, a hub id, or "bundled". A head that the data need and it lacks is
+    added; training continues from all its other weights."""
     backbone: str | Path | None = None
-    """An encoder to start from instead, or a trained model whose encoder to take. None: that of the bundled one."""
+    """Encoder to start from instead, or a trained model whose encoder to use. None: the bundled model's encoder."""
     config: dict[str, Any] = field(default_factory=dict)
-    """With backbone: fields of the architecture's configuration. Heads and class names are read off the data where
-    they are left out. With model: only `CLASS_FIELDS`, for a classification head that it lacks, where the data hold
-    class numbers instead of names."""
+    """With backbone: fields of the architecture's configuration; heads and class names that are left out come from the
+    data. With model: only `CLASS_FIELDS`, for a new classification head whose data hold class numbers, not names."""
     steps: int = 1000
     """Optimiser steps."""
     batch_size: int = 32
-    """Examples a step, process and accumulated batch."""
+    """Examples of a batch in each process."""
     mini_batch_size: int | None = None
-    """Encode so many texts at once and cache their encodings: batches as large as wanted in little memory, for a third
-    more time. None: all at once."""
+    """GradCache chunk size, in texts: large batches in little memory, for a third more time. None: all at once."""
     gradient_accumulation_steps: int = 1
-    """Batches whose gradients are added up for a step. Unlike mini_batch_size this adds no in-batch negatives."""
+    """Batches per optimiser step. Unlike a larger batch_size, more batches per step add no in-batch negatives."""
     in_batch: bool | None = None
-    """Let every query of a ranking batch meet every document of it. None: unless each pair takes a pass of its own
-    (cross-encoder, DeFormer)."""
+    """Score every query of a ranking batch with all documents of the batch. None: True, unless every pair takes its own
+    pass (cross-encoder, DeFormer)."""
     negatives: int | None = None
-    """Listed negatives drawn for each query that has any. None: 1 in-batch; without, 4, and other queries' documents
-    fill up lists that are shorter."""
+    """Most listed negatives drawn for each query. None: 1 with in_batch, else 4. Without in_batch, other queries'
+    documents fill up shorter lists."""
     graded_list: int = 8
-    """Documents of a graded list, at most."""
+    """Most documents of a graded list."""
     learning_rate: float = 2e-5
     """Peak rate of the backbone."""
     head_learning_rate: float = 2e-4
@@ -90,58 +88,58 @@ class TrainConfig:
     step. "stable": warm up over the first tenth, at most 100 steps, stay at the peak, and fall to zero over the last
     tenth, so that `snapshots` are points of one learning curve."""
     interaction_loss_weight: float = 0.5
-    """MixEncoder with the dual term: weight of the same ranking loss on ``h . e`` alone. The dual term starts so good
-    that without it the interaction learns next to nothing (docs/training.md)."""
+    """With the dual term: weight of a second ranking loss, on ``h . e`` alone. Without that loss the interaction learns
+    almost nothing, as the dual term ranks well from the start (docs/training.md)."""
     teacher: str | Path | None = None
-    """A trained model of any architecture whose scores are learned beside the labels, usually a cross-encoder."""
+    """Trained model of any architecture, usually a cross-encoder, whose scores are learned along with the labels."""
     distillation: str = "kl"
-    """How ranking scores are learned: "kl" (listwise) or "margin-mse"."""
+    """Loss on the teacher's ranking scores: "kl" (listwise) or "margin-mse"."""
     distillation_weight: float = 0.5
-    """Of the teacher's loss, from 0 to 1; the labels' loss weighs the rest."""
+    """Weight of the teacher's loss, from 0 to 1; the labels' loss gets the rest."""
     temperature: float = 1.0
-    """Of "kl"."""
+    """Temperature of "kl"."""
     freeze_embeddings: bool = True
-    """Leave the backbone's token and position embeddings as they are."""
+    """Do not train the backbone's token and position embeddings."""
     freeze_layers: int = 0
-    """Leave so many of the backbone's lowest layers as they are."""
+    """Number of the backbone's lowest layers that are not trained."""
     max_query_tokens: int = 64
-    """Tokens read of a query in training, at most the model's own limit, which is left alone."""
+    """Most tokens of a query in training, up to the model's own limit, which does not change."""
     max_document_tokens: int = 128
-    """The same of a document."""
+    """The same for a document."""
     on_empty: str = "special"
-    """What becomes of texts in which the tokenizer finds no token: "special" reads its special tokens alone and says
-    how many there are, "error" refuses the data. Rankings without a query or a right document are left out before."""
+    """Texts in which the tokenizer finds no token: "special" reads its special tokens alone and warns, "error" raises.
+    Rankings without a query or a right document are left out before."""
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     bf16: bool = False
-    """Autocast to bfloat16; pays off where the processor has it."""
+    """Autocast to bfloat16; faster on a processor that supports it."""
     seed: int = 0
     log_every: int = 50
     save_every: int = 500
-    """Steps between checkpoints, from which an interrupted run can go on."""
+    """Steps between checkpoints, from which an interrupted run can be resumed."""
     snapshots: list[int] = field(default_factory=list)
-    """Steps after which the model is saved, too, beside the output: as ``OUTPUT.step-N``."""
+    """Steps after which the model is also saved, next to the output, as ``OUTPUT.step-N``."""
     resume: bool = False
-    """Go on from the last checkpoint of ``OUTPUT.unfinished``, with the weights of a run that was never interrupted."""
+    """Continue from the last checkpoint of ``OUTPUT.unfinished``; the weights will equal an uninterrupted run's."""
 
 
 def checked(config: TrainConfig) -> TrainConfig:
-    """Return a configuration with every field of its plain type: strings for paths, ints for numpy's, a list of data.
+    """Check all fields and return them in plain types: str for paths, int for NumPy's integers, a list for data.
 
     Raises:
-        DataError: no data was named.
+        DataError: no data are named.
         InputError: a field cannot be used; the message names it, what was found and what was expected.
     """
-    plain = {name: _plain(name, getattr(config, name), kind) for name, kind in _kinds().items() if name != "data"}
+    plain = {name: _plain(name, getattr(config, name), kind) for name, kind in _field_types().items() if name != "data"}
     config = TrainConfig(**plain, data=_listed(config.data))
     if not config.output:
         raise InputError("output is empty; expected a directory for the trained model")
     if config.model is not None and config.backbone is not None:
-        raise InputError("expected either a model to go on from or a backbone to start from, not both")
+        raise InputError("expected either a model to continue from or a backbone to start from, not both")
     if config.model is not None and not set(config.config) <= set(CLASS_FIELDS):
         raise InputError(
-            f"config is {config.config}, but a model to go on from has its own; expected nothing but the classes of a "
-            f"head that it is to get ({', '.join(CLASS_FIELDS)})"
+            f"config is {config.config}, but a trained model has its own; expected only the classes of a new head "
+            f"({', '.join(CLASS_FIELDS)})"
         )
     for name, choices in _CHOICES.items():
         if (value := getattr(config, name)) is not None and value not in choices:
@@ -150,15 +148,15 @@ def checked(config: TrainConfig) -> TrainConfig:
         raise InputError(f"distillation_weight is {config.distillation_weight}; expected a number from 0 to 1")
     if config.temperature == 0:
         raise InputError(f"temperature is {config.temperature}; expected a positive number")
-    if config.seed > _MOST_SEED:
-        raise InputError(f"seed is {config.seed}; expected an integer of at most {_MOST_SEED}")
+    if config.seed > _MAX_SEED:
+        raise InputError(f"seed is {config.seed}; expected an integer of at most {_MAX_SEED}")
     if not config.data:
-        raise DataError("no training data was named; expected files in one of the shapes of docs/training.md")
+        raise DataError("no training data are named; expected files in one of the shapes of docs/training.md")
     return config
 
 
 def data_specs(config: TrainConfig) -> list[DataSpec]:
-    """Return a checked configuration's sources of data, their paths complete, under names that differ.
+    """Return the data sources of a checked configuration, with full paths and unique names.
 
     Raises:
         InputError: an entry cannot be used, or one file is named twice.
@@ -171,23 +169,23 @@ def data_specs(config: TrainConfig) -> list[DataSpec]:
                 raise InputError(f"{spec.source} is named twice; a weight says how often batches come from it")
             files[path] = spec
         name = spec.name or (source_name(spec.source) if isinstance(spec.source, Path) else "rows")
-        # files of one name in two folders, which the record tells apart
+        # files in different folders may share a name
         found = next(candidate for candidate in _numbered(name) if candidate not in names)
         names.add(found)
         specs.append(dataclasses.replace(spec, name=found))
     return specs
 
 
-_LEAST = {"steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "graded_list": 2, "log_every": 1}
-_LEAST |= {"save_every": 1, "snapshots": 1, "mini_batch_size": 1, "max_query_tokens": 3, "max_document_tokens": 3}
-_MOST_SEED = 2**32 - 1
-"""NumPy takes no larger one."""
+_MINIMUMS = {"steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "graded_list": 2, "log_every": 1}
+_MINIMUMS |= {"save_every": 1, "snapshots": 1, "mini_batch_size": 1, "max_query_tokens": 3, "max_document_tokens": 3}
+_MAX_SEED = 2**32 - 1
+"""NumPy's largest seed."""
 _CHOICES = {"architecture": tuple(ARCHITECTURES), "distillation": DISTILLATIONS, "on_empty": ON_EMPTY}
 _CHOICES |= {"schedule": SCHEDULES}
 
 
-def _kinds() -> dict[str, tuple[Any, ...]]:
-    """Return which types each field may have."""
+def _field_types() -> dict[str, tuple[Any, ...]]:
+    """Return {field: the types that it may have}."""
     kinds = {}
     for entry in dataclasses.fields(TrainConfig):
         is_union = isinstance(entry.type, types.UnionType)
@@ -196,14 +194,14 @@ def _kinds() -> dict[str, tuple[Any, ...]]:
 
 
 def _plain(name: str, value: Any, kinds: tuple[Any, ...]) -> Any:
-    """Return a field's value as the first of its types, None where it may be None."""
+    """Return a field's value as the first of its types, or as None if that is one of them."""
     kind, may_be_none = kinds[0], types.NoneType in kinds
     if value is None and may_be_none:
         return None
-    beside = " or None" if may_be_none else ""
+    or_none = " or None" if may_be_none else ""
     if kind is bool:
         if not isinstance(value, bool | np.bool_):
-            raise InputError(f"{name} is {value!r}; expected true or false{beside}")
+            raise InputError(f"{name} is {value!r}; expected true or false{or_none}")
         return bool(value)
     if kind is dict:
         if value is not None and not isinstance(value, Mapping):
@@ -214,46 +212,46 @@ def _plain(name: str, value: Any, kinds: tuple[Any, ...]) -> Any:
             raise InputError(f"{name} is {value!r}; expected a list of steps")
         return sorted({_plain_integer(name, step, "") for step in value})
     if kind is str:
-        return _plain_text(name, value, beside, may_be_path=Path in kinds)
+        return _plain_text(name, value, or_none, may_be_path=Path in kinds)
     if kind is int:
-        return _plain_integer(name, value, beside)
+        return _plain_integer(name, value, or_none)
     number = _number(value)
     if number < 0:
         raise InputError(f"{name} is {value!r}; expected a number of at least 0")
     return number
 
 
-def _plain_text(name: str, value: Any, beside: str, *, may_be_path: bool) -> str:
+def _plain_text(name: str, value: Any, or_none: str, *, may_be_path: bool) -> str:
     if isinstance(value, os.PathLike) and may_be_path:
         value = os.fspath(value)
     if not isinstance(value, str):
-        raise InputError(f"{name} is {value!r}; expected {'a path' if may_be_path else 'a name'}{beside}")
+        raise InputError(f"{name} is {value!r}; expected {'a path' if may_be_path else 'a name'}{or_none}")
     if "\0" in value:
-        raise InputError(f"{name} is {value!r}; expected no zero character in it")
+        raise InputError(f"{name} is {value!r}; expected a text without NUL characters")
     return str(local_path(value)) if may_be_path and value.startswith("~") else value
 
 
 def _number(value: Any) -> float:
-    """Return a finite number as a float, -1 for what is none."""
+    """Return a finite number as a float, -1 for anything else."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return -1.0
     number = float(value)
     return number if math.isfinite(number) else -1.0
 
 
-def _plain_integer(name: str, value: Any, beside: str) -> int:
-    least = _LEAST.get(name, 0)
+def _plain_integer(name: str, value: Any, or_none: str) -> int:
+    minimum = _MINIMUMS.get(name, 0)
     try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)
+        number = minimum - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        number = least - 1
-    if number < least:
-        raise InputError(f"{name} is {value!r}; expected an integer of at least {least}{beside}")
+        number = minimum - 1
+    if number < minimum:
+        raise InputError(f"{name} is {value!r}; expected an integer of at least {minimum}{or_none}")
     return number
 
 
 def _listed(data: Any) -> list[Any]:
-    """Return the entries of data, which may be one without a list around it."""
+    """Return data as a list of entries; a single entry may come without a list."""
     if isinstance(data, str | os.PathLike | Mapping | DataSpec):
         return [data]
     if isinstance(data, list | tuple | np.ndarray):
@@ -264,18 +262,20 @@ def _listed(data: Any) -> list[Any]:
             )
         return data
     if isinstance(data, Iterable):
-        # rows themselves, such as a datasets.Dataset
+        # one entry of rows, such as a datasets.Dataset
         return [DataSpec(data)]
     raise InputError(f"data is {data!r}; expected files or folders")
 
 
 def _spec(item: Any, data_dir: Path) -> DataSpec:
     if isinstance(item, str | os.PathLike):
-        item = _weighed(os.fspath(item), data_dir)
+        item = _parse_weight(os.fspath(item), data_dir)
     elif isinstance(item, Mapping):
         known = [entry.name for entry in dataclasses.fields(DataSpec)]
         if "source" not in item or not set(item) <= set(known):
-            raise InputError(f"data entry {dict(item)} cannot be used; expected {', '.join(known)}, source at least")
+            raise InputError(
+                f"data entry {dict(item)} cannot be used; expected {', '.join(known)}, of which source is required"
+            )
         item = DataSpec(**item)
     elif not isinstance(item, DataSpec):
         if not isinstance(item, Iterable) or isinstance(item, bytes):
@@ -287,7 +287,7 @@ def _spec(item: Any, data_dir: Path) -> DataSpec:
     elif isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
         raise InputError(f"source of data is {source!r}; expected a path or rows")
     elif isinstance(source, Iterator):
-        # rows are read twice: for the names of classes, and for the examples
+        # an iterator can be read once, but rows are read twice: for class names, and for examples
         source = list(source)
     named = source if isinstance(source, Path) else item.name or "rows"
     if _number(weight) <= 0:
@@ -299,13 +299,13 @@ def _spec(item: Any, data_dir: Path) -> DataSpec:
     return DataSpec(source, float(weight), item.task, item.name)
 
 
-def _weighed(text: str, data_dir: Path) -> DataSpec:
-    """Read ``path`` or ``path=weight``; a path that exists is one, whatever stands in it."""
+def _parse_weight(text: str, data_dir: Path) -> DataSpec:
+    """Read ``path`` or ``path=weight``; if the whole text is the path of a file, it has no weight."""
     if "=" not in text or _joined(data_dir, text).exists():
         return DataSpec(text)
     path, _, weight = text.rpartition("=")
     if not path or Path(weight).suffix in _SUFFIXES or "/" in weight:
-        # what follows is part of a name, as in folders by partition
+        # the "=" is part of the path, as in partitioned folders (year=2024/...)
         return DataSpec(text)
     try:
         return DataSpec(path, float(weight))
@@ -323,6 +323,6 @@ def _joined(data_dir: Path, text: str) -> Path:
 
 
 def _numbered(name: str) -> Iterator[str]:
-    """Yield a name, then the same with 2, 3 and so on behind it."""
+    """Yield NAME, NAME-2, NAME-3 and so on."""
     yield name
     yield from (f"{name}-{number}" for number in itertools.count(2))

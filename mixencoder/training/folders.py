@@ -1,7 +1,7 @@
-"""The folder in which a run keeps its checkpoints until its model is whole, and what it may touch there.
+"""The folder of a run's checkpoints, OUTPUT.unfinished: locked, marked, and removed once the model is saved.
 
-A run writes in OUTPUT.unfinished. It takes a folder that is new, empty, or marked by an earlier run (`MARKER`); what
-else lies there belongs to somebody else, and stays. Nothing is removed before all that was named has been checked.
+A run accepts a folder that is new, empty, or marked by an earlier run (`MARKER`), and removes only its own files from
+it. Nothing is removed before all settings and data have been checked.
 """
 
 import fcntl
@@ -20,33 +20,33 @@ from mixencoder.errors import CheckpointError, InputError
 MARKER = "mixencoder-run.json"
 """File that a run puts into its folder first: its settings, and a hash of everything that it read."""
 RECORD = "training.json"
-"""File beside the weights of a trained model: how it was trained."""
+"""File next to the weights of a trained model: how it was trained."""
 COMPLETE = "complete"
 """Empty file that a checkpoint gets last: without it, writing was interrupted."""
 _DRAFT = f"{MARKER}.new"
 _CHECKPOINT = re.compile(r"checkpoint-[1-9][0-9]*")
 _MAY_CHANGE = ("output", "resume", "save_every", "log_every")
-"""Settings that a resumed run may have other values of; where the output lies is where the folder was found."""
+"""Settings that a resumed run may change. The output may have moved together with the folder."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in a run's folder, whole ones and halves: folders named as a run names them, no links."""
+    """Return the checkpoint folders in a run's folder, complete or not, the oldest first; links are ignored."""
     found = [path for path in folder.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name)]
     found = [path for path in found if path.is_dir() and not path.is_symlink()]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint in a folder that was written to its end, None if there is none."""
-    whole = [path for path in checkpoints(folder) if (path / COMPLETE).is_file()]
-    return whole[-1] if whole else None
+    """Return the newest complete checkpoint in a run's folder, None if there is none."""
+    complete = [path for path in checkpoints(folder) if (path / COMPLETE).is_file()]
+    return complete[-1] if complete else None
 
 
 def unfinished_folder(output: str | Path) -> Path:
-    """Return the folder of a run's checkpoints, beside its output.
+    """Return the folder of a run's checkpoints, next to its output.
 
     Raises:
-        InputError: the output has no name of its own, as the root has none.
+        InputError: the output is the root folder, which has no name.
     """
     path = Path(output)
     if path.name in ("", ".."):
@@ -57,16 +57,16 @@ def unfinished_folder(output: str | Path) -> Path:
 
 
 class RunFolder:
-    """One run's hold on its folder, from `held` to its end.
+    """The checkpoint folder of one run, locked while `held`.
 
     Args:
         output: directory for the trained model.
-        settings: the run's own, as JSON has them.
-        resume: whether it may go on from what an earlier run left.
+        settings: the run's settings, as JSON values.
+        resume: whether the run may continue an earlier one.
 
     Attributes:
         path: the folder.
-        is_done: the earlier run had come to its end, and the output holds its model.
+        is_done: the earlier run was finished, and the output holds its model.
     """
 
     def __init__(self, output: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
@@ -74,24 +74,24 @@ class RunFolder:
         self.is_done = False
         self._settings, self._resume = settings, resume
         self._before: dict[str, Any] | None = None
-        self._was_there = False
+        self._existed = False
 
     @contextmanager
     def held(self) -> Generator[None]:
-        """Keep other runs from the folder until this one ends or dies, having seen that this one may have it.
+        """Check that this run may use the folder, and keep other runs from it until this one ends or dies.
 
         Raises:
-            InputError: the output or the folder cannot be written or belongs to somebody else, a run that still goes on
-                has it, or it holds a run that this one cannot go on with; nothing has changed then.
+            InputError: the output or the folder cannot be written or holds other files, another run is using it, or it
+                holds a run that this one cannot continue; nothing has changed then.
         """
-        self._was_there = os.path.lexists(self.path)
+        self._existed = os.path.lexists(self.path)
         made = self._make()
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                message = f"{self.path} is being written by a run that still goes on; wait for it, or end it"
+                message = f"{self.path} is in use by another run; wait for it, or end it"
                 raise InputError(message) from error
             try:
                 self._inspect()
@@ -100,14 +100,14 @@ class RunFolder:
             yield
         finally:
             os.close(descriptor)
-            # a run that was refused leaves nothing, and what is not empty stays
+            # so that a run which may not use the folder leaves nothing behind; folders with files stay
             _remove_empty(made)
 
     def begin(self, read: Mapping[str, str]) -> None:
-        """Mark the folder as this run's, or see that an interrupted run read the same; all checks have passed.
+        """Mark the folder as this run's, or check that the interrupted run read the same; call it after other checks.
 
         Args:
-            read: for everything that was read, by name, something that changes when it does.
+            read: {name: hash} of everything that the run reads.
 
         Raises:
             InputError: an interrupted run read something else.
@@ -117,7 +117,7 @@ class RunFolder:
             self._compare_read(self._before["read"], read)
             return
         try:
-            # what is there cannot be used: a run died before its first checkpoint was whole
+            # checkpoints here are unusable: a run died before its first one was complete
             self._clear()
             draft = self.path / _DRAFT
             draft.unlink(missing_ok=True)
@@ -131,9 +131,9 @@ class RunFolder:
             raise CheckpointError(f"{self.path} cannot be written: {error}") from error
 
     def remove(self) -> None:
-        """Remove what the run wrote; the folder itself stays if there is anything else in it."""
+        """Remove what the run wrote; the folder itself stays if it holds anything else."""
         self._clear()
-        # last, so that a folder which was half removed is known again
+        # last, so that a half-removed folder is still recognised
         for name in (_DRAFT, MARKER):
             (self.path / name).unlink(missing_ok=True)
         with suppress(OSError):
@@ -144,7 +144,7 @@ class RunFolder:
             shutil.rmtree(path)
 
     def _make(self) -> list[Path]:
-        """Make the folder and those above it; return what was made, the lowest first."""
+        """Make the folder and its missing parents; return what was made, the lowest first."""
         missing = [folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)]
         made: list[Path] = []
         try:
@@ -152,7 +152,7 @@ class RunFolder:
                 folder.mkdir()
                 made.insert(0, folder)
             if not self.path.is_dir() or self.path.is_symlink():
-                raise InputError(f"{self.path} is in the way: it is no folder of a run; name another output")
+                raise InputError(f"{self.path} is in the way: checkpoints need a folder there; name another output")
             if not os.access(self.path, os.W_OK | os.X_OK):
                 raise InputError(f"{self.path} cannot be written: permission denied; name another output")
         except (OSError, InputError) as error:
@@ -163,19 +163,19 @@ class RunFolder:
         return made
 
     def _inspect(self) -> None:
-        """See what an earlier run left, and that this one may go on with it."""
+        """Check what an earlier run left, and that this one may continue it."""
         if self.output.is_symlink() and not self.output.exists():
-            raise InputError(f"{self.output} is a link to nothing; name another output, or remove it")
-        place = self.output if self.output.is_dir() else self.output.parent
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise InputError(f"{place} cannot be written: permission denied; name another output")
+            raise InputError(f"{self.output} is a broken link; name another output, or remove it")
+        target = self.output if self.output.is_dir() else self.output.parent
+        if not os.access(target, os.W_OK | os.X_OK):
+            raise InputError(f"{target} cannot be written: permission denied; name another output")
         held = {path.name for path in self.path.iterdir()}
         if held - {_DRAFT} and MARKER not in held:
             raise InputError(
                 f"{self.path} holds files that no run of this version left there, such as {min(held)}; name another "
                 "output, or move them away"
             )
-        self.is_done = self._was_there and (readable_folder(self.output) / RECORD).is_file()
+        self.is_done = self._existed and (readable_folder(self.output) / RECORD).is_file()
         if not is_vacant(self.output) and not (self._resume and self.is_done):
             raise InputError(f"{self.output} exists and is not empty; name another output, or move it away")
         if MARKER in held:
@@ -183,10 +183,8 @@ class RunFolder:
         if not self.is_done and last_checkpoint(self.path) is None:
             return
         if not self._resume:
-            raise InputError(
-                f"{self.path} holds an interrupted run; go on with it (resume), or remove it to start again"
-            )
-        # of a run that died while it cleaned up, the settings may be gone
+            raise InputError(f"{self.path} holds an interrupted run; continue it (resume), or remove it to start again")
+        # a run that died while it cleaned up may have removed its settings
         before = self._settings if self._before is None else self._before["settings"]
         changed = [
             name for name in self._settings if name not in _MAY_CHANGE and self._settings[name] != before.get(name)
@@ -202,7 +200,7 @@ class RunFolder:
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path} cannot be read: {error}; remove {self.path} to start again") from error
         if not isinstance(found, dict) or not all(isinstance(found.get(name), dict) for name in ("settings", "read")):
-            raise InputError(f"{path} says nothing about a run; remove {self.path} to start again")
+            raise InputError(f"{path} does not describe a run; remove {self.path} to start again")
         return found
 
     def _compare_read(self, before: Mapping[str, Any], read: Mapping[str, str]) -> None:

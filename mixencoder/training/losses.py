@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 
 def ranking_loss(scores: Tensor, targets: Tensor, excluded: Tensor | None = None) -> Tensor:
-    """Cross-entropy over candidates: scores (B, N), targets (B,) the right one's column.
+    """Cross-entropy over candidates: scores (B, N), targets (B,) the right candidate's column.
 
-    excluded (B, N) marks columns that are right too and therefore no negatives, or no candidates of a row.
+    excluded (B, N) marks columns that are not negatives of a row: other right documents, and padding.
     """
     if excluded is not None:
         scores = scores.masked_fill(excluded, -torch.inf)
@@ -21,7 +21,7 @@ def graded_loss(scores: Tensor, grades: Tensor, excluded: Tensor) -> Tensor:
     excluded (B, c) marks columns that hold no candidate.
     """
     wanted = grades.masked_fill(excluded, -torch.inf).softmax(dim=-1)
-    # the logarithm of an excluded column is -inf, which times its share of zero would be NaN
+    # the log of an excluded column is -inf, and 0 times -inf would be NaN
     found = scores.masked_fill(excluded, -torch.inf).log_softmax(dim=-1).masked_fill(excluded, 0.0)
     return -(wanted * found).sum(dim=-1).mean()
 
@@ -34,7 +34,7 @@ def classification_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def similarity_loss(scores: Tensor, targets: Tensor) -> Tensor:
     """CoSENT: ``log(1 + sum exp(s_j - s_i))`` over all pairs i, j with target_i > target_j; scores, targets (B,).
 
-    Asks for the order of the scores alone, so that similarity and ranking can share a head.
+    It only asks for an order of the scores, so similarity and ranking can share a head.
     """
     gaps = scores.unsqueeze(0) - scores.unsqueeze(1)
     ordered = targets.unsqueeze(1) > targets.unsqueeze(0)
@@ -45,7 +45,7 @@ def similarity_loss(scores: Tensor, targets: Tensor) -> Tensor:
 def margin_mse(scores: Tensor, teacher: Tensor, excluded: Tensor) -> Tensor:
     """Squared error of the margins of column 0 over the others (Hofstätter et al. 2020, arXiv 2010.02666).
 
-    scores and teacher (B, c); excluded (B, c) marks columns that hold no candidate. Zero where no row has two.
+    scores and teacher (B, c); excluded (B, c) marks columns that hold no candidate. 0 if no row has two candidates.
     """
     gaps = (scores[:, :1] - scores) - (teacher[:, :1] - teacher)
     counted = ~excluded

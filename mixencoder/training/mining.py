@@ -1,10 +1,9 @@
-"""Hard negatives: wrong documents that a trained model takes for right ones, written as candidate lists."""
+"""Mine hard negatives: wrong documents that a trained model ranks highest, written as candidate lists."""
 
 import gzip
 import json
 import logging
 import math
-import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,7 @@ from mixencoder.base.engine import Engine
 from mixencoder.base.inputs import positive_integer
 from mixencoder.data.answers import right_documents
 from mixencoder.data.sources import RANKINGS, Example, Source
-from mixencoder.durable import sync_files, sync_folder
+from mixencoder.durable import replacing
 from mixencoder.errors import DataError, InputError
 from mixencoder.progress import progress_bar
 
@@ -39,19 +38,18 @@ def mine_negatives(
 ) -> list[Example]:
     """Return a source's examples with the wrong documents that a model ranks highest as their negatives.
 
+    A document that is right for the query in any row is never a negative. Warns if queries are left without negatives.
+
     Args:
         engine: a trained model that encodes documents ahead of time.
-        source: ranking examples; all their documents may serve as negatives of others.
-        documents: further ones that may.
-        negatives: how many for each query, at most.
-        skip: so many of the highest are passed over, as they may be right without being marked so.
-        margin: a negative scores at least so much less than the lowest right document of its query, so that queries
-            which a model gets wrong have few or none. None: whatever it scores.
-        score: by which part of the score, of the model's `score_terms`.
+        source: ranking examples; their documents may become negatives of other queries.
+        documents: further documents that may become negatives.
+        negatives: most negatives of each query.
+        skip: skip this many of the highest wrong documents; they may be unlabelled positives.
+        margin: a negative scores at least this much below the lowest right document of its query, so that queries that
+            the model gets wrong have few or none. None: no limit.
+        score: part of the score to rank by, one of the model's `score_terms`.
         batch_size, show_progress_bar: as in `EncodingEngine.encode_document`.
-
-    No document is a negative that is right for the query in any row. How many queries are left without negatives is
-    said.
 
     Raises:
         InputError: the model cannot encode documents ahead of time, or a number is out of range.
@@ -59,8 +57,8 @@ def mine_negatives(
     """
     if not isinstance(engine, EncodingEngine):
         raise InputError(
-            f"a {type(engine).__name__} encodes nothing ahead of time, so that it would read every document with every "
-            "query; mine with another architecture"
+            f"a {type(engine).__name__} cannot encode documents ahead of time, and would read every document with "
+            "every query; expected another architecture"
         )
     negatives = positive_integer(negatives, "negatives")
     skip = 0 if skip == 0 and not isinstance(skip, bool) else positive_integer(skip, "skip")
@@ -69,11 +67,11 @@ def mine_negatives(
     if source.task not in RANKINGS:
         raise DataError(f"{source.name} holds examples of {source.task}; expected ranking")
     pool = list(dict.fromkeys([text for e in source.examples for text in (*e.positives, *e.negatives)] + [*documents]))
-    number = {text: place for place, text in enumerate(pool)}
-    # texts that differ by blanks around them are one document
-    places: dict[str, list[int]] = defaultdict(list)
-    for text, place in number.items():
-        places[text.strip()].append(place)
+    position = {text: number for number, text in enumerate(pool)}
+    # texts that differ only in surrounding whitespace are one document
+    copies: dict[str, list[int]] = defaultdict(list)
+    for text, number in position.items():
+        copies[text.strip()].append(number)
     known = right_documents(source.examples)
     options = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
     encoded = engine.encode_document(pool, **options)
@@ -83,16 +81,16 @@ def mine_negatives(
             examples = source.examples[start : start + batch_size]
             queries = engine.encode_query([example.query for example in examples], batch_size=batch_size)
             for example, scores in zip(examples, engine.interact(queries, encoded, score=score), strict=True):
-                right = [place for text in known[example.query.strip()] for place in places[text]]
-                # a copy, as what an engine returns is not to be written in
-                open_to = scores.clone()
+                right = [number for text in known[example.query.strip()] for number in copies[text]]
+                # a copy, so as not to write into an engine's result
+                allowed = scores.clone()
                 if margin is not None:
-                    own = [number[text] for text in example.positives]
-                    open_to[scores > scores[own].min() - margin] = -torch.inf
-                open_to[right] = -torch.inf
-                best = open_to.topk(min(skip + negatives, len(pool)))
+                    own = [position[text] for text in example.positives]
+                    allowed[scores > scores[own].min() - margin] = -torch.inf
+                allowed[right] = -torch.inf
+                best = allowed.topk(min(skip + negatives, len(pool)))
                 found = best.indices[skip:][torch.isfinite(best.values[skip:])]
-                mined.append(example._replace(negatives=tuple(pool[place] for place in found.tolist())))
+                mined.append(example._replace(negatives=tuple(pool[number] for number in found.tolist())))
                 bar.update()
     bare = [example for example in mined if not example.negatives]
     if bare:
@@ -106,14 +104,14 @@ def mine_negatives(
 
 
 def check_output(path: Path, read: Iterable[str | Path]) -> None:
-    """See that candidate lists can be written to a file, before they are made.
+    """Check that candidate lists can be written to a file; to be called before mining.
 
     Args:
         path: the file.
-        read: files that are read, which it must not be.
+        read: files that are read, which must not be overwritten.
 
     Raises:
-        InputError: it is a folder, one of the files that are read, or lies where nothing can be written.
+        InputError: it is a folder, is one of the files that are read, or cannot be written.
     """
     try:
         if any(path.exists() and Path(other).exists() and path.samefile(other) for other in read):
@@ -129,26 +127,21 @@ def check_output(path: Path, read: Iterable[str | Path]) -> None:
 
 
 def write_candidate_lists(examples: Sequence[Example], path: Path) -> None:
-    """Write ranking examples as JSON lines with query, candidates and labels; the file is there whole or not at all.
+    """Write ranking examples as JSON lines with query, candidates and labels, completely or not at all.
 
     Raises:
         DataError: it cannot be written.
     """
     open_file = gzip.open if path.suffix == ".gz" else open
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-            written = Path(folder, path.name)
-            with open_file(written, "wt", encoding="utf-8") as file:
-                for example in examples:
-                    grades = example.grades or (1,) * len(example.positives)
-                    row = {
-                        "query": example.query,
-                        "candidates": [*example.positives, *example.negatives],
-                        "labels": [*grades, *(0 for _ in example.negatives)],
-                    }
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            sync_files(Path(folder))
-            os.replace(written, path)
-            sync_folder(path.parent)
+        with replacing(path) as draft, open_file(draft, "wt", encoding="utf-8") as file:
+            for example in examples:
+                grades = example.grades or (1,) * len(example.positives)
+                row = {
+                    "query": example.query,
+                    "candidates": [*example.positives, *example.negatives],
+                    "labels": [*grades, *(0 for _ in example.negatives)],
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error}") from error

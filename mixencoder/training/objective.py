@@ -1,4 +1,4 @@
-"""What a batch is worth: from a model's scores to the loss, with or without a teacher."""
+"""The training objective: the loss of a batch, with or without a teacher."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,20 +30,20 @@ class Teacher:
 
     engine: Engine
     batch_size: int = 64
-    _known: dict[tuple[str, str, str], Tensor] = field(default_factory=dict)
+    _cache: dict[tuple[str, str, str], Tensor] = field(default_factory=dict)
 
     def score(self, pairs: list[tuple[str, str]], head: str) -> Tensor:
         """Return scores (R,) or logits (R, num_labels) on the teacher's device, float32."""
-        missing = list(dict.fromkeys(pair for pair in pairs if (head, *pair) not in self._known))
+        missing = list(dict.fromkeys(pair for pair in pairs if (head, *pair) not in self._cache))
         if missing:
             scores = self.engine.predict(
                 missing, head=head, batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True
             )
-            # predict runs in inference mode, whose tensors no graph may hold
-            self._known.update(
+            # copied, as autograd cannot use tensors made in inference mode
+            self._cache.update(
                 {(head, *pair): score for pair, score in zip(missing, scores.clone().unbind(), strict=True)}
             )
-        return torch.stack([self._known[head, *pair] for pair in pairs])
+        return torch.stack([self._cache[head, *pair] for pair in pairs])
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Objective:
     """The loss of a batch.
 
     Args:
-        interaction_loss_weight: weight of the ranking losses on ``h . e`` alone, where there is a dual term.
-        teacher: whose scores are learned beside the labels; None for labels alone.
-        distillation: how, of `DISTILLATIONS`; class logits are always learned by "kl".
-        distillation_weight: of the teacher's loss beside the labels', which weighs 1 minus it.
-        temperature: of "kl".
-        mini_batch_size: texts encoded at once (see `MixEncoderModel.forward`).
+        interaction_loss_weight: weight of the ranking losses on ``h . e`` alone, if there is a dual term.
+        teacher: model whose scores are learned along with the labels; None for labels alone.
+        distillation: loss on the teacher's scores, one of `DISTILLATIONS`; class logits always use "kl".
+        distillation_weight: weight of the teacher's loss; that of the labels' loss is 1 minus it.
+        temperature: temperature of "kl".
+        mini_batch_size: GradCache chunk size, in texts (see `MixEncoderModel.forward`).
     """
 
     interaction_loss_weight: float = 0.5
@@ -103,9 +103,9 @@ class Objective:
         return (1 - self.distillation_weight) * loss + self.distillation_weight * taught
 
     def _teach(self, teacher: Teacher, batch: dict[str, Any], device: torch.device) -> Tensor:
-        """The teacher's scores (B, c) of the batch's lists."""
+        """Return the teacher's scores (B, c) of the batch's lists."""
         lists, count = batch["lists"], batch["candidates_per_query"]
-        # where every query has documents of its own, they stand one list after the other
+        # if every query has its own documents, these come list by list
         columns = lists if count is None else lists + count * torch.arange(len(lists), device=lists.device).unsqueeze(1)
         pairs = [
             (query, batch["documents"][column])
@@ -119,6 +119,6 @@ class Objective:
         if self.teacher is None:
             return loss
         wanted = self.teacher.score(list(zip(batch["queries"], batch["documents"], strict=True)), "classification")
-        everything = torch.zeros_like(logits, dtype=torch.bool)
-        taught = listwise_kl(logits, wanted.to(logits.device), everything, self.temperature)
+        excluded = torch.zeros_like(logits, dtype=torch.bool)
+        taught = listwise_kl(logits, wanted.to(logits.device), excluded, self.temperature)
         return (1 - self.distillation_weight) * loss + self.distillation_weight * taught

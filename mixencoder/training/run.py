@@ -1,4 +1,4 @@
-"""`train`: from data and an encoder or checkpoint to a saved model of any architecture."""
+"""`train`: train a model of any architecture on data, from an encoder or a checkpoint, and save it."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from mixencoder.data.sources import Source, content_hash
 from mixencoder.durable import is_vacant
 from mixencoder.errors import DataError, InputError, TruncationWarning
 from mixencoder.training.batches import Collator, ExampleDataset
-from mixencoder.training.checks import check_contrast, check_heads, check_texts, ranked
+from mixencoder.training.checks import check_contrast, check_heads, check_texts, ranking_sources
 from mixencoder.training.config import DataSpec, TrainConfig, checked, data_specs
 from mixencoder.training.folders import RECORD, RunFolder, last_checkpoint
 from mixencoder.training.objective import Objective, Teacher
@@ -46,25 +46,25 @@ def train(config: TrainConfig) -> Engine:
     Under torchrun or ``accelerate launch`` every process calls this; each gets its share of every batch.
 
     Raises:
-        DataError, InputError, CheckpointError: something named in the configuration cannot be used; found before any
+        DataError, InputError, CheckpointError: something in the configuration cannot be used; raised before any
             training.
-        NonFiniteError: the loss became NaN or infinite; checkpoints stay as they are.
+        NonFiniteError: the loss became NaN or infinite; earlier checkpoints stay.
     """
     config = checked(config)
     specs = data_specs(config)
     check_snapshots(Path(config.output), config.snapshots, config.steps, resume=config.resume)
-    # without a GPU accelerate takes the processes that torchrun started for one another only when told of the CPU
+    # without a GPU, accelerate connects the processes of torchrun only if told to use the CPU
     state = PartialState(cpu=not torch.cuda.is_available())
-    # not asdict, which would copy rows that were given as data
+    # not asdict, which would copy rows given as data
     fields = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
-    settings = json.loads(json.dumps(fields, default=_named))
+    settings = json.loads(json.dumps(fields, default=_as_json))
     folder = RunFolder(Path(config.output), settings, resume=config.resume)
-    with _plain_state(), folder.held() if state.is_main_process else nullcontext():
+    with _default_torch_state(), folder.held() if state.is_main_process else nullcontext():
         if state.is_main_process and folder.is_done:
             folder.remove()
         state.wait_for_everyone()
         if not is_vacant(folder.output):
-            # the interrupted run had come to its end
+            # the interrupted run was finished
             return load_engine(config.output, device="cpu")
         return _run(config, specs, state, folder)
 
@@ -81,7 +81,7 @@ def _run(config: TrainConfig, specs: list[DataSpec], state: PartialState, folder
         trainer = _trainer(config, prepared, folder.path)
         start = time.perf_counter()
         with warnings.catch_warnings():
-            # cutting training texts is a choice of the configuration
+            # the configuration chooses to truncate training texts
             warnings.simplefilter("ignore", TruncationWarning)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         engine.model.requires_grad_(True).eval()
@@ -97,8 +97,8 @@ def _run(config: TrainConfig, specs: list[DataSpec], state: PartialState, folder
 
 
 @contextmanager
-def _plain_state() -> Generator[None]:
-    """Train as in a fresh process, whatever default dtype, autocast or gradient mode the caller has switched on."""
+def _default_torch_state() -> Generator[None]:
+    """Train as in a fresh process, whatever default dtype, autocast or gradient mode the caller has set."""
     dtype = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -113,14 +113,14 @@ def _plain_state() -> Generator[None]:
 
 
 class _Prepared(NamedTuple):
-    """Everything that was named, read and checked."""
+    """What training needs, read and checked."""
 
     engine: Engine
     sources: list[Source]
     collator: Collator
     objective: Objective
     read: dict[str, str]
-    """For everything that was read, by name, a hash of it."""
+    """{name: hash} of everything that was read."""
 
 
 def _prepare(config: TrainConfig, specs: list[DataSpec]) -> _Prepared:
@@ -131,8 +131,8 @@ def _prepare(config: TrainConfig, specs: list[DataSpec]) -> _Prepared:
         read_source(spec.source, weight=spec.weight, label2id=label2id, task=spec.task, name=spec.name)
         for spec in specs
     ]
-    if config.model is not None and "ranking" not in engine.config.heads and ranked(sources):
-        logger.info("%s gets a ranking head for %s", config.model, ", ".join(ranked(sources)))
+    if config.model is not None and "ranking" not in engine.config.heads and (names := ranking_sources(sources)):
+        logger.info("%s gets a ranking head for %s", config.model, ", ".join(names))
         engine = engine.with_head("ranking")
     check_heads(engine, sources, "this model")
     sources = with_known_answers(sources)
@@ -147,7 +147,7 @@ def _prepare(config: TrainConfig, specs: list[DataSpec]) -> _Prepared:
     in_batch = not engine.reads_jointly if config.in_batch is None else config.in_batch
     negatives = config.negatives if config.negatives is not None else (1 if in_batch else 4)
     if not in_batch and negatives < 1:
-        raise InputError("negatives is 0, but queries have lists of their own (in_batch); expected at least 1")
+        raise InputError("negatives is 0 without in_batch, so that lists hold no wrong document; expected at least 1")
     check_contrast(sources, config.batch_size, PartialState().num_processes, negatives)
     reader = _limited(engine, config)
     collator = Collator(
@@ -242,7 +242,7 @@ def _load_teacher(config: TrainConfig, sources: list[Source], label2id: dict[str
     engine = _limited(load_engine(checkpoint_path(config.teacher), device=PartialState().device), config)
     taught = [source for source in sources if source.task != "similarity"]
     if not taught:
-        raise DataError("a teacher was named, but all data are scored pairs, which teach by themselves")
+        raise DataError("a teacher was given, but all data are scored pairs, which do not use one; expected no teacher")
     check_heads(engine, taught, f"the teacher {config.teacher}")
     if any(source.task == "classification" for source in sources):
         found = engine.config.class_numbers
@@ -252,7 +252,7 @@ def _load_teacher(config: TrainConfig, sources: list[Source], label2id: dict[str
 
 
 def _record(config: TrainConfig, trainer: ObjectiveTrainer, specs: list[DataSpec], seconds: float) -> str:
-    """Return how the model was trained, as JSON; names alone, as paths are nobody's business."""
+    """Return how the model was trained, as JSON; with names instead of local paths."""
     settings = {
         entry.name: getattr(config, entry.name)
         for entry in dataclasses.fields(TrainConfig)
@@ -272,11 +272,11 @@ def _record(config: TrainConfig, trainer: ObjectiveTrainer, specs: list[DataSpec
         "versions": {name: version(name) for name in ("mixencoder", "torch", "transformers", "accelerate")},
         "log": trainer.state.log_history,
     }
-    return json.dumps(record, indent=2, default=_named) + "\n"
+    return json.dumps(record, indent=2, default=_as_json) + "\n"
 
 
-def _named(value: Any) -> Any:
-    """Name what JSON cannot hold."""
+def _as_json(value: Any) -> Any:
+    """Return a value that JSON cannot hold as its fields or a name, without local paths."""
     if isinstance(value, DataSpec):
-        return dataclasses.asdict(dataclasses.replace(value, source=_named(value.source)))
+        return dataclasses.asdict(dataclasses.replace(value, source=_as_json(value.source)))
     return value.name if isinstance(value, Path) else type(value).__name__

@@ -1,4 +1,4 @@
-"""transformers' Trainer with our batches, loss and rates, and with checkpoints that are whole or not there."""
+"""transformers' Trainer with this package's batches, loss and learning rates, and with crash-safe checkpoints."""
 
 import math
 import shutil
@@ -26,24 +26,24 @@ except ImportError as error:
 __all__ = ["ObjectiveTrainer", "PartialState", "TrainingArguments"]
 
 _SHOWN = 8
-"""Rows of a batch that a message names."""
+"""Most rows of a batch that a message names."""
 
 
 class ObjectiveTrainer(Trainer):
     """Trains any of the architectures on batches that each come from one source.
 
     Args:
-        sources: in the order of the dataset.
-        objective: from a batch to a loss.
+        sources: the data, in the order of the dataset.
+        objective: computes the loss of a batch.
         head_learning_rate: peak rate of everything on top of the backbone.
-        options: of transformers' Trainer.
+        options: arguments of transformers' Trainer.
     """
 
     def __init__(
         self, *, sources: list[Source], objective: Objective, head_learning_rate: float, **options: Any
     ) -> None:
         super().__init__(**options)
-        # the objective's losses are means over a batch, to be averaged over accumulated batches
+        # losses are means over a batch, so transformers must average them over accumulated batches
         self.model_accepts_loss_kwargs = False
         self.train_sources = sources
         self._objective = objective
@@ -86,19 +86,19 @@ class ObjectiveTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the loss of a batch, and the scores if asked for.
+        """Return the loss of a batch; with return_outputs also the scores.
 
         Raises:
-            NonFiniteError: it is NaN or infinite; the message names the step and the batch's rows.
+            NonFiniteError: the loss is NaN or infinite; the message names the step and the batch's rows.
         """
         loss, scores = self._objective(model, inputs)
         self._rows += inputs["where"]
         if not torch.isfinite(loss):
-            raise self._refusal(f"the loss is {loss.item()}", inputs["task"], inputs["where"])
+            raise self._non_finite(f"the loss is {loss.item()}", inputs["task"], inputs["where"])
         return (loss, scores) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
-        """Refuse a step by a gradient that is not finite, which would spoil every weight.
+        """Return the gradient's norm; raise if it is not finite, as the step would make all weights NaN.
 
         Raises:
             NonFiniteError: the message names the step and the rows of its batches.
@@ -106,21 +106,21 @@ class ObjectiveTrainer(Trainer):
         norm, rows = super()._get_grad_norm(model, grad_norm=grad_norm), self._rows
         self._rows = []
         if norm is not None and not math.isfinite(norm):
-            raise self._refusal(f"the gradient's norm is {float(norm)}", "its loss is finite", rows)
+            raise self._non_finite(f"the gradient's norm is {float(norm)}", "its loss is finite", rows)
         return norm
 
-    def _refusal(self, what: str, which: str, rows: list[str]) -> NonFiniteError:
+    def _non_finite(self, found: str, detail: str, rows: list[str]) -> NonFiniteError:
         shown = "; ".join(rows[:_SHOWN]) + (f"; and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else "")
         return NonFiniteError(
-            f"{what} at step {self.state.global_step} ({which}); the batch holds {shown}; nothing more is saved. "
+            f"{found} at step {self.state.global_step} ({detail}); the batch holds {shown}; nothing more is saved. "
             "A lower learning_rate, or float32 instead of bf16, may help"
         )
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Write a checkpoint, and remove the ones before once it is whole and on the disk.
+        """Write a checkpoint; remove the earlier ones once it is complete and on the disk.
 
         Raises:
-            CheckpointError: it cannot be written; the one before stays.
+            CheckpointError: it cannot be written; the one before it stays.
         """
         assert self.args.output_dir is not None, "TrainingArguments fills it in"
         folder = Path(self.args.output_dir)
@@ -131,7 +131,7 @@ class ObjectiveTrainer(Trainer):
             if self.args.should_save:
                 sync_files(written)
                 (written / COMPLETE).touch()
-                # the mark is on the disk before anything else goes
+                # the mark must be on the disk before earlier checkpoints are removed
                 sync_folder(written)
                 sync_folder(folder)
                 for other in checkpoints(folder):
@@ -139,6 +139,6 @@ class ObjectiveTrainer(Trainer):
                         shutil.rmtree(other)
         except (OSError, SafetensorError) as error:
             kept = last_checkpoint(folder)
-            left = f"{kept} is whole, and resume goes on from it" if kept else "there was none before it"
+            left = f"{kept} is complete, and resume continues from it" if kept else "there was none before it"
             raise CheckpointError(f"{written} cannot be written: {error}; {left}") from error
         self.accelerator.wait_for_everyone()

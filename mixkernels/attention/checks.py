@@ -1,4 +1,4 @@
-"""What callers get wrong in `candidate_attention`, found before any work, with found and expected in the message."""
+"""Argument checks of `candidate_attention`, made before any work; messages say what was found and expected."""
 
 import math
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ _INDICES = ("key_lengths", "candidate_ids", "candidate_offsets")
 
 
 def checked_call(*tensors: Tensor | None, context_scales: Sequence[Tensor | None] | None) -> Call:
-    """Return a call after all checks, under autocast with its floating tensors cast.
+    """Check all arguments and return them as a `Call`; under autocast the floating tensors are cast.
 
     Args:
         tensors: those of the call in the order of `Call`, without the scales.
@@ -61,7 +61,7 @@ def checked_call(*tensors: Tensor | None, context_scales: Sequence[Tensor | None
     call = Call._make((*tensors, *scales))
     check_tensors(call)
     kind = call.key.device.type
-    # PyTorch refuses to be asked about the device "meta"
+    # is_autocast_enabled raises for the device "meta"
     if kind != "meta" and torch.is_autocast_enabled(kind):
         call = _cast(call, torch.get_autocast_dtype(kind))
     check_dtypes(call)
@@ -80,11 +80,11 @@ def _cast(call: Call, dtype: torch.dtype) -> Call:
 
 
 def check_tensors(call: Call) -> None:
-    """Tensors where tensors must be, all on one device, own keys given in one way.
+    """Check that arguments are tensors on one device, and that own keys are given either as keys or as logits.
 
     Raises:
-        DtypeError: an argument is no tensor, or one is missing.
-        DeviceError: two devices.
+        DtypeError: an argument is not a tensor or is missing, or own keys are given both ways or not at all.
+        DeviceError: the tensors are on different devices.
     """
     for name, tensor in call._asdict().items():
         if tensor is None:
@@ -95,12 +95,12 @@ def check_tensors(call: Call) -> None:
         elif isinstance(call.key, Tensor) and tensor.device != call.key.device:
             raise DeviceError(f"{name} is on {tensor.device} but key is on {call.key.device}; move them to one device")
     if (call.context_key is None) == (call.own_logits is None):
-        found = "both are" if call.own_logits is not None else "context_key is None and neither is"
-        raise DtypeError(f"{found} given; expected either context_key or own_logits, which replaces it")
+        found = "both given" if call.own_logits is not None else "both None"
+        raise DtypeError(f"context_key and own_logits are {found}; expected one of them")
 
 
 def check_dtypes(call: Call) -> None:
-    """One floating dtype; int8 candidates with their scales.
+    """Check that floating inputs share one dtype, and that int8 candidates have their scales.
 
     Raises:
         DtypeError: as the message says.
@@ -126,12 +126,12 @@ def check_dtypes(call: Call) -> None:
             or (call.key_scale is None) != (call.context_key is None)
         ):
             raise DtypeError(
-                f"int8 candidates came with {', '.join(scales) or 'no scales'}; expected context_scales=(query, key, "
-                "value), key None together with context_key"
+                f"int8 candidates were given with {', '.join(scales) or 'no scales'}; expected context_scales=(query, "
+                "key, value), with key None if context_key is None"
             )
     elif scales:
         raise DtypeError(
-            f"context_scales belong to int8 candidates, but context_query has dtype {call.context_query.dtype}"
+            f"context_scales are only for int8 candidates, but context_query has dtype {call.context_query.dtype}"
         )
     for name in ("own_logits", *_SCALES):
         tensor, wide = getattr(call, name), torch.promote_types(dtype, torch.float32)
@@ -144,7 +144,7 @@ def check_dtypes(call: Call) -> None:
 
 
 def check_shapes(call: Call) -> None:
-    """Sizes agree, and no index leaves its range (on a GPU ranges are checked with MIXKERNELS_CHECKS=1 alone).
+    """Check that sizes agree and indices are in range (on a GPU, ranges only with MIXKERNELS_CHECKS=1).
 
     Raises:
         ShapeError: as the message says.
@@ -170,7 +170,7 @@ def check_shapes(call: Call) -> None:
     if len(lead) == 2 and call.candidate_offsets is None and call.candidate_ids is None and lead[0] != batch:
         raise ShapeError(
             f"context_query holds candidates of {lead[0]} queries, {tuple(query.shape)}, but key holds {batch}, "
-            f"{tuple(key.shape)}; pass a pool (N, k, H, D) if all queries meet the same candidates"
+            f"{tuple(key.shape)}; pass a pool (N, k, H, D) if all queries share the same candidates"
         )
     expected = {
         "value": key.shape,
@@ -190,13 +190,15 @@ def check_shapes(call: Call) -> None:
             )
     if call.key_lengths is not None:
         if call.key_lengths.shape != (batch,):
-            raise ShapeError(f"key_lengths has shape {tuple(call.key_lengths.shape)}; expected ({batch},), one a query")
+            raise ShapeError(
+                f"key_lengths has shape {tuple(call.key_lengths.shape)}; expected ({batch},), one per query"
+            )
         _check_range("key_lengths", call.key_lengths, 0, m, "the tokens of key")
     _check_form(call)
 
 
 def _check_form(call: Call) -> None:
-    """Ids and offsets fit each other, the candidates and the queries."""
+    """Check ids and offsets against each other, the candidates and the queries."""
     ids, offsets, query, batch = call.candidate_ids, call.candidate_offsets, call.context_query, call.key.shape[0]
     for name in ("candidate_ids", "candidate_offsets"):
         if getattr(call, name) is not None and query.dim() != 4:
@@ -207,7 +209,7 @@ def _check_form(call: Call) -> None:
     if ids is not None:
         if offsets is None and (ids.dim() != 2 or ids.shape[0] != batch):
             raise ShapeError(
-                f"candidate_ids has shape {tuple(ids.shape)}; expected ({batch}, n), a row a query, or (total,) "
+                f"candidate_ids has shape {tuple(ids.shape)}; expected ({batch}, n), one row per query, or (total,) "
                 "together with candidate_offsets"
             )
         if offsets is not None and ids.dim() != 1:
@@ -223,8 +225,8 @@ def _check_form(call: Call) -> None:
         if found[0] != 0 or found[-1] != total or any(a > b for a, b in pairwise(found)):
             shown = found if len(found) <= 8 else [*found[:4], "...", *found[-3:]]
             raise ShapeError(
-                f"candidate_offsets is {shown}; expected to start at 0, never to fall, and to end at {total}, the "
-                f"rows of {rows}"
+                f"candidate_offsets is {shown}; expected to start at 0, never to decrease, and to end at {total}, "
+                f"the rows of {rows}"
             )
 
 

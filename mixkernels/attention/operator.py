@@ -1,9 +1,9 @@
-"""The door to candidate attention: validation, the choice of a backend, the PyTorch operators and their autograd.
+"""The public operator `candidate_attention`: checks, choice of a backend, PyTorch registration and autograd.
 
-Everything a caller can get wrong is found here (`mixkernels.attention.checks`), before any work; backends trust what
-they are given. The operators ``torch.ops.mixkernels.candidate_attention`` and ``..._backward`` carry fake
-implementations and FLOP formulas, so that torch.compile, CUDA graphs and FlopCounterMode see through them; autograd
-stands outside, in one `torch.autograd.Function`. The reference is plain PyTorch and goes round both.
+All arguments are checked here, before any work (`mixkernels.attention.checks`); backends check nothing. The operators
+``torch.ops.mixkernels.candidate_attention`` and ``..._backward`` have fake implementations and FLOP formulas, so that
+torch.compile, CUDA graphs and FlopCounterMode support them; autograd is added outside, by one
+`torch.autograd.Function`. The reference is plain PyTorch and uses neither.
 """
 
 import math
@@ -20,7 +20,7 @@ from mixkernels.tensors import dense_rows, needs_grad
 
 
 class CandidateAttention(NamedTuple):
-    """Result of `candidate_attention`; the same four fields whatever was asked for."""
+    """Result of `candidate_attention`; it always has these four fields."""
 
     context: Tensor
     """(B, N, k, H, D), or (total, k, H, D) with offsets; dtype of the input."""
@@ -52,8 +52,8 @@ def candidate_attention(
     """Let every candidate's context embeddings and state attend to one query's tokens (docs/design.md, section 1).
 
     A context row attends to the query's m tokens and to its candidate's own k context embeddings under one softmax; a
-    state row attends to the query's tokens alone. Shared keys are never expanded over candidates, nor a pool over
-    queries, in either direction. Differentiable, once, in the six tensors of the first arguments and in own_logits.
+    state row attends only to the query's tokens. Shared keys are never expanded over candidates, nor a pool over
+    queries, forward or backward. Differentiable once in the first six arguments and in own_logits.
 
     Candidates come in one of five forms:
 
@@ -75,17 +75,18 @@ def candidate_attention(
         key, value: (B, m, H, D), m >= 1. Keys and values of the query's tokens, as the backbone's own layer projected
             them.
         key_lengths: (B,) integers in 0..m. Tokens beyond a query's length are ignored. None: all m are valid.
-        candidate_ids: integers, numbers of candidates in the pool, repeats allowed, in any order.
-        candidate_offsets: (B+1,) integers from 0 to total; query b owns rows offsets[b] to offsets[b+1].
+        candidate_ids: integers, the candidates' numbers in the pool, in any order; repeats are allowed.
+        candidate_offsets: (B+1,) integers from 0 to total; the candidates of query b are rows offsets[b] to
+            offsets[b+1].
         own_logits: (..., k, k, H) float32: logits of a candidate's context rows with its own keys, already scaled;
             dimensions are row, own key, head. They replace context_key.
         context_scales: (query, key, value), each (..., k, H) float32: int8 numbers times these are the candidates.
-            key is None together with context_key. For inference on Triton; elsewhere with gradients too.
+            key is None if context_key is. On Triton for inference only; other backends give gradients too.
         scale: factor of the dot products. None: 1 / sqrt(D).
         return_lse: also return the log-sum-exp of every row's logits.
-        backend: one of `BACKENDS`; None or "auto" takes the first that can run the call, the reference excepted.
+        backend: one of `BACKENDS`; None or "auto" takes the first that can run the call, never the reference.
 
-    Lengths, offsets and ids are range-checked on CPU; on a GPU, where that waits for the device, with
+    Lengths, offsets and ids are range-checked on CPU. On a GPU the check waits for the device, so it only runs with
     MIXKERNELS_CHECKS=1.
 
     Returns:
@@ -96,7 +97,7 @@ def candidate_attention(
     Raises:
         ShapeError: sizes that must agree do not, or an index is out of range.
         DtypeError: a dtype is not supported, or inputs do not share one, or an argument is missing.
-        DeviceError: the inputs lie on different devices.
+        DeviceError: the inputs are on different devices.
         BackendError: no backend can run this call; the message lists every backend with every reason.
     """
     call = checked_call(
@@ -135,7 +136,7 @@ def candidate_attention(
 
 
 def _dequantised(call: Call) -> Call:
-    """int8 candidates as floating ones, differentiable in their scales."""
+    """Return the call with int8 candidates as floating ones, differentiable in their scales."""
     if call.query_scale is None:
         return call
     scaled: dict[str, Any] = {}
@@ -221,7 +222,7 @@ def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _attention_flops(query_shape: Any, has_state: bool, key_shape: Any, ids_shape: Any, offsets_shape: Any) -> int:
-    """4 D for each row and shared key, and for each context row and own key: two products, two FLOPs a multiply-add."""
+    """4 D for each row and shared key, and for each context row and own key: two products, 2 FLOPs per multiply-add."""
     batch, m, heads, dim = key_shape
     k = query_shape[-3]
     if offsets_shape is not None:

@@ -1,6 +1,6 @@
-"""The formula of candidate attention, nothing else: the oracle of every other backend.
+"""The formula of candidate attention in plain PyTorch; every other backend is tested against it.
 
-Runs on any device, differentiates, and computes in float64 when given float64 (in float32 otherwise). Read it next to
+Runs on any device, is differentiable, and computes in float64 when given float64 (in float32 otherwise). Read it with
 docs/design.md, "Interaction layer". Called by `mixkernels.attention.operator` only, which has checked the inputs.
 """
 
@@ -26,36 +26,36 @@ _PER_CANDIDATE = (
 
 
 def candidate_attention(call: Call, *, scale: float) -> tuple[Tensor | None, ...]:
-    """Return context, state (None without a state query) and their log-sum-exps, whatever form candidates have."""
+    """Return context, state (None without a state query) and their log-sum-exps, for candidates in any form."""
     batch = call.key.shape[0]
     if call.candidate_offsets is None:
         lead = call.context_query.shape[:-3]
         if call.candidate_ids is not None:
             # (B, n, ...)
-            call = _candidates(call, lambda tensor: tensor[call.candidate_ids])
+            call = _change_candidates(call, lambda tensor: tensor[call.candidate_ids])
         elif len(lead) == 1:
-            call = _candidates(call, lambda tensor: tensor.expand(batch, *tensor.shape))
+            call = _change_candidates(call, lambda tensor: tensor.expand(batch, *tensor.shape))
         return _per_query(call, scale)
     # ragged: one query after the other
     offsets, parts = call.candidate_offsets.tolist(), []
     if call.candidate_ids is not None:
-        call = _candidates(call, lambda tensor: tensor[call.candidate_ids])
+        call = _change_candidates(call, lambda tensor: tensor[call.candidate_ids])
     if batch == 0:
-        parts.append(_per_query(_candidates(call, lambda tensor: tensor[None, :0][:0]), scale))
+        parts.append(_per_query(_change_candidates(call, lambda tensor: tensor[None, :0][:0]), scale))
     for query in range(batch):
-        own = slice(offsets[query], offsets[query + 1])
+        rows = slice(offsets[query], offsets[query + 1])
         this = slice(query, query + 1)
         lengths = None if call.key_lengths is None else call.key_lengths[this]
         one = call._replace(key=call.key[this], value=call.value[this], key_lengths=lengths)
-        parts.append(_per_query(_candidates(one, lambda tensor, own=own: tensor[own].unsqueeze(0)), scale))
+        parts.append(_per_query(_change_candidates(one, lambda tensor, rows=rows: tensor[rows].unsqueeze(0)), scale))
     return tuple(
         None if some[0] is None else torch.cat([part.flatten(0, 1) for part in some])
         for some in zip(*parts, strict=True)
     )
 
 
-def _candidates(call: Call, change: Callable[[Tensor], Tensor]) -> Call:
-    """The call with every tensor that has a row a candidate changed."""
+def _change_candidates(call: Call, change: Callable[[Tensor], Tensor]) -> Call:
+    """Return the call with `change` applied to every tensor that has one row per candidate."""
     changed = {name: change(tensor) for name in _PER_CANDIDATE if (tensor := getattr(call, name)) is not None}
     return call._replace(**changed)
 
@@ -74,7 +74,7 @@ def _per_query(call: Call, scale: float) -> Results:
     v_own = widened(call.context_value, call.value_scale)
     # (B, m, H, D)
     k, v = call.key.to(dtype), call.value.to(dtype)
-    # (B, m): which tokens exist
+    # (B, m): which tokens are valid
     valid = torch.ones(batch, m, dtype=torch.bool, device=k.device)
     if call.key_lengths is not None:
         valid = torch.arange(m, device=k.device) < call.key_lengths[:, None]
@@ -97,9 +97,9 @@ def _per_query(call: Call, scale: float) -> Results:
         return context.to(out_dtype), None, context_lse, None
 
     # (B, N, H, m): the state has no key of its own, so a query without tokens leaves it nothing to attend to
-    some = valid.any(dim=-1)[:, None, None]
+    has_tokens = valid.any(dim=-1)[:, None, None]
     scores = torch.einsum("bnhd,bmhd->bnhm", call.state_query.to(dtype), k) * scale
     scores = scores.masked_fill(~valid[:, None, None, :], torch.finfo(dtype).min)
-    state = torch.einsum("bnhm,bmhd->bnhd", scores.softmax(dim=-1) * some[..., None], v)
-    state_lse = scores.logsumexp(dim=-1).masked_fill(~some, -torch.inf)
+    state = torch.einsum("bnhm,bmhd->bnhd", scores.softmax(dim=-1) * has_tokens[..., None], v)
+    state_lse = scores.logsumexp(dim=-1).masked_fill(~has_tokens, -torch.inf)
     return context.to(out_dtype), state.to(out_dtype), context_lse, state_lse

@@ -3,7 +3,7 @@
 With P = exp(S - lse) over shared and own keys, dP = dO V^T and delta = rowsum(dO * O) - dlse:
 dS = P * (dP - delta), dQ = scale dS K, dK = scale dS^T Q, dV = P^T dO. P is computed again for one query and a slab of
 candidates at a time, so it stays in cache and nothing is expanded: a pool's gradient is summed over the queries as it
-arises, the shared keys' over the candidates.
+is computed, the shared keys' over the candidates.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mixkernels.attention.checks import Call
-from mixkernels.attention.torch_slabs import Slab, add, put, slabs, take
+from mixkernels.attention.torch_slabs import Slab, add, result_view, slabs, take
 
 _SLAB_LOGITS = {"cpu": 2**20, "cuda": 2**25}
 """Shared logits of a slab."""
@@ -26,11 +26,11 @@ def candidate_attention_backward(
     """Return the gradients of context_query, context_key, context_value, state_query, key, value and own_logits.
 
     Args:
-        grads: of context, state, context_lse and state_lse; None where there is none.
+        grads: of context, state, context_lse and state_lse; None for an output without a gradient.
         results: context, state, context_lse and state_lse.
         call: the call; its candidates are floating.
         scale: of the forward pass.
-        for_shared: whether the gradients of key and value are wanted; None otherwise.
+        for_shared: whether to compute the gradients of key and value; otherwise they are None.
     """
     key = call.key
     dtype = torch.promote_types(key.dtype, torch.float32)
@@ -38,20 +38,20 @@ def candidate_attention_backward(
     gradients = {name: tensor.new_zeros(tensor.shape, dtype=dtype) for name, tensor in inputs.items()}
     rows = call.context_query.shape[-3] + (call.state_query is not None)
     limit = _SLAB_LOGITS.get(key.device.type, 2**25)
-    a_candidate = key.shape[2] * key.shape[1] * rows
-    # a pool's slab meets some queries after the others; any other slab belongs to one query
+    logits_per_candidate = key.shape[2] * key.shape[1] * rows
+    # a pool's slab is used by all queries, a group at a time; any other slab belongs to one query
     pool = call.context_query.dim() == 4 and call.candidate_ids is None and call.candidate_offsets is None
-    for slab in slabs(call, limit // a_candidate, queries=key.shape[0] if pool else 1):
+    for slab in slabs(call, limit // logits_per_candidate, queries=key.shape[0] if pool else 1):
         part = take(call, slab, dtype)
         candidates = _Candidates(part, scale)
-        together = max(limit // (a_candidate * candidates.n), 1)
-        for start in range(0, part.key.shape[0], together):
-            group = slice(start, start + together)
+        group_size = max(limit // (logits_per_candidate * candidates.n), 1)
+        for start in range(0, part.key.shape[0], group_size):
+            group = slice(start, start + group_size)
             lengths = None if part.key_lengths is None else part.key_lengths[group]
             outputs = _outputs(call, grads, results, slab, group, dtype)
             queries = slice(slab.queries.start + start, slab.queries.start + start + len(part.key[group]))
             shared = (gradients["key"][queries], gradients["value"][queries])
-            candidates.meet(outputs, part.key[group], part.value[group], lengths, shared)
+            candidates.add_queries(outputs, part.key[group], part.value[group], lengths, shared)
         for name, gradient in candidates.gradients().items():
             add(call, gradients[name], gradient.unsqueeze(0), slab)
     if not for_shared:
@@ -60,7 +60,7 @@ def candidate_attention_backward(
 
 
 class _Outputs(NamedTuple):
-    """What n candidates and b queries gave, and its gradients: (b, n, k, H, ...) and (b, n, H, ...)."""
+    """Outputs for n candidates and b queries, and their gradients: (b, n, k, H, ...) and (b, n, H, ...)."""
 
     grad_context: Tensor
     grad_state: Tensor | None
@@ -73,17 +73,17 @@ class _Outputs(NamedTuple):
 def _outputs(
     call: Call, grads: list[Tensor | None], results: list[Tensor], slab: Slab, group: slice, dtype: torch.dtype
 ) -> _Outputs:
-    def own(tensor: Tensor) -> Tensor:
-        return put(call, tensor, slab)[group].to(dtype)
+    def part(tensor: Tensor) -> Tensor:
+        return result_view(call, tensor, slab)[group].to(dtype)
 
-    given = [None if grad is None else own(grad) for grad in grads]
-    grad_context, context_delta = _delta(given[0], own(results[0]), given[2])
-    context_lse = own(results[2])
+    given = [None if grad is None else part(grad) for grad in grads]
+    grad_context, context_delta = _delta(given[0], part(results[0]), given[2])
+    context_lse = part(results[2])
     if call.state_query is None:
         return _Outputs(grad_context, None, context_delta, None, context_lse, None)
-    grad_state, state_delta = _delta(given[1], own(results[1]), given[3])
-    state_lse = own(results[3])
-    # a row without any key: its P meets zero keys alone, and has to be finite
+    grad_state, state_delta = _delta(given[1], part(results[1]), given[3])
+    state_lse = part(results[3])
+    # a row without any key: its P is multiplied by zero keys, but must be finite
     state_lse = state_lse.masked_fill(state_lse == -torch.inf, 0.0)
     return _Outputs(grad_context, grad_state, context_delta, state_delta, context_lse, state_lse)
 
@@ -102,10 +102,10 @@ def _joined(of_contexts: Tensor, of_states: Tensor | None) -> Tensor:
 
 
 class _Candidates:
-    """A slab of n candidates that meets queries, and the candidates' gradients, summed over those queries.
+    """A slab of n candidates and their gradients, summed over the queries that were added.
 
-    Own keys are worked off one after the other, elementwise over candidates: k is small, and products of single
-    candidates are slower. Their logits do not depend on the query, so dQ and dK of own keys need the sum of dS alone.
+    Own keys are processed one by one, elementwise over candidates: k is small, and matrix products of single candidates
+    are slower. Their logits do not depend on the query, so dQ and dK of own keys need only the sum of dS.
     """
 
     def __init__(self, part: Call, scale: float) -> None:
@@ -114,7 +114,7 @@ class _Candidates:
         self.key = None if part.context_key is None else part.context_key[0]
         self.n, self.k = self.query.shape[:2]
         self.has_state = part.state_query is not None
-        # all rows that meet the shared keys, times scale: (H, R, D)
+        # all rows that attend to the shared keys, times scale: (H, R, D)
         self.rows = _joined(part.context_query, part.state_query)[0].transpose(0, 1).contiguous() * scale
         # (n, k, k, H): every context row with every own key
         if part.own_logits is not None:
@@ -127,28 +127,28 @@ class _Candidates:
         self.grad_value = torch.zeros_like(self.value)
         self.grad_own_logits = torch.zeros_like(self.own_logits)
 
-    def meet(
+    def add_queries(
         self, outputs: _Outputs, key: Tensor, value: Tensor, lengths: Tensor | None, shared: tuple[Tensor, Tensor]
     ) -> None:
-        """Add the part of b queries (b, m, H, D) to the candidates' gradients and to shared, those of key and value."""
-        self._meet_own(outputs)
+        """Add the share of b queries (b, m, H, D) to the candidates' gradients and to `shared`, key's and value's."""
+        self._add_own_keys(outputs)
         queries, m, heads, dim = key.shape
         absent = None
         if lengths is not None:
-            # a zero key adds nothing to dQ; what it gets itself is zeroed below
+            # a zero key adds nothing to dQ; its own gradient is zeroed below
             absent = (torch.arange(m, device=key.device) >= lengths[:, None])[:, :, None, None]
             key = key.masked_fill(absent, 0.0)
         # (b, R, H, ...)
         grad = _joined(outputs.grad_context, outputs.grad_state)
         lse = _joined(outputs.context_lse, outputs.state_lse)
         delta = _joined(outputs.context_delta, outputs.state_delta)
-        # (H, b m, D) and (H, R, b, m): the rows meet the keys of all queries in one product
+        # (H, b m, D) and (H, R, b, m): one product of the rows with the keys of all queries
         keys = key.permute(2, 0, 1, 3).reshape(heads, queries * m, dim)
         probs = torch.bmm(self.rows, keys.transpose(1, 2)).view(heads, -1, queries, m)
         probs = probs.sub_(lse.permute(2, 1, 0).unsqueeze(-1)).exp_()
         grad_scores = torch.empty_like(probs)
         of_value = value.new_empty(queries, heads, m, dim)
-        # a query after the other: (H, R, D), (H, R, 1), (H, R, m), (H, D, m), (H, m, D)
+        # query by query: (H, R, D), (H, R, 1), (H, R, m), (H, D, m), (H, m, D)
         by_query = (grad.transpose(1, 2), delta.transpose(1, 2).unsqueeze(-1), value.permute(0, 2, 3, 1), of_value)
         by_query = (*(t.unbind(0) for t in by_query), probs.unbind(2), grad_scores.unbind(2))
         for b_grad, b_delta, b_value, b_of_value, b_probs, b_grad_scores in zip(*by_query, strict=True):
@@ -161,7 +161,7 @@ class _Candidates:
         shared[0].add_(of_key if absent is None else of_key.masked_fill_(absent, 0.0))
         shared[1].add_(of_value if absent is None else of_value.masked_fill_(absent, 0.0))
 
-    def _meet_own(self, outputs: _Outputs) -> None:
+    def _add_own_keys(self, outputs: _Outputs) -> None:
         for this in range(self.k):
             # (b, n, k, H): context rows with own key `this`
             probs = (self.own_logits[:, :, this] - outputs.context_lse).exp_()

@@ -1,11 +1,11 @@
-"""Candidate attention without Triton: CPU first, any device. `operator` calls it and has checked the inputs.
+"""Candidate attention without Triton: tuned for CPU, runs on any device. `operator` calls it and checks the inputs.
 
 Shared keys are read once for all candidates of a query (one product of their rows, never expanded), own keys are
 handled apart, and the two softmaxes are merged by their log-sum-exps. On a CPU the shared part is PyTorch's own flash
-kernel, which hands out the log-sum-exp and never writes the scores; elsewhere plain products.
+kernel, which returns the log-sum-exp and never stores the scores; elsewhere it is matrix products and a softmax.
 
-Candidates are worked off in slabs, so that what is written and read again stays near and gathered candidates are never
-copied as a whole. Autograd stands outside, so everything may be changed in place.
+Candidates are processed in slabs, so that intermediates stay in cache and gathered candidates are never copied all at
+once. Autograd is outside (`operator`), so intermediates may be changed in place.
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mixkernels.attention.checks import Call
 from mixkernels.attention.torch_backward import candidate_attention_backward
-from mixkernels.attention.torch_slabs import put, slabs, take
+from mixkernels.attention.torch_slabs import result_view, slabs, take
 from mixkernels.devices import multiplies_natively
 
 __all__ = ["candidate_attention", "candidate_attention_backward"]
@@ -46,12 +46,12 @@ def candidate_attention(call: Call, *, scale: float, return_lse: bool) -> Result
     state_lse = key.new_empty(*lead, heads, dtype=lse_dtype) if return_lse and has_state else None
     results = (context, state, context_lse, state_lse)
     for slab in parts:
-        out = put(call, context, slab) if dtype == key.dtype else None
+        out = result_view(call, context, slab) if dtype == key.dtype else None
         for whole, part in zip(
             results, _attend(take(call, slab, dtype), scale, return_lse=return_lse, out=out), strict=True
         ):
             if whole is not None and part is not None and part is not out:
-                put(call, whole, slab).copy_(part)
+                result_view(call, whole, slab).copy_(part)
     return results
 
 
@@ -60,7 +60,7 @@ def _attend(call: Call, scale: float, *, return_lse: bool, out: Tensor | None = 
     batch = call.key.shape[0]
     on_cpu = call.key.device.type == "cpu"
     attend_shared = _attend_shared_flash if on_cpu else _attend_shared_products
-    # own keys first: their intermediate is freed before the outputs need memory of its size, which is then warm
+    # own keys first: the outputs then reuse the memory of their freed intermediate, which is still in cache
     own, own_lse = _attend_own(call, scale, on_cpu=on_cpu)
     rows = call.context_query.flatten(1, 2)
     shared, shared_lse = attend_shared(rows, call.key, call.value, call.key_lengths, scale)
@@ -88,7 +88,7 @@ def _attend_shared_flash(
     mask = None
     if key_lengths is not None:
         invalid = torch.arange(m) >= key_lengths[:, None]
-        # additive and finite, so that a query without tokens gives numbers, which are replaced below
+        # additive and finite: a query without tokens then gives finite numbers, which are replaced below
         mask = torch.zeros(batch, 1, 1, m, dtype=key.dtype).masked_fill_(
             invalid[:, None, None, :], torch.finfo(key.dtype).min
         )
@@ -111,7 +111,7 @@ def _attend_shared_products(
     batch, m = key.shape[:2]
     dtype = torch.promote_types(key.dtype, torch.float32)
     if rows.shape[0] == 1:
-        # rows that all queries meet: one product with the keys of all queries, (H, R, D) x (H, D, B m)
+        # all queries share the rows: one product with the keys of all queries, (H, R, D) x (H, D, B m)
         scores = torch.matmul(rows[0].transpose(0, 1), key.permute(2, 3, 0, 1).flatten(2))
         scores = scores.unflatten(-1, (batch, m)).permute(2, 0, 1, 3)
     else:
@@ -124,9 +124,9 @@ def _attend_shared_products(
     lse = scores.logsumexp(dim=-1)
     probs = scores.sub_(lse.unsqueeze(-1)).exp_()
     if key_lengths is not None:
-        some = (key_lengths > 0)[:, None, None]
-        probs *= some.unsqueeze(-1)
-        lse = lse.masked_fill(~some, -torch.inf)
+        has_tokens = (key_lengths > 0)[:, None, None]
+        probs *= has_tokens.unsqueeze(-1)
+        lse = lse.masked_fill(~has_tokens, -torch.inf)
     out = torch.matmul(probs.to(value.dtype), value.transpose(1, 2))
     return out.transpose(1, 2).contiguous(), lse.transpose(1, 2).contiguous()
 
@@ -155,37 +155,36 @@ def _attend_own(call: Call, scale: float, *, on_cpu: bool) -> tuple[Tensor, Tens
 
 
 _OWN_BLOCK_ROWS = 24
-"""Most rows of a block of `_attend_own_flash`. Products of single candidates, k x k, are dominated by their own
-overhead; blocks of 16 to 24 rows of a power of two of candidates measured fastest for k = 2, 3 and 4, although they
-compute what the mask then hides."""
+"""Most rows of a block of `_attend_own_flash`. k x k products of single candidates are mostly overhead; blocks of 16 to
+24 rows, of a power of two of candidates, measured fastest for k = 2, 3 and 4, although part of their work is masked."""
 
 
 def _attend_own_flash(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """`_attend_own` in blocks of a few candidates under a block-diagonal mask.
 
-    A block's size depends on k alone, and a candidate takes a power of two of its columns. The softmax sums a row by
-    vectors of 8 or 16 columns, then across the vector by halves: only so do a candidate's k terms meet in the same
-    order wherever it stands.
+    A block's size depends only on k, and each candidate gets a power of two of its columns. The softmax sums a row by
+    vectors of 8 or 16 columns, then across the vector by halves: with this layout a candidate's k terms are added in
+    the same order at every position in the block.
     """
     k, heads, dim = query.shape[-3:]
-    together = 1 << (_OWN_BLOCK_ROWS // k).bit_length() - 1
-    # MKL's tiles have six rows with AVX2 on Intel, and two that are left over round otherwise
-    while together > 1 and together * k % 6 == 2:
-        together //= 2
-    width = k if together == 1 else 1 << (k - 1).bit_length()
+    per_block = 1 << (_OWN_BLOCK_ROWS // k).bit_length() - 1
+    # MKL's tiles have six rows with AVX2 on Intel, and it rounds a remainder of two rows differently
+    while per_block > 1 and per_block * k % 6 == 2:
+        per_block //= 2
+    width = k if per_block == 1 else 1 << (k - 1).bit_length()
     candidates = query.shape[:-3].numel()
-    missing = -candidates % together
+    missing = -candidates % per_block
 
     def blocks(rows: Tensor, columns: int) -> Tensor:
         rows = rows.reshape(candidates, k, heads, dim)
         if missing or columns > k:
             rows = F.pad(rows, (0, 0, 0, 0, 0, columns - k, 0, missing))
-        return rows.view(-1, together * columns, heads, dim).transpose(1, 2)
+        return rows.view(-1, per_block * columns, heads, dim).transpose(1, 2)
 
-    column = torch.arange(together * width)
-    row_of = torch.arange(together).repeat_interleave(k)
-    mask = torch.zeros(1, 1, together * k, together * width, dtype=query.dtype)
-    mask.masked_fill_((row_of[:, None] != column // width) | (column % width >= k), -torch.inf)
+    column = torch.arange(per_block * width)
+    candidate_of_row = torch.arange(per_block).repeat_interleave(k)
+    mask = torch.zeros(1, 1, per_block * k, per_block * width, dtype=query.dtype)
+    mask.masked_fill_((candidate_of_row[:, None] != column // width) | (column % width >= k), -torch.inf)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         blocks(query, k), blocks(key, width), blocks(value, width), attn_mask=mask, scale=scale
     )

@@ -1,4 +1,4 @@
-"""What a call of candidate attention becomes at a launch: strides, constants, grid and the launch's own description."""
+"""Launch arguments of the attention kernels: strides, constants, number of tiles, and metadata for profilers."""
 
 from typing import Any
 
@@ -12,18 +12,18 @@ STRIDE_NAMES = (
     *("cq_b", "cq_n", "cq_c", "cq_h", "ck_b", "ck_n", "ck_c", "ck_h", "cv_b", "cv_n", "cv_c", "cv_h"),
     *("sq_b", "sq_n", "sq_h", "k_b", "k_m", "k_h", "v_b", "v_m", "v_h", "ol_b", "ol_n", "ol_r", "ol_c", "ol_h"),
 )
-"""Order of `strides_of`, and of the kernels' arguments: tensor, then b query, n candidate, c context embedding, m
-token, h head; ol are the own logits with r row and c own key."""
+"""Names of the strides in the order of `strides_of` and of the kernels' arguments: tensor, then b query, n candidate, c
+context embedding, m token, h head; ol are the own logits with r row and c own key."""
 
 
 def dense(call: Call) -> Call:
-    """The call with its index tensors and scales contiguous, as the kernels read them."""
+    """Return the call with its index tensors and scales contiguous, as the kernels read them."""
     names = ("key_lengths", "candidate_ids", "candidate_offsets", "query_scale", "key_scale", "value_scale")
     return call._replace(**{name: t.contiguous() for name in names if (t := getattr(call, name)) is not None})
 
 
 def strides_of(call: Call) -> tuple[int, ...]:
-    """Strides in elements in the order of `STRIDE_NAMES`; a pool repeats for every query, which is a stride of 0."""
+    """Strides in elements in the order of `STRIDE_NAMES`; a pool has stride 0 over queries."""
     pool = call.context_query.dim() == 4
     strides: list[int] = []
     for tensor, count in (
@@ -34,7 +34,7 @@ def strides_of(call: Call) -> tuple[int, ...]:
     ):
         strides += _per_candidate(tensor, count, pool=pool)
     strides += [*call.key.stride()[:3], *call.value.stride()[:3]]
-    # own logits keep their last dimension, the head
+    # of own logits the last dimension, the head, has a stride too
     logits = call.own_logits
     strides += [0] * 5 if logits is None else [*([0] if pool else []), *logits.stride()]
     return tuple(strides)
@@ -47,7 +47,7 @@ def _per_candidate(tensor: Tensor | None, count: int, *, pool: bool) -> list[int
 
 
 def constants_of(call: Call) -> dict[str, Any]:
-    """Constexpr arguments that the form of a call decides."""
+    """Constexpr arguments that follow from the shapes and the form of a call."""
     return {
         "H": call.key.shape[2],
         "K": call.context_query.shape[-3],
@@ -62,7 +62,7 @@ def constants_of(call: Call) -> dict[str, Any]:
 
 
 def num_tiles(call: Call, candidates: int) -> int:
-    """Tiles of so many candidates for all queries; ragged rows take one more a query (see `tiles.locate_query`)."""
+    """Tiles of `candidates` for all queries; ragged rows take one more per query (see `triton_tiles.locate_query`)."""
     batch = call.key.shape[0]
     if call.candidate_offsets is not None:
         return call.lead[0] // candidates + batch
@@ -70,7 +70,7 @@ def num_tiles(call: Call, candidates: int) -> int:
 
 
 def forward_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
-    """Name, FLOPs and bytes of a launch, so that Triton's profiler prints rates and fractions by itself."""
+    """Name, FLOPs and bytes of a launch, so that Triton's profiler can print rates and fractions."""
     cost = _forward_cost(args, args["context_ptr"])
     return _described(metadata, args, flops=cost.flops, size=cost.bytes)
 

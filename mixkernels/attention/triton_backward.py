@@ -31,7 +31,7 @@ from mixkernels.triton_common.runtime import INTERPRET, device_of
 from mixkernels.triton_common.variant import KernelVariant
 
 _PROGRAMS = 512
-"""Programs that fill a large GPU; sums are split over more programs until there are so many."""
+"""Programs that fill a large GPU; sums are split over programs up to this number."""
 
 
 def candidate_attention_backward(
@@ -40,36 +40,36 @@ def candidate_attention_backward(
     """Return the gradients of context_query, context_key, context_value, state_query, key, value and own_logits.
 
     Args:
-        grads: of context, state, context_lse and state_lse; None where there is none.
+        grads: of context, state, context_lse and state_lse; None for an output without a gradient.
         results: context, state, context_lse and state_lse.
         call: the call; its candidates are floating.
         scale: of the forward pass.
-        for_shared: whether the gradients of key and value are wanted; None otherwise.
+        for_shared: whether to compute the gradients of key and value; otherwise they are None.
     """
     call = dense(call)
     key = call.key
     deltas = [torch.empty_like(lse) for lse in results[2:]]
-    grads = _given(grads, results, has_state=call.state_query is not None)
+    grads = _filled_grads(grads, results, has_state=call.state_query is not None)
     with device_of(key):
         by_candidate = _candidates_backward(grads, results, deltas, call, scale)
         shared = _shared_backward(grads, results, deltas, call, scale) if for_shared else (None, None)
     return (*by_candidate[:4], *shared, by_candidate[4])
 
 
-def _given(grads: list[Tensor | None], results: list[Tensor], *, has_state: bool) -> list[Tensor | None]:
-    """Gradients of outputs, contiguous; absent ones zero. Those of the log-sum-exps are both there or both absent."""
+def _filled_grads(grads: list[Tensor | None], results: list[Tensor], *, has_state: bool) -> list[Tensor | None]:
+    """Contiguous gradients of the outputs, zeros for missing ones; of the log-sum-exps all are given or none is."""
     with_lse = any(grad is not None for grad in grads[2:])
     wanted = [True, has_state, with_lse, with_lse and has_state]
 
-    def given(grad: Tensor | None, result: Tensor) -> Tensor:
+    def filled(grad: Tensor | None, result: Tensor) -> Tensor:
         return torch.zeros_like(result) if grad is None else grad.contiguous()
 
     every = zip(grads, results, wanted, strict=True)
-    return [given(grad, result) if want else None for grad, result, want in every]
+    return [filled(grad, result) if want else None for grad, result, want in every]
 
 
 def _pointers(tensors: tuple[Tensor | None, ...], stand_in: Tensor) -> list[Tensor]:
-    # absent tensors are never read: any pointer does
+    # absent tensors are never read, so any pointer will do
     return [stand_in if tensor is None or tensor.numel() == 0 else tensor for tensor in tensors]
 
 
@@ -92,7 +92,7 @@ def _candidates_backward(
             tiles //= key.shape[0]
             splits = max(min(_PROGRAMS // (tiles * heads), key.shape[0]), 1)
             rows = (splits, lead[1])
-        # the interpreter truncates where a GPU rounds: PyTorch rounds
+        # the interpreter truncates where a GPU rounds, so PyTorch rounds there
         wide = splits > 1 or INTERPRET
         outputs[:] = [
             None if t is None else t.new_empty(*rows, *t.shape[-(dims):], dtype=torch.float32 if wide else t.dtype)
@@ -119,13 +119,13 @@ def _candidates_backward(
         outputs = [None if t is None else torch.zeros_like(t) for t in inputs]
         return outputs
     return [
-        None if output is None else _gathered_back(output, tensor, call, pool=pool)
+        None if output is None else _sum_parts(output, tensor, call, pool=pool)
         for output, tensor in zip(outputs, inputs, strict=True)
     ]
 
 
-def _gathered_back(gradient: Tensor, tensor: Tensor, call: Call, *, pool: bool) -> Tensor:
-    """Sum of a gradient's parts: over splits for a pool, over repeats of a candidate for ids."""
+def _sum_parts(gradient: Tensor, tensor: Tensor, call: Call, *, pool: bool) -> Tensor:
+    """Sum the parts of a gradient: over splits for a pool, over repeats of a candidate for ids."""
     if pool:
         return gradient.sum(dim=0).to(tensor.dtype) if gradient.shape[0] > 1 else gradient[0].to(tensor.dtype)
     if call.candidate_ids is None:
@@ -160,7 +160,7 @@ def _shared_backward(
             make(sizes, dtype=torch.float32 if wide or atomic else key.dtype, device=key.device) for _ in range(2)
         ]
         constants = constants_of(call)
-        # own keys have no part in the shared keys' gradients
+        # own keys do not affect the shared keys' gradients
         del constants["HAS_OWN_LOGITS"]
         strides = strides_of(call)
         candidate_attention_bwd_shared_kernel[(blocks * splits,)](

@@ -1,8 +1,9 @@
-"""The two backward kernels of candidate attention; `attention_backward` launches them and has the formulas.
+"""The two backward kernels of candidate attention; `triton_backward` launches them and has the formulas.
 
-The candidates' kernel owns a tile of candidates and a head, walks a pool's queries and writes delta; own keys of K > 1
-are one more block of keys, the tile itself, under a block-diagonal mask. The shared keys' kernel owns a block of keys
-of one query and head and walks the tiles. Tile arithmetic: mixkernels/attention/triton_tiles.py.
+A program of the candidates' kernel has a tile of candidates and a head, loops over a pool's queries and writes delta;
+with K > 1 own keys are one more block of keys, the tile itself, under a block-diagonal mask. A program of the shared
+keys' kernel has a block of keys of one query and head and loops over the tiles of candidates. Tile arithmetic:
+mixkernels/attention/triton_tiles.py.
 """
 
 import triton
@@ -108,7 +109,7 @@ def candidate_attention_bwd_candidates_kernel(
     SLOTS: tl.constexpr = K + 1 if HAS_STATE else K
     CANDIDATES: tl.constexpr = BLOCK_M // SLOTS
 
-    # a pool's program walks queries i_split, i_split + splits, ...; any other program has one query
+    # a pool's program loops over queries i_split, i_split + splits, ...; any other program has one query
     i_program = tl.program_id(0).to(tl.int64)
     i_head = i_program % H
     i_tile = i_program // H
@@ -141,7 +142,7 @@ def candidate_attention_bwd_candidates_kernel(
     scale = tl.cast(scale, tl.float32)
     scale_log2 = scale * LOG2E
 
-    # candidates that are not a pool have strides of their query
+    # candidates that are not a pool may have a stride over queries
     o_query = i_first
     if POOL:
         o_query = tl.zeros([], tl.int64)
@@ -158,7 +159,7 @@ def candidate_attention_bwd_candidates_kernel(
     )
     p_v_own = context_value_ptr + o_query * cv_b + i_head * cv_h + o_source * cv_n + o_slot * cv_c
     b_v_own = tl.load(p_v_own[:, None] + o_d[None, :], mask=m_context[:, None], other=0.0)
-    # own logits: [BLOCK_M] at K = 1, where a row's own key stands in the same row; otherwise [BLOCK_M, BLOCK_M],
+    # own logits: [BLOCK_M] at K = 1, where a row's own key is in the same row; otherwise [BLOCK_M, BLOCK_M],
     # context rows with the context keys of their candidate, which are rows of the same tile
     o_row = tl.arange(0, BLOCK_M)
     m_own = ((o_row // SLOTS)[:, None] == (o_row // SLOTS)[None, :]) & m_context[:, None] & m_context[None, :]
@@ -347,7 +348,7 @@ def candidate_attention_bwd_shared_kernel(
     b_dk = tl.zeros([BLOCK_N, D], tl.float32)
     b_dv = tl.zeros([BLOCK_N, D], tl.float32)
 
-    # a block of padding alone has nothing to walk
+    # a block that is only padding loops over no tile
     i_last = tl.where(i_n < length, tl.cdiv(stop - start, CANDIDATES), 0)
     for i_block in range(i_split, i_last, splits):
         o_out, o_source, o_slot, m_row = locate_candidates(

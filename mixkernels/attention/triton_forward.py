@@ -1,9 +1,9 @@
 """The fused forward kernel of `mixkernels.candidate_attention` and its launch.
 
-A program serves a tile of candidates (mixkernels/attention/triton_tiles.py), of one head and query: their context rows,
-and their state rows as a tile of its own. Own keys seed the running softmax in registers, then the query's tokens
-stream past in blocks of BLOCK_N. Where the query is short (RESIDENT) it is the other way round: its keys and values
-stay, and tiles of candidates stream past, each on its way while the one before is computed. Nothing but the outputs is
+A program computes one tile of candidates (mixkernels/attention/triton_tiles.py) for one head and query: their context
+rows, and their state rows as a second tile. Own keys initialise the running softmax in registers, then the query's
+tokens are read in blocks of BLOCK_N. For a short query (RESIDENT) a program loops the other way: it loads keys and
+values once and computes many tiles of candidates, each loaded while the one before is computed. Only outputs are
 written.
 """
 
@@ -37,18 +37,18 @@ from mixkernels.triton_common.runtime import device_of, empty_output
 from mixkernels.triton_common.variant import KernelVariant
 
 _PROGRAMS = 4
-"""Programs of resident tiles a multiprocessor."""
+"""Programs per multiprocessor for a resident query."""
 
 
 @triton.jit
 def _finite(b_m):
-    # rows that have met no key keep -inf; 0 stands in so that no -inf - -inf arises
+    # rows without any key yet have -inf; 0 replaces it, because -inf - -inf is NaN
     return tl.where(b_m == float("-inf"), 0.0, b_m)
 
 
 @triton.jit
 def _softmax_seed(b_s, b_v, b_m, b_l, b_o, m_row):
-    # one more own key per row: online softmax in base 2, elementwise, as rows differ in their key
+    # one more own key per row: online softmax in base 2, elementwise, because each row has another key
     b_s = tl.where(m_row, b_s, float("-inf"))
     b_m_new = tl.maximum(b_m, b_s)
     b_shift = _finite(b_m_new)
@@ -161,7 +161,7 @@ def candidate_attention_fwd_kernel(
 ):
     CANDIDATES: tl.constexpr = BLOCK_M // K
 
-    # heads fastest, so that neighbouring programs share lines
+    # heads vary fastest, so that neighbouring programs share cache lines
     i_program = tl.program_id(0).to(tl.int64)
     i_head = i_program % H
     i_tile = i_program // H
@@ -185,7 +185,7 @@ def candidate_attention_fwd_kernel(
     p_k = key_ptr + i_batch * k_b + i_head * k_h + o_d[:, None]
     p_v = value_ptr + i_batch * v_b + i_head * v_h + o_d[None, :]
     if RESIDENT:
-        # a short query stays on the chip while tiles of candidates stream past
+        # keys and values stay on the chip for all tiles of candidates below
         m_n = o_n < length
         b_k = tl.load(p_k + (o_n.to(tl.int64) * k_m)[None, :], mask=m_n[None, :], other=0.0)
         b_v = tl.load(p_v + (o_n.to(tl.int64) * v_m)[:, None], mask=m_n[:, None], other=0.0)
@@ -197,7 +197,7 @@ def candidate_attention_fwd_kernel(
         if not HAS_IDS and not RAGGED:
             o_source = o_out - start
 
-        # everything that is read of a tile is asked for before any of it is used: [BLOCK_M, D] and [BLOCK_S, D]
+        # all loads of a tile are issued before any result is used: [BLOCK_M, D] and [BLOCK_S, D]
         p_q = context_query_ptr + i_batch * cq_b + i_head * cq_h + o_source * cq_n + o_slot * cq_c
         b_q = tl.load(p_q[:, None] + o_d[None, :], mask=m_row[:, None], other=0)
         if HAS_STATE:
@@ -215,14 +215,14 @@ def candidate_attention_fwd_kernel(
             if PER_QUERY:
                 o_scale = o_out
             b_scale *= tl.load(query_scale_ptr + (o_scale * K + o_slot) * H + i_head, mask=m_row, other=1.0)
-            # exact, by way of float32: the interpreter does not turn integers into bfloat16
+            # exact; by way of float32, because the interpreter does not convert integers to bfloat16
             b_q = b_q.to(tl.float32).to(key_ptr.dtype.element_ty)
 
         b_m = tl.full([BLOCK_M], float("-inf"), tl.float32)
         b_l = tl.zeros([BLOCK_M], tl.float32)
         b_o = tl.zeros([BLOCK_M, D], tl.float32)
 
-        # own keys seed the running softmax: b_m (max), b_l (sum), b_o (weighted values)
+        # own keys initialise the running softmax: b_m (max), b_l (sum), b_o (weighted values)
         b_q32 = b_q.to(tl.float32)
         p_own_key = context_key_ptr + i_batch * ck_b + i_head * ck_h + o_source * ck_n
         p_own_value = context_value_ptr + i_batch * cv_b + i_head * cv_h + o_source * cv_n
@@ -276,7 +276,7 @@ def candidate_attention_fwd_kernel(
 
 
 def forward_kind(call: Call) -> Kind:
-    """Return what the launch configuration of a call depends on: a short query in low precision stays resident."""
+    """Return what the launch configuration of a call depends on; a short query in 16 bits stays resident."""
     key, k = call.key, call.context_query.shape[-3]
     dim, itemsize = key.shape[3], key.element_size()
     is_short = key.shape[1] <= resident_keys(k, dim)
@@ -285,7 +285,7 @@ def forward_kind(call: Call) -> Kind:
 
 
 def _programs(tiles: int, key: Tensor) -> int:
-    """Programs of one head that share out the tiles of all queries, as many for each: enough to fill the device."""
+    """Programs per head, an equal number for each query, enough to fill the device; they share the tiles."""
     batch, heads = key.shape[0], key.shape[2]
     wanted = -(-_PROGRAMS * _multiprocessors(key.device) // (heads * batch))
     return min(tiles // batch, wanted) * batch
@@ -310,7 +310,7 @@ def candidate_attention(
     state_lse = key.new_empty(state.shape[:-1], dtype=torch.float32) if return_lse and state is not None else None
     outputs = (context, state, context_lse, state_lse)
     if context.numel():
-        # absent tensors are never read: any pointer does
+        # absent tensors are never read, so any pointer will do
         pointers = [context if tensor is None else tensor for tensor in (*call, *outputs)]
         constants = constants_of(call) | {
             "QUANTISED": call.query_scale is not None,

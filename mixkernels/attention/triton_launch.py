@@ -1,8 +1,8 @@
 """Launch configurations of the attention kernels: by rule, and a shipped table per GPU where it was measured.
 
-A configuration is a function of kernel, rows a candidate, D and dtype alone, so sizes never recompile a kernel.
-Nothing is tuned at import. With MIXKERNELS_TUNING=1 a kernel times the candidates of `alternatives` at its first call
-of a kind on a GPU and keeps the fastest for the process.
+A configuration depends only on kernel, rows per candidate, D and dtype, so a new size never recompiles a kernel.
+Nothing is tuned at import. With MIXKERNELS_TUNING=1 a kernel times the configurations of `alternatives` at its first
+call of a `Kind` on a GPU and keeps the fastest for the rest of the process.
 """
 
 import os
@@ -14,7 +14,7 @@ import torch
 
 
 class LaunchConfig(NamedTuple):
-    """How a kernel is cut into tiles."""
+    """Tile sizes and launch options of a kernel."""
 
     block_m: int
     """Rows of a tile."""
@@ -34,7 +34,7 @@ class LaunchConfig(NamedTuple):
 
 
 RESIDENT = "forward_resident"
-"""The forward kernel where a short query's keys stay on the chip and every program takes many tiles."""
+"""The forward kernel in the form that keeps a short query's keys on the chip and takes many tiles per program."""
 
 
 class Kind(NamedTuple):
@@ -45,7 +45,7 @@ class Kind(NamedTuple):
     num_context: int
     """k."""
     slots: int
-    """Rows a candidate: k + 1, or k without a state."""
+    """Rows per candidate: k + 1, or k without a state."""
     head_dim: int
     itemsize: int
     """Bytes of an element of the products."""
@@ -53,9 +53,9 @@ class Kind(NamedTuple):
 
 @cache
 def keeps_short_queries(device: torch.device) -> bool:
-    """Whether a short query stays on the chip there: on Hopper, where that was measured, and in the interpreter.
+    """Whether short queries stay on the chip on a device: on Hopper, where it measured faster, and in the interpreter.
 
-    Elsewhere the tiles that pay off would spill, or nobody has measured yet.
+    On other GPUs tiles large enough to gain would spill registers, or it has not been measured.
     """
     if device.type != "cuda":
         return True
@@ -63,19 +63,19 @@ def keeps_short_queries(device: torch.device) -> bool:
 
 
 def resident_keys(num_context: int, head_dim: int) -> int:
-    """Return the longest query that a program keeps on the chip, 0 for none.
+    """Return the most tokens of a query that a program keeps on the chip, 0 for none.
 
-    More own keys a candidate, or wider heads, fill registers and shared memory with tiles on their way.
+    With more own keys per candidate or wider heads, the tiles being loaded need the registers and shared memory.
     """
     return 128 if num_context == 1 and head_dim <= 64 else 0
 
 
 @cache
 def forward_options(kind: Kind, config: LaunchConfig, num_keys: int) -> dict[str, Any]:
-    """Return the arguments of a forward launch that its configuration decides, for queries of so many keys."""
+    """Return the arguments of a forward launch that its configuration decides, for queries of `num_keys`."""
     from triton import next_power_of_2
 
-    # state rows are a tile of their own; no product takes fewer than 16 rows or columns
+    # state rows are a separate tile; no product takes fewer than 16 rows or columns
     options = config.options() | {"BLOCK_S": max(16, next_power_of_2(config.block_m // kind.num_context))}
     if kind.kernel == RESIDENT:
         return options | {"RESIDENT": True, "STAGES": config.num_stages, "BLOCK_N": max(16, next_power_of_2(num_keys))}
@@ -87,10 +87,10 @@ _HOPPER = {
 }
 TABLE: dict[str, dict[Kind, LaunchConfig]] = {
     "NVIDIA H200": _HOPPER,
-    # the same multiprocessor; measured on an H200 alone
+    # the same multiprocessor as an H200, where it was measured
     "NVIDIA H100 80GB HBM3": _HOPPER,
 }
-"""Measured exceptions from the rule, by name of the GPU: benchmarks/results/nvidia-h200/gpu_tuning.json."""
+"""Measured exceptions to `rule`, by name of the GPU: benchmarks/results/nvidia-h200/gpu_tuning.json."""
 
 
 def launch_config(kind: Kind, device: torch.device, launch: Callable[[LaunchConfig], None]) -> LaunchConfig:
@@ -99,7 +99,7 @@ def launch_config(kind: Kind, device: torch.device, launch: Callable[[LaunchConf
     Args:
         kind: what is launched.
         device: where; a GPU may have entries in `TABLE`.
-        launch: launches with a configuration; called with MIXKERNELS_TUNING=1 on a GPU alone.
+        launch: launches with a configuration; called only with MIXKERNELS_TUNING=1 on a GPU.
     """
     if device.type != "cuda":
         return rule(kind)
@@ -113,7 +113,7 @@ def launch_config(kind: Kind, device: torch.device, launch: Callable[[LaunchConf
 
 @cache
 def _name_of(device: torch.device) -> str:
-    # asked at every launch, and slow to ask PyTorch
+    # needed at every launch, and slow in PyTorch
     return torch.cuda.get_device_name(device)
 
 
@@ -135,14 +135,14 @@ def rule(kind: Kind) -> LaunchConfig:
     """Return the configuration for any GPU.
 
     The largest tiles whose registers do not spill, as `python -m mixkernels.resources` counts them for sm_80, sm_90
-    and sm_100: 64 rows feed a tensor core of Hopper whole, and waste a fifth of them at most. Float32 products use no
-    matrix units and many registers, so their tiles are small.
+    and sm_100: 64 rows fill a product of Hopper's tensor cores, and at most a fifth of them is wasted. Float32 products
+    use no matrix units and many registers, so their tiles are small.
     """
     dim, low = kind.head_dim, kind.itemsize < 4
     if kind.kernel == RESIDENT:
         return LaunchConfig(64, 128, num_warps=4, num_stages=3)
     if kind.kernel == "forward":
-        # a tile of state rows stands beside that of the contexts, as tall where k = 1
+        # a tile of state rows comes on top of that of the contexts; with k = 1 it is as tall
         if not low:
             if dim <= 32:
                 return LaunchConfig(32, 32, num_warps=4, num_stages=2)
@@ -170,7 +170,7 @@ def rule(kind: Kind) -> LaunchConfig:
 
 
 def alternatives(kind: Kind) -> list[LaunchConfig]:
-    """Return what tuning tries: the rule, and its neighbours in keys a tile, warps and stages."""
+    """Return what tuning tries: the rule, and its neighbours in keys per tile, warps and stages."""
     first = rule(kind)
     # a resident query is one block, whatever its length
     blocks = (first.block_n,) if kind.kernel == RESIDENT else (32, 64, 128)

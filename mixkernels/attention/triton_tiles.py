@@ -3,9 +3,9 @@
 A candidate owns SLOTS rows of a tile. In the backward kernels they are its k context rows and its state row (k rows
 without a state): slots below k are context rows, slot k the state. The forward kernel has a tile of context rows, SLOTS
 = k, and one of state rows, SLOTS = 1. A tile has BLOCK_M rows and holds BLOCK_M // SLOTS whole candidates, so no
-candidate straddles two tiles; the few rows left over are masked. Row r belongs to candidate r // SLOTS, slot r % SLOTS.
+candidate spans two tiles; the few rows left over are masked. Row r belongs to candidate r // SLOTS, slot r % SLOTS.
 
-All programs lie on grid x, whose limit is 2^31 - 1 (y and z stop at 65,535), and every offset is 64 bits wide.
+All programs are on grid axis x, whose limit is 2^31 - 1 (of y and z 65,535), and every offset is 64 bits wide.
 """
 
 import triton
@@ -27,8 +27,8 @@ def dot(b_a, b_b, INTERPRET: tl.constexpr):
 
 @triton.jit
 def locate_query(offsets_ptr, batch, i_tile, CANDIDATES: tl.constexpr):
-    # ragged rows: query b owns the tiles from offsets[b] // CANDIDATES + b on, which is never too few and needs no
-    # table; the last b whose first tile is not behind i_tile is found by bisection
+    # ragged rows: the first tile of query b is offsets[b] // CANDIDATES + b, which leaves every query enough tiles and
+    # needs no table; bisection finds the last b whose first tile is at most i_tile
     i_low = tl.zeros([], tl.int64)
     i_high = batch.to(tl.int64)
     while i_low + 1 < i_high:
@@ -52,8 +52,8 @@ def locate_candidates(
     HAS_IDS: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    # rows of tile i_block of a query whose candidates are rows start..stop of the results: result row, row of the
-    # candidates' tensors, slot, and which rows exist
+    # for each row of tile i_block, of a query whose candidates are rows start..stop of the results: its result row, its
+    # row in the candidates' tensors, its slot, and whether it exists
     o_row = tl.arange(0, BLOCK_M)
     o_slot = o_row % SLOTS
     o_out = start + i_block * CANDIDATES + o_row // SLOTS

@@ -1,4 +1,4 @@
-"""The compiled forms of the attention kernels that are shipped: every launch configuration, as calls make them."""
+"""List the shipped launch configurations of the attention kernels, as calls make them."""
 
 from itertools import product
 from typing import Any
@@ -29,12 +29,12 @@ def attention_variants(kernel: Any, name: str, defaults: dict[str, Any]) -> list
     Args:
         kernel: the kernel.
         name: its name in `Kind`.
-        defaults: its constexpr arguments beside those that all attention kernels have.
+        defaults: its constexpr arguments besides those that all attention kernels have.
     """
     shapes = [(k, dim, dtype, "pool") for k, dim, dtype in product((1, 3, 10, 16), HEAD_DIMS, _ITEMSIZES)]
     known = set(kernel.arg_names)
     if name == "backward_candidates":
-        # refused: see support.not_supported_reasons
+        # not supported: see triton_common.support.not_supported_reasons
         shapes.remove((16, 128, "fp32", "pool"))
     forms = [form for form, changes in _FORMS.items() if changes and changes.keys() <= known]
     shapes += [(1, 64, "bf16", form) for form in forms]
@@ -59,9 +59,9 @@ def _attention_variant(
         if argument not in constants
     }
     label = f"k={k} D={dim} {dtype} {form}"
-    # tensors of an allocator, and strides that are multiples of D
+    # pointers from PyTorch's allocator, and strides that are multiples of D
     divisible = [name for name in signature if name.endswith("_ptr") or name in _TENSOR_STRIDES]
-    # launch.keeps_short_queries
+    # see triton_launch.keeps_short_queries
     arch = "sm_90" if form == "resident" else None
     return KernelVariant(
         kernel, label, signature, constants, config.num_warps, config.num_stages, tuple(divisible), arch

@@ -1,6 +1,6 @@
-"""What callers get wrong in the operators of `mixkernels.layer.operators`, found before any work.
+"""Argument checks of the operators of `mixkernels.layer.operators`, made before any work.
 
-The counterpart of `mixkernels.attention.checks`, which serves candidate attention.
+Those of candidate attention are in `mixkernels.attention.checks`.
 """
 
 import torch
@@ -13,7 +13,7 @@ from mixkernels.tensors import DTYPES
 
 
 def checked_rows(leader: str, rows: dict[str, Tensor], weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-    """Return the tensors of rows, under autocast cast, after checks of kinds, devices, dtypes and d.
+    """Check types, devices, dtypes and d, and return the tensors of rows, cast under autocast.
 
     Args:
         leader: the name of the tensor that the others must agree with.
@@ -58,7 +58,7 @@ def checked_rows(leader: str, rows: dict[str, Tensor], weight: Tensor, bias: Ten
 
 
 def expanded(name: str, tensor: Tensor, other: str, like: Tensor) -> Tensor:
-    """Return a view of the tensor in the shape of `like`: the pool that all queries meet has stride 0 over them.
+    """Return a view of the tensor in the shape of `like`: a pool shared by all queries has stride 0 over them.
 
     Raises:
         ShapeError: the tensor does not expand to that shape.
@@ -69,14 +69,14 @@ def expanded(name: str, tensor: Tensor, other: str, like: Tensor) -> Tensor:
     pairs = zip(reversed(tensor.shape), reversed(like.shape), strict=False)
     if not fits or any(size not in (1, target) for size, target in pairs):
         raise ShapeError(
-            f"{name} has shape {tuple(tensor.shape)}; expected {tuple(like.shape)}, the shape of {other}, or what "
-            "expands to it"
+            f"{name} has shape {tuple(tensor.shape)}; expected {tuple(like.shape)}, the shape of {other}, or a "
+            "shape that expands to it"
         )
     return tensor.expand(like.shape)
 
 
 def checked_additive(additive: Tensor | None, state: Tensor) -> Tensor | None:
-    """Return the additive score as a view with one number a candidate of state (..., N, d).
+    """Return the additive score as a view with one number per candidate of state (..., N, d).
 
     Raises:
         ShapeError, DtypeError, DeviceError: as the message says.
@@ -92,21 +92,21 @@ def checked_additive(additive: Tensor | None, state: Tensor) -> Tensor | None:
     pairs = zip(reversed(additive.shape), reversed(expected), strict=False)
     if additive.dim() > len(expected) or any(size not in (1, target) for size, target in pairs):
         raise ShapeError(
-            f"additive has shape {tuple(additive.shape)}; expected {tuple(expected)}, a score a candidate, or what "
-            "expands to it"
+            f"additive has shape {tuple(additive.shape)}; expected {tuple(expected)}, one score per candidate, or a "
+            "shape that expands to it"
         )
     return additive.expand(expected)
 
 
 def check_ranking(top_k: int | None, running: tuple[Tensor, Tensor] | None, first_id: int, state: Tensor) -> None:
-    """Check how many are kept, the ids of this call's candidates, and the scores and ids found before.
+    """Check top_k, the range of this call's ids, and the running scores and ids.
 
     Raises:
         ShapeError, DtypeError, DeviceError: as the message says.
     """
     if top_k is None:
         if running is not None:
-            raise ShapeError("running was given without top_k; expected the number of candidates to keep")
+            raise ShapeError("running was given without top_k; expected top_k, the number of candidates to keep")
         return
     if not isinstance(top_k, int | torch.SymInt) or isinstance(top_k, bool) or top_k < 1:
         raise ShapeError(f"top_k is {top_k!r}; expected a positive integer or None")

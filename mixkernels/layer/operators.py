@@ -1,8 +1,7 @@
-"""The door to the rest of the interaction layer: residual + LayerNorm, gate + LayerNorm, and the scoring head.
+"""The public operators of the rest of the interaction layer: residual + LayerNorm, gate + LayerNorm, and scoring.
 
-Matrix products stay with the vendor's library; these operators are what stands between them (docs/design.md, section
-1). Everything a caller can get wrong is found here (`mixkernels.layer.checks`), before any work; backends trust what
-they are given.
+Matrix products are left to the vendor's library; these operators are the steps between them (docs/design.md, section
+1). All arguments are checked here, before any work (`mixkernels.layer.checks`); backends check nothing.
 
 Without gradients a call is one PyTorch operator (`mixkernels.layer.registration`). Gradients: reference and torch are
 differentiable expressions, Triton has an autograd.Function.
@@ -30,7 +29,7 @@ from mixkernels.layer.registration import (
 )
 from mixkernels.tensors import needs_grad
 
-# by name rather than through `load`: torch.compile does not trace an import
+# modules, not `mixkernels.dispatch.implementation`: torch.compile does not trace an import
 _DIFFERENTIABLE = {"reference": reference_layer, "torch": torch_layer}
 
 
@@ -40,7 +39,7 @@ class TopK(NamedTuple):
     scores: Tensor
     """(B, n), best first, float32 (float64 for float64); n is top_k, or all candidates seen if they are fewer."""
     ids: Tensor
-    """(B, n) int64, numbers of the candidates; equal scores stand by rising id."""
+    """(B, n) int64, ids of the candidates; equal scores are in ascending order of id."""
 
 
 def residual_layer_norm(
@@ -50,11 +49,11 @@ def residual_layer_norm(
 
     Args:
         x: (..., d). float32, float16, bfloat16 or float64 (reference and torch only).
-        residual: as x, or what expands to x's shape, such as the pool that all queries meet; it is never expanded in
-            memory. It shares x's dtype (autocast casts both). Leading dimensions may have any strides.
+        residual: of x's shape or a shape that expands to it, such as a pool shared by all queries; it is never expanded
+            in memory. It has x's dtype (autocast casts both). Leading dimensions may have any strides.
         weight, bias: (d,), in the dtype of x or in float32.
         eps: added to the variance.
-        backend: one of `BACKENDS`; None or "auto" takes the first that can run the call, the reference excepted.
+        backend: one of `BACKENDS`; None or "auto" takes the first that can run the call, never the reference.
 
     Returns:
         (..., d), contiguous, in x's dtype. Sum and statistics are float32 (float64 for float64). Finite inputs give
@@ -63,7 +62,7 @@ def residual_layer_norm(
     Raises:
         ShapeError: sizes that must agree do not.
         DtypeError: a dtype is not supported, or inputs do not share one.
-        DeviceError: the inputs lie on different devices.
+        DeviceError: the inputs are on different devices.
         BackendError: no backend can run this call; the message lists every backend with every reason.
     """
     tensors = checked_rows("x", {"x": x, "residual": residual}, weight, bias)
@@ -89,12 +88,12 @@ def gate_layer_norm(
     """Return ``LN(z*u + (1-z)*h)`` with ``z = sigmoid(gate)``, in one pass (docs/design.md, section 1: h').
 
     Args:
-        gate: (..., d). Logits of the gate, ``W_g [g ; u ; h]``, as the matrix products left them.
+        gate: (..., d). Logits of the gate, ``W_g [g ; u ; h]``, before the sigmoid.
         update: u, (..., d), of gate's shape.
-        state: h, of gate's shape or what expands to it. None is the zero state before the first layer.
+        state: h, of gate's shape or a shape that expands to it. None is the zero state before the first layer.
         weight, bias: (d,), in the dtype of update or in float32.
         eps: added to the variance.
-        backend: one of `BACKENDS`; None or "auto" takes the first that can run the call, the reference excepted.
+        backend: one of `BACKENDS`; None or "auto" takes the first that can run the call, never the reference.
 
     Returns:
         (..., d), contiguous, in the dtype that gate, update and state share (autocast casts them). Sigmoid, mix and
@@ -173,8 +172,8 @@ def score_candidates(
     """Score candidates from the last layer's FFN: ``h . mean over k of E``, with E and h after their LN2.
 
     ``E = LN2(context + context_residual)``, ``h = LN2(state + state_residual)``, score = row sum of h * e, in one pass:
-    neither E nor h is written. With top_k not even the scores are, but the best alone, so that candidates stream
-    through in chunks and memory stays that of a chunk and of top_k:
+    neither E nor h is written. With top_k only the best scores are written, so that candidates can be scored in chunks,
+    in the memory of one chunk and of top_k results:
 
         >>> best = None
         >>> for start in range(0, len(pool), chunk):
@@ -184,16 +183,16 @@ def score_candidates(
     Args:
         context: FFN outputs of the context rows, (B, N, k, d), or (N, k, d) for one query; k >= 1. float32, float16,
             bfloat16 or float64 (reference and torch only).
-        context_residual: what LN2 adds to them, E', of context's shape or what expands to it.
+        context_residual: what LN2 adds to them, E', of context's shape or a shape that expands to it.
         state: FFN outputs of the state rows, (B, N, d) or (N, d).
-        state_residual: h', of state's shape or what expands to it.
+        state_residual: h', of state's shape or a shape that expands to it.
         weight, bias: (d,), of LN2, in the inputs' dtype or in float32.
         eps: added to the variance.
-        additive: (B, N), or what expands to it, (N,) for one query: a floating score added to each candidate's.
-        top_k: how many to keep. None returns all scores.
-        running: the result of the chunks before, merged into this one's. Needs top_k. Ids must not repeat.
+        additive: (B, N) or a shape that expands to it, (N,) for one query: floating numbers added to the scores.
+        top_k: how many candidates to keep. None returns all scores.
+        running: the result for the chunks before, merged with this one's. Needs top_k. Ids must not repeat.
         first_id: id of this call's first candidate; the others follow. Ids run from 0 to 2^32 - 1.
-        backend: one of `BACKENDS`; None or "auto" takes the first that can run the call, the reference excepted.
+        backend: one of `BACKENDS`; None or "auto" takes the first that can run the call, never the reference.
 
     Returns:
         Scores (B, N), or (N,), float32 (float64 for float64); differentiable once in all tensors. With top_k,
@@ -201,13 +200,13 @@ def score_candidates(
         candidates seen so far if they are fewer. A NaN score comes first, ahead of +inf, and stays NaN: it cannot
         pass for a poor candidate. Finite inputs give finite scores unless a square itself overflows float32.
 
-        A candidate's score has the same bits whatever N, its place, chunking and neighbours on the torch backend.
+        On the torch backend a candidate's score has the same bits for every N, position, chunking and neighbours.
 
     Raises:
         ShapeError: sizes that must agree do not, or a number or an id is out of range.
         DtypeError: a dtype is not supported, or inputs do not share one.
-        DeviceError: the inputs lie on different devices.
-        BackendError: no backend can run this call, or top_k was asked for where gradients are recorded.
+        DeviceError: the inputs are on different devices.
+        BackendError: no backend can run this call, or top_k was given while gradients are recorded.
     """
     named = {
         "context": context,

@@ -1,6 +1,6 @@
-"""The formulas of the rest of the interaction layer in plain PyTorch, the oracle of every other backend.
+"""The formulas of the rest of the interaction layer in plain PyTorch; every other backend is tested against them.
 
-Runs on any device, differentiates, and computes in float64 when given float64 (in float32 otherwise). Read it next to
+Runs on any device, is differentiable, and computes in float64 when given float64 (in float32 otherwise). Read it with
 docs/design.md, "Interaction layer" and "Heads". Called by `mixkernels.layer.operators` only, which has checked the
 inputs.
 """

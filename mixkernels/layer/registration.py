@@ -1,7 +1,7 @@
 """The PyTorch operators under `mixkernels.layer.operators`: schemas, fake implementations and FLOP formulas.
 
-Each is an operator of the library ``mixkernels``, so that torch.compile, CUDA graphs and FlopCounterMode see through
-it. Nothing is checked here; `mixkernels.layer.operators` alone calls in.
+Each is an operator of the library ``mixkernels``, so that torch.compile, CUDA graphs and FlopCounterMode support it.
+Nothing is checked here; only `mixkernels.layer.operators` calls these.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from mixkernels.tensors import dense_rows
 
 
 def _define(name: str, signature: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Define an operator of the library and return its overload, which costs less to call than a look-up each time."""
+    """Define an operator of the library and return its overload, which saves a look-up at each call."""
     qualified = f"mixkernels::{name}"
     torch.library.define(qualified, signature, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(qualified, "default")(run)
@@ -52,7 +52,7 @@ def _run_gate_layer_norm_backward(
     dgate, dupdate, dstate, dweight, dbias = implementation("layer", "triton", "gate_layer_norm_backward")(
         dense_rows(grad), dense_rows(gate), dense_rows(update), state, weight.contiguous(), eps=eps
     )
-    # an operator's outputs are tensors
+    # an operator must return tensors: an empty one replaces None
     return dgate, dupdate, update.new_empty(0) if dstate is None else dstate, dweight, dbias
 
 
@@ -192,7 +192,7 @@ SCORE_TOP_K = _define(
 
 @register_flop_formula([torch.ops.mixkernels.score_candidates, torch.ops.mixkernels.score_top_k])
 def _score_flops(context_shape: tuple[int, ...], *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Dot products alone: PyTorch's counter counts products, of which the LayerNorms have none."""
+    """Only the dot products: PyTorch's counter counts products, and LayerNorm has none."""
     batch, num_candidates, _k, width = context_shape
     return 2 * batch * num_candidates * width
 

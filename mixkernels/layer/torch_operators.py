@@ -1,11 +1,11 @@
-"""The rest of the interaction layer without Triton: CPU first, any device.
+"""The rest of the interaction layer without Triton: tuned for CPU, runs on any device.
 
 With gradients these are plain differentiable expressions. Without, a CPU works in chunks of candidates that stay in its
-cache, and in place where the tensor is this call's own. Called by `mixkernels.layer.operators` only.
+cache, and in place on its own intermediates. Called by `mixkernels.layer.operators` only.
 
-A row's bits depend on that row alone, whatever its place, its neighbours and the number of rows: sums and products are
-single roundings, LayerNorm and the row sum go row by row, and the sigmoid, whose vector and tail code differ, only ever
-runs over whole vectors (see `_sigmoid`).
+The bits of a result row depend only on that row's inputs, not on its position, its neighbours or the number of rows:
+sums and products round once, LayerNorm and the row sum go row by row, and the sigmoid, which PyTorch computes by
+different code for whole vectors and for a remainder, runs over whole vectors only (see `_sigmoid`).
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from mixkernels.packed_keys import best_of, pack_keys
 from mixkernels.tensors import needs_grad
 
 _CHUNK = 2**19
-"""Elements of a chunk of LayerNorm and gate: larger ones go through memory, smaller ones through many calls."""
+"""Elements of a chunk of LayerNorm and gate: larger chunks leave the cache, smaller ones take too many calls."""
 
 _SCORE_CHUNK = 2**17
 """Elements of a chunk of context rows in scoring, which holds several intermediates of that size."""
@@ -27,7 +27,7 @@ _VECTOR = 32
 """Elements of two vectors of float32 with AVX-512, the step of PyTorch's elementwise kernels."""
 
 _GRAIN = 2**15
-"""Elements that PyTorch gives a thread of an elementwise kernel at least."""
+"""Fewest elements that PyTorch gives to a thread of an elementwise kernel."""
 
 
 def residual_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
@@ -38,9 +38,9 @@ def residual_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tenso
         return _layer_norm(x.to(wide) + residual.to(wide), weight, bias, eps).to(x.dtype)
     out = x.new_empty(x.shape)
     for one_x, one_residual, one_out in _chunks(_CHUNK, x.dim() - 1, x, residual, out):
-        # where the result has room for it, the sum needs none of its own, whose pages cost more than the sum
-        room = one_out if out.dtype == wide else None
-        one_out.copy_(_layer_norm(torch.add(one_x.to(wide), one_residual.to(wide), out=room), weight, bias, eps))
+        # with equal dtypes the sum is computed in the output: new pages of memory would cost more than the sum
+        total = one_out if out.dtype == wide else None
+        one_out.copy_(_layer_norm(torch.add(one_x.to(wide), one_residual.to(wide), out=total), weight, bias, eps))
     return out
 
 
@@ -58,7 +58,7 @@ def gate_layer_norm(
     d = update.shape[-1]
     tensors = [tensor.reshape(-1, d) for tensor in (gate, update, *(() if state is None else (state,)))]
     rows = out.view(-1, d)
-    for start, stop in _without_tails(*rows.shape):
+    for start, stop in _whole_vector_parts(*rows.shape):
         one_gate, one_update, *one_state = (tensor[start:stop] for tensor in tensors)
         one_out, u = rows[start:stop], one_update.to(wide)
         z = _sigmoid(one_gate, wide, one_out if out.dtype == wide else None)
@@ -91,7 +91,7 @@ def score_candidates(
     chunks = _chunks(_SCORE_CHUNK, 2, context, context_residual, state, state_residual, scores)
     for c, c_residual, s, s_residual, out in chunks:
         rows = _layer_norm(c.to(wide) + c_residual.to(wide), weight, bias, eps)
-        # one addition after the other: the order of a sum over k would depend on the number of candidates
+        # row by row: the order of torch.sum over k would depend on the number of candidates
         e = rows[..., 0, :]
         for i in range(1, rows.shape[-2]):
             e.add_(rows[..., i, :])
@@ -125,7 +125,7 @@ def score_top_k(
 def _top_k_by_sorting(
     scores: Tensor, ids: Tensor, running_scores: Tensor | None, running_ids: Tensor | None, top_k: int
 ) -> tuple[Tensor, Tensor]:
-    """The best where a score has 64 bits of its own and cannot be packed with an id."""
+    """Return the top-k of float64 scores, which cannot be packed with an id into 64 bits."""
     if running_scores is not None and running_ids is not None:
         scores, ids = torch.cat([running_scores, scores], dim=-1), torch.cat([running_ids, ids], dim=-1)
     ids, by_id = ids.sort(dim=-1)
@@ -137,11 +137,11 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
-def _sigmoid(gate: Tensor, dtype: torch.dtype, room: Tensor | None) -> Tensor:
-    """Sigmoid of rows (n, d) of `_without_tails`, in `room` if whole vectors fit it, else padded to whole vectors."""
+def _sigmoid(gate: Tensor, dtype: torch.dtype, out: Tensor | None) -> Tensor:
+    """Sigmoid of rows (n, d) of `_whole_vector_parts`: in `out` if d is whole vectors, else of rows padded to those."""
     width = gate.shape[-1]
     if width % _VECTOR == 0:
-        return torch.sigmoid(gate.to(dtype).contiguous(), out=room)
+        return torch.sigmoid(gate.to(dtype).contiguous(), out=out)
     padded = gate.new_zeros(len(gate), _padded(width), dtype=dtype)
     padded[:, :width].copy_(gate)
     return padded.sigmoid_()[:, :width]
@@ -151,16 +151,16 @@ def _padded(width: int) -> int:
     return -(-width // _VECTOR) * _VECTOR
 
 
-def _without_tails(rows: int, width: int) -> Iterator[tuple[int, int]]:
-    """Cut rows into pieces (start, stop) whose elementwise kernels meet whole vectors alone, in every thread.
+def _whole_vector_parts(rows: int, width: int) -> Iterator[tuple[int, int]]:
+    """Cut rows into parts (start, stop) in which each thread of an elementwise kernel has only whole vectors.
 
-    PyTorch computes whole vectors and what is left over by different code, so that a value's bits would depend on where
-    a thread's share ends. Threads get equal shares, or there is one for fewer elements than two grains: pieces have
-    rows of whole vectors, as many for each thread, or are small.
+    PyTorch computes whole vectors and a remainder by different code, so a value's bits would depend on where a thread's
+    share ends. Threads get equal shares, but one thread takes everything below two grains. So a part has an equal
+    number of rows for each thread, padded to whole vectors, or is small enough for one thread.
     """
     threads, width = torch.get_num_threads(), _padded(width)
     start, small = 0, max(1, (_GRAIN - 1) // width)
-    # below, some threads would have no share
+    # with fewer rows some threads would have no share
     least = max(threads, -(-threads * _GRAIN // width // threads) * threads)
     large = max(least, _CHUNK // width // threads * threads)
     while start < rows:

@@ -1,11 +1,11 @@
 """Residual + LayerNorm and gate + LayerNorm, forward and backward: every input read once, the output written once.
 
-The backward recomputes a row's statistics, which costs nothing where the row is read anyway, so the forward saves
-none. Gradients of weight and bias are reduced in two stages of fixed order: a program sums over its run of rows and
-writes one partial row, and PyTorch sums those. The number of programs depends on the number of rows alone.
+The backward recomputes a row's statistics, which is free because the row is read anyway, so the forward saves none.
+Gradients of weight and bias are reduced in two stages of fixed order: a program sums over its run of rows and writes
+one partial row, and PyTorch sums those. The number of programs depends only on the number of rows.
 
-All programs lie on grid x. Strides are left to Triton's specialisation, which asks no more than whether 16 divides
-them: they do whenever 16 divides d, and loads are then wide.
+All programs are on grid axis x. Triton specialises strides only by whether they are divisible by 16: they are whenever
+d is, and loads are then wide.
 """
 
 import torch

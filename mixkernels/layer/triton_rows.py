@@ -1,7 +1,7 @@
 """What the kernels over rows of d share: the tile rule, addressing, LayerNorm of a tile and its gradient.
 
 A tile has BLOCK_R rows and BLOCK_D >= D columns; columns beyond D are masked. Rows are addressed by up to three leading
-dimensions, so slices of stacked rows, expanded pools and transposes are read where they lie.
+dimensions, so slices of stacked rows, expanded pools and transposes are read in place.
 """
 
 import math
@@ -21,7 +21,7 @@ SHIPPED_WIDTHS = (384, 768, 1024)
 
 TRITON_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
-# strides of rows of d, not those of one number a candidate: the additive score's (a) and its gradient's (g)
+# strides of rows of d, not those of one number per candidate: the additive score's (a) and its gradient's (g)
 _ROW_STRIDE = re.compile(r"[a-z]+_[012]|(?!a_|g_)[a-z]+_[bnk]")
 
 _LEVELS = 3
@@ -30,7 +30,7 @@ _STAGES = 2
 
 
 class TileConfig(NamedTuple):
-    """Rows and columns of a tile; a function of d and the number of tiles held at once, so sizes never recompile."""
+    """Rows and columns of a tile; they depend only on d and the kernel, so a new size never recompiles."""
 
     block_r: int
     block_d: int
@@ -38,13 +38,13 @@ class TileConfig(NamedTuple):
 
 
 def tile_config(width: int, elements: int) -> TileConfig:
-    """Tile of at most 32 rows of `width`, about `elements` in all: 4096 are 32 registers a thread of four warps."""
+    """Tile of at most 32 rows of `width`, about `elements` in all: 4096 are 32 registers per thread of four warps."""
     block_d = triton.next_power_of_2(width)
     return TileConfig(min(32, max(1, elements // block_d)), block_d, num_warps=8 if block_d > elements else 4)
 
 
 def runs(rows: int, block_r: int) -> tuple[int, int]:
-    """Programs of a launch that sums over rows, and the tiles that each of them takes; a rule of the rows alone."""
+    """Programs of a launch that sums over rows, and tiles per program; both depend only on the number of rows."""
     tiles = triton.cdiv(rows, block_r)
     tiles_each = max(1, triton.cdiv(tiles, _MOST_SUMMING_PROGRAMS))
     return triton.cdiv(tiles, tiles_each), tiles_each
@@ -64,14 +64,14 @@ def variant(kernel, width: int, dtype: torch.dtype, config: TileConfig, **consta
             signature[name] = pointers.get(name, f"*{TRITON_TYPES[dtype]}")
         else:
             signature[name] = "fp32" if name == "eps" else "i32"
-    told = "".join(f" {name}={value}" for name, value in constants.items() if not name.startswith("BLOCK"))
-    config_name = f"{told.strip()} {str(dtype).removeprefix('torch.')}"
+    label = "".join(f" {name}={value}" for name, value in constants.items() if not name.startswith("BLOCK"))
+    config_name = f"{label.strip()} {str(dtype).removeprefix('torch.')}"
     divisible = tuple(name for name in signature if name.endswith("_ptr") or _ROW_STRIDE.fullmatch(name))
     return KernelVariant(kernel, config_name, signature, constants, config.num_warps, _STAGES, divisible)
 
 
 class RowLayout(NamedTuple):
-    """Leading dimensions of several tensors (..., d) of one shape, merged where all of them allow it."""
+    """Leading dimensions of several tensors (..., d) of one shape, merged where the strides of all allow it."""
 
     sizes: tuple[int, ...]
     """Of the three dimensions, outermost first."""
@@ -126,8 +126,8 @@ def load_tile(p_tile, m_tile):
 
 @triton.jit
 def standardise(b_x, m_d, eps, D: tl.constexpr):
-    """Return a tile's rows with mean 0 and variance 1, and the factors that made the variance so."""
-    # rounded to nearest: a GPU's plain division may miss the mean of equal numbers, and a variance of 0 with it
+    """Return a tile's rows with mean 0 and variance 1, and the factors 1 / sqrt(variance + eps)."""
+    # rounded to nearest: with a GPU's plain division the variance of equal numbers may not be 0
     b_mean = tl.div_rn(tl.sum(b_x, axis=1), D * 1.0)
     b_centred = tl.where(m_d[None, :], b_x - b_mean[:, None], 0.0)
     # a Python float may arrive as float64 under torch.compile

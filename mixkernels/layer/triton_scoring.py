@@ -1,13 +1,13 @@
-"""The scoring head in Triton: mean over k, final LayerNorm, dot product, additive score, and the best of many.
+"""Scoring in Triton: mean over k, final LayerNorm, dot product, additive score, and top-k.
 
-Forward: a program takes a run of RUN whole candidates, BLOCK_C at a time, and nothing of size d leaves it. It writes
-one float32 score a candidate, or, for a top-k, its run's best alone: each score becomes an int64 key (see
-`mixkernels.packed_keys`), and the run's keys stay in registers. As no two keys are equal, the number of larger keys is
-a key's place, so each key knows where to go: nothing is sorted, and the kernel is the same for every top_k. The second
-stage sorts what all runs left, at most top_k keys of each, with PyTorch.
+Forward: a program takes a run of RUN whole candidates, BLOCK_C at a time, and writes nothing of size d. It writes one
+float32 score per candidate or, with top_k, only the best of its run: each score becomes an int64 key (see
+`mixkernels.packed_keys`), and the run's keys stay in registers. No two keys are equal, so the number of larger keys is
+a key's rank, and the rank says where to store it: the kernel does not sort, and it is the same for every top_k. The
+second stage sorts the keys of all runs, at most top_k of each, with PyTorch.
 
-Backward: a program takes a run of tiles of candidates, as in `layer_norm`, and sums weight and bias gradients in two
-stages of fixed order.
+Backward: a program takes a run of tiles of candidates, as in `triton_layer_norm`, and sums weight and bias gradients in
+two stages of fixed order.
 """
 
 import torch
@@ -48,7 +48,7 @@ _FLOPS_CANDIDATE_BWD = 14
 
 
 def run_length(candidates: int) -> int:
-    """Candidates of a program: short runs fill a GPU when there are few of them, long ones leave fewer keys."""
+    """Candidates per program: of few candidates short runs fill a GPU; of many, long runs leave fewer keys to sort."""
     return _LONG_RUN if candidates >= _LONG_RUNS_FROM else _SHORT_RUN
 
 
@@ -168,7 +168,7 @@ def score_candidates_fwd_kernel(
             b_bits = tl.where(b_score != b_score, _NAN_BITS, b_bits)
             b_ordered = tl.where(b_bits < 0, b_bits ^ _LOW_31, b_bits).to(tl.int64)
             b_key = (b_ordered << 32) | (_LARGEST_ID - (first_id + o_candidate))
-            # what is missing at the end stands below every candidate; it has a place of its own too
+            # rows after the last candidate get keys below those of all candidates, and different from one another
             b_key = tl.where(m_candidate, b_key, _EMPTY_KEY + o_candidate)
             b_keys = tl.where((o_tile == i_tile)[:, None], b_key[None, :], b_keys)
         else:
@@ -177,9 +177,9 @@ def score_candidates_fwd_kernel(
     if TOP:
         b_keys = tl.reshape(b_keys, [RUN])
         # [RUN, RUN] -> [RUN]: how many keys of the run are larger
-        b_place = tl.sum((b_keys[None, :] > b_keys[:, None]).to(tl.int32), axis=1)
+        b_rank = tl.sum((b_keys[None, :] > b_keys[:, None]).to(tl.int32), axis=1)
         # keys: (B, runs, num_written)
-        tl.store(keys_ptr + i_program * num_written + b_place, b_keys, mask=b_place < num_written)
+        tl.store(keys_ptr + i_program * num_written + b_rank, b_keys, mask=b_rank < num_written)
 
 
 @triton.jit(
@@ -282,7 +282,7 @@ def score_top_k(
     top_k: int,
     first_id: int,
 ) -> tuple[Tensor, Tensor]:
-    """Same contract as `mixkernels.layer.reference.score_top_k`; one launch, then a sort of what the runs left."""
+    """Same contract as `mixkernels.layer.reference.score_top_k`; one launch, then a sort of the runs' keys."""
     state = rows[2]
     batch, num_candidates = state.shape[:2]
     run = run_length(batch * num_candidates)
@@ -293,7 +293,7 @@ def score_top_k(
     if running_scores is not None and running_ids is not None:
         total += running_scores.shape[1]
         keys = torch.cat([pack_keys(running_scores, running_ids), keys], dim=1)
-    # no more than exist: the last run is padded with empty keys
+    # not more than there are candidates: the last run is padded with empty keys
     return best_of(keys, min(top_k, total))
 
 
@@ -397,12 +397,12 @@ def forward_config(width: int) -> TileConfig:
 
 
 def backward_config(width: int) -> TileConfig:
-    """Tile of the backward kernel, which holds seven at once."""
+    """Tile of the backward kernel, which holds seven tiles at once."""
     return tile_config(width, 2048)
 
 
 def variants() -> list[KernelVariant]:
-    """Every shipped launch configuration for k = 1: k is but the length of a loop."""
+    """Every shipped launch configuration for k = 1: k is only the length of a loop."""
     found = []
     for width in SHIPPED_WIDTHS:
         for dtype in TRITON_TYPES:

@@ -1,4 +1,4 @@
-"""Every kernel that is shipped, in every launch configuration: what `mixkernels.resources` compiles and tests hold."""
+"""List every shipped kernel in every launch configuration; `mixkernels.resources` and tests compile them."""
 
 import importlib
 

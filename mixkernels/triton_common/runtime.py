@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
-"""Fixed when the first kernel module is imported, as triton fixes it."""
+"""Whether kernels run in Triton's interpreter; fixed at the first import of a kernel module, as in triton itself."""
 
 
 def device_of(tensor: Tensor) -> torch.cuda.device:
@@ -15,8 +15,8 @@ def device_of(tensor: Tensor) -> torch.cuda.device:
 
 
 def empty_output(like: Tensor, *shape: int) -> Tensor:
-    """Memory for a kernel's output that is to have the dtype of `like`; the caller casts it once it is written.
+    """Return memory for a kernel's output; the caller casts the written output to the dtype of `like`.
 
-    The interpreter truncates to bfloat16 where a GPU rounds, so there PyTorch rounds.
+    The interpreter truncates to bfloat16 where a GPU rounds; there the output is float32 and PyTorch rounds it.
     """
     return like.new_empty(shape, dtype=torch.float32 if INTERPRET else like.dtype)

@@ -1,4 +1,4 @@
-"""What the Triton kernels can run, and why not: asked by `mixkernels.dispatch` before a kernel module is imported."""
+"""What the Triton kernels can run, and why not; `mixkernels.dispatch` asks before it imports a kernel module."""
 
 import importlib.util
 import os
@@ -11,9 +11,9 @@ from mixkernels.tensors import needs_grad
 HEAD_DIMS = (16, 32, 64, 128)
 MAX_CONTEXT = 16
 MAX_WIDTH = 4096
-"""Widest row of the rest of the layer: a row is one tile."""
+"""Largest hidden size of the operators other than attention: their kernels hold a row in one tile."""
 _INSTALLED = importlib.util.find_spec("triton") is not None
-"""Asked once: a function that torch.compile traces must not look for files."""
+"""Looked up at import: a function that torch.compile traces must not look for files."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -23,11 +23,12 @@ def interpreting() -> bool:
 
 
 def not_supported_reasons(tensors: tuple[Tensor, ...], operator: str) -> list[str]:
-    """Reasons against running an operator on these inputs (the first one decides); empty when it can.
+    """Reasons why Triton cannot run an operator on these inputs; empty if it can. Sizes are those of the first tensor.
 
     Args:
-        tensors: the inputs of the call, context_query first for `candidate_attention`; none asks about this machine.
-        operator: "candidate_attention", or another name for the operators of the rest of the layer.
+        tensors: the inputs of the call, context_query first for `candidate_attention`; with none, only this machine
+            is checked.
+        operator: "candidate_attention"; any other name stands for the other operators of the layer.
     """
     reasons = []
     if not _INSTALLED:
@@ -61,10 +62,10 @@ def _attention_reasons(tensors: tuple[Tensor, ...]) -> list[str]:
     if head_dim not in HEAD_DIMS:
         reasons.append(f"head dimension {head_dim} is not one of {', '.join(map(str, HEAD_DIMS))}")
     if num_context > MAX_CONTEXT:
-        reasons.append(f"{num_context} context embeddings a candidate are more than {MAX_CONTEXT}")
+        reasons.append(f"{num_context} context embeddings per candidate are more than {MAX_CONTEXT}")
     wanted = needs_grad(*tensors)
     if wanted and head_dim == 128 and tensors[0].dtype == torch.float32 and num_context == MAX_CONTEXT:
-        # 17 rows a candidate need tiles of 32 rows, which spill: see launch.rule
+        # 17 rows per candidate need tiles of 32 rows, which spill: see triton_launch.rule
         reasons.append("float32 gradients at head dimension 128 take at most 15 context embeddings (use bfloat16)")
     if wanted and tensors[0].dtype == torch.int8:
         reasons.append("int8 candidates have no gradients here (dequantise them, or use no_grad)")

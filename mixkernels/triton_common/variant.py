@@ -1,4 +1,4 @@
-"""One compiled form of a kernel, described so that it can be built for a GPU that is not here."""
+"""Describe one compiled form of a kernel, so that it can be compiled without its GPU."""
 
 from typing import Any, NamedTuple
 
@@ -9,15 +9,15 @@ class KernelVariant(NamedTuple):
     kernel: Any
     """The ``triton.jit`` function."""
     config: str
-    """What tells it from the kernel's other variants, such as "k=1 D=64 bfloat16"."""
+    """What distinguishes it from the kernel's other variants, such as "k=1 D=64 bfloat16"."""
     signature: dict[str, str]
-    """Triton type of every argument that is no constexpr, such as "*bf16" or "i32"."""
+    """Triton type of every argument that is not a constexpr, such as "*bf16" or "i32"."""
     constants: dict[str, Any]
     """Value of every constexpr argument."""
     num_warps: int
     num_stages: int
     divisible: tuple[str, ...] = ()
-    """Arguments that are multiples of 16, pointers in bytes, others as numbers: what lets loads be 128 bits wide."""
+    """Arguments that are multiples of 16 (pointers: of 16 bytes), so that loads can be 128 bits wide."""
     arch: str | None = None
     """The one architecture of `mixkernels.resources.ARCHS` that it is launched on; None: any."""
 

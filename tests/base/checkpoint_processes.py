@@ -29,7 +29,7 @@ TRAIN_KILLS = 10
 
 
 def watch_changes(place: Path, notice: Callable[[], None]) -> None:
-    """Call notice before every change of a file or folder under place that Python makes, in this process, for ever."""
+    """From now on, call notice before every change that this process makes to files and folders under place."""
 
     def hook(event: str, arguments: tuple) -> None:
         if event in CHANGES or (event == "open" and arguments[2] & WRITING):
@@ -41,7 +41,7 @@ def watch_changes(place: Path, notice: Callable[[], None]) -> None:
 
 
 def count_changes(place: Path, work: Callable[[], object]) -> int:
-    """Return how many changes under place work makes, in a child."""
+    """Run work in a child process; return the number of changes that it makes under place."""
     read, write = os.pipe()
 
     def child() -> None:
@@ -57,7 +57,7 @@ def count_changes(place: Path, work: Callable[[], object]) -> int:
 
 
 def kill_before(change: int, place: Path, work: Callable[[], object]) -> bool:
-    """Run work in a child that dies before its change of this number; return whether it came to that."""
+    """Run work in a child process that is killed before its change of this number; return whether it was killed."""
 
     def child() -> None:
         left = change
@@ -77,7 +77,7 @@ def kill_before(change: int, place: Path, work: Callable[[], object]) -> bool:
 
 
 def state_of(folder: Path) -> tuple:
-    """Return what loading a checkpoint gives: its configuration, every weight, and the tokens of a text."""
+    """Load a checkpoint; return its configuration, all weights, and the tokens of a text."""
     engine = load_engine(folder)
     config = {name: value for name, value in engine.config.to_dict().items() if name != "_name_or_path"}
     weights = [(name, tensor.numpy().tobytes()) for name, tensor in engine.model.state_dict().items()]
@@ -85,7 +85,7 @@ def state_of(folder: Path) -> tuple:
 
 
 def engines(backbone: Path) -> list[MixEncoder]:
-    """Two models that differ in configuration, in weights and in tokenizer."""
+    """Return two models that differ in configuration, weights and tokenizer."""
     found = []
     for k in (1, 3):
         torch.manual_seed(k)
@@ -98,7 +98,7 @@ def engines(backbone: Path) -> list[MixEncoder]:
 
 
 def save_over_another(folder: Path, backbone: Path) -> None:
-    """Whichever change of a file a save dies before, the checkpoint is wholly the old one or wholly the new one."""
+    """Kill a save before each of its changes: the checkpoint is always the old one or the new one, whole."""
     old, new = engines(backbone)
     states = []
     for name, engine in (("old", old), ("new", new)):
@@ -120,7 +120,7 @@ def save_over_another(folder: Path, backbone: Path) -> None:
         begin()
         assert kill_before(change, place, lambda: new.save_pretrained(place)), change
         seen.add(states.index(state_of(place)))
-        # whatever was left behind, the next save carries on from there
+        # the next save succeeds, whatever files the killed one left
         old.save_pretrained(place)
         assert state_of(place) == states[0]
         assert (place / "notes.txt").read_text() == "mine"
@@ -132,7 +132,7 @@ def save_over_another(folder: Path, backbone: Path) -> None:
 
 
 def save_where_nothing_was(folder: Path, backbone: Path) -> None:
-    """A new checkpoint is there whole or not at all, in a folder that was empty too."""
+    """Kill a save into a new or an empty folder: the checkpoint is there whole or not at all."""
     (engine, _) = engines(backbone)
     for is_empty in (False, True):
         place = folder / f"place{is_empty}"
@@ -141,7 +141,7 @@ def save_where_nothing_was(folder: Path, backbone: Path) -> None:
             shutil.rmtree(place, ignore_errors=True)
             if is_empty:
                 place.mkdir()
-            # where there is no folder it is made beside its place
+            # a new folder is first written under another name in the same parent, so watch that
             if not kill_before(change, folder, lambda place=place: engine.save_pretrained(place)):
                 break
             try:
@@ -155,7 +155,7 @@ def save_where_nothing_was(folder: Path, backbone: Path) -> None:
 
 
 def state_of_once(engine: MixEncoder, folder: Path) -> tuple:
-    """Return the state of an engine as it is saved, from a folder of its own."""
+    """Return the `state_of` an engine, saved into a separate folder once."""
     place = folder / "whole"
     if not place.exists():
         engine.save_pretrained(place)
@@ -163,7 +163,7 @@ def state_of_once(engine: MixEncoder, folder: Path) -> tuple:
 
 
 def train_until_killed(folder: Path, backbone: Path) -> None:
-    """A run that dies before some change of a file goes on to the weights of one that did not."""
+    """Kill a training run before some of its changes: resumed, it ends with the weights of an uninterrupted run."""
     rows = partner_pairs(WORDS, 40)
 
     def run(output: Path, *, resume: bool = False) -> None:

@@ -42,7 +42,7 @@ FEED_FORWARD = {"distilbert": "ffn", "albert": "ffn", "modernbert": "mlp"}
 
 
 def layers_of(backbone):
-    """The distinct layer modules, in the order in which they first run."""
+    """Return the distinct layer modules, in the order in which they first run."""
     if backbone.config.model_type == "albert":
         return [group.albert_layers[0] for group in backbone.encoder.albert_layer_groups]
     return {"distilbert": lambda: backbone.transformer.layer, "modernbert": lambda: backbone.layers}.get(
@@ -58,12 +58,12 @@ def run(backbone, layers, rows, *, stop=False):
 
 
 def keys_and_values_by_hand(kind, number, layer, x):
-    """Of a layer's input x (B, m, d): keys and values (B, m, H, D)."""
+    """Compute keys and values (B, m, H, D) from a layer's input x (B, m, d)."""
     if kind != "modernbert":
         return [layer.get_submodule(path)(x).unflatten(-1, (2, 16)) for path in KEY_AND_VALUE[kind].split()]
     _, key, value = layer.attn.Wqkv(layer.attn_norm(x)).unflatten(-1, (3, 2, 16)).unbind(2)
     theta = 10_000.0 if number % 3 else 160_000.0
-    # (m, 1, D / 2): coordinates i and i + D/2 of every head turn together
+    # (m, 1, D / 2): coordinates i and i + D/2 of every attention head are rotated as a pair
     angles = torch.arange(x.shape[1]).view(-1, 1, 1) / theta ** (torch.arange(8) / 8)
     one, two = key.split(8, dim=-1)
     rotated = [one * angles.cos() - two * angles.sin(), two * angles.cos() + one * angles.sin()]
@@ -93,7 +93,7 @@ def test_tapped_keys_and_values_equal_those_computed_by_hand(kind):
 
 
 def test_modernbert_keys_at_position_0_are_not_rotated():
-    # where candidates stand: their queries need no rotation to meet these keys
+    # candidates have position 0, so their queries need no rotation
     torch.manual_seed(0)
     backbone = build_backbone(backbone_config("modernbert")).eval()
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_attention_probabilities_are_not_dropped_in_training(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["bert", "albert", "distilbert"])
-def test_threads_do_not_meet(kind):
+def test_concurrent_passes_do_not_share_a_tap(kind):
     torch.manual_seed(0)
     config = MixEncoderConfig(backbone_config(kind, initializer_range=0.3), interaction_layers=(0, 1))
     model = MixEncoderModel(config).eval()
@@ -188,9 +188,9 @@ def test_a_backbone_whose_attention_was_changed_says_so():
         (MPNetConfig(), "relative position bias and does not run through transformers' attention interface"),
         (DebertaConfig(), "disentangled attention does not run through transformers' attention interface"),
         (DebertaV2Config(), "disentangled attention does not run through transformers' attention interface"),
-        (CamembertConfig(), "not been shown"),
-        (GPT2Config(), "not been shown"),
-        (PreTrainedConfig(), "not been shown"),
+        (CamembertConfig(), "no test has shown"),
+        (GPT2Config(), "no test has shown"),
+        (PreTrainedConfig(), "no test has shown"),
         (AlbertConfig(inner_group_num=2), "attend 2 times each"),
     ],
     ids=lambda value: getattr(value, "model_type", None),
@@ -206,7 +206,7 @@ def test_other_backbones_are_refused_with_the_reason(config, reason):
 @pytest.mark.parametrize("kind", SUPPORTED)
 def test_every_position_can_be_used_and_no_more(kind):
     config = backbone_config(kind, pad_token_id=1)
-    # RoBERTa numbers positions from behind the padding index
+    # RoBERTa's positions start after the padding index
     positions = 38 if "roberta" in kind else 40
     assert max_positions(config) == positions
     ids = torch.full((1, positions), 5)

@@ -1,4 +1,4 @@
-"""What a crash does to checkpoints: nobody loses the last good one, and nobody reads a mix.
+"""Crashes while a checkpoint is written: the last good one is never lost, and a mix is never read.
 
 The processes are in checkpoint_processes.py.
 """
@@ -23,7 +23,7 @@ TESTS = Path(__file__).parent
 )
 def test_a_checkpoint_is_the_old_one_or_the_new_one(scenario, backbone_path, tmp_path):
     command = [sys.executable, str(TESTS / "checkpoint_processes.py"), scenario, str(tmp_path), str(backbone_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parents[1])}
     environment.pop("TRITON_INTERPRET", None)
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -1,4 +1,4 @@
-"""A further head for a trained model: what is added, and that everything else keeps its bits."""
+"""Adding a head to a trained model: the new head, and that everything else keeps its bits."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mixencoder import MixEncoder
-from mixencoder.architectures import ARCHITECTURES, front_door, load_engine
+from mixencoder.architectures import ARCHITECTURES, engine_class, load_engine
 from mixencoder.base.checkpoints.checkpoint import write_calibration
 from mixencoder.errors import DataError, InputError
 from mixencoder.training.run import DataSpec, TrainConfig, train
@@ -26,7 +26,7 @@ def predictions(engine, head: str) -> np.ndarray:
 def test_a_head_is_added_and_all_other_weights_keep_their_bits(backbone_path, architecture, heads):
     has, added = heads
     options = {"num_labels": 3} if has == "classification" else {}
-    engine = front_door(architecture).from_backbone(backbone_path, **options)
+    engine = engine_class(architecture).from_backbone(backbone_path, **options)
     before = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
     scores = predictions(engine, has)
     both = engine.with_head(added, ["no", "perhaps", "yes"] if added == "classification" else ())
@@ -48,7 +48,7 @@ def test_a_head_is_added_and_all_other_weights_keep_their_bits(backbone_path, ar
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_model_with_a_head_added_is_saved_like_any_other(tmp_path, backbone_path, architecture):
-    both = front_door(architecture).from_backbone(backbone_path).with_head("classification", ["x", "y"])
+    both = engine_class(architecture).from_backbone(backbone_path).with_head("classification", ["x", "y"])
     both.save_pretrained(tmp_path / "both")
     loaded = load_engine(tmp_path / "both")
     assert loaded.config.id2label == {0: "x", 1: "y"}
@@ -89,7 +89,7 @@ def labelled(labels: list) -> list[dict]:
 def going_on(model: Path, output: Path, rows: list[dict] | list[list[dict]], **changes) -> TrainConfig:
     sources = rows if isinstance(rows[0], list) else [rows]
     data = [DataSpec(source, name=f"rows{number}") for number, source in enumerate(sources)]
-    # at a rate of zero nothing moves, so that what the run started from can be read off what it saved
+    # with a learning rate of zero no weight changes, so the saved model shows what the run started from
     fields = {"steps": 1, "batch_size": 6, "learning_rate": 0.0, "head_learning_rate": 0.0}
     return TrainConfig(output=str(output), model=str(model), data=data, **{**fields, **changes})
 
@@ -154,10 +154,10 @@ def test_classes_that_do_not_fit_are_refused_before_training(tmp_path, ranker):
             "but the configuration has LABEL",
         ),
         (tmp_path / "classes", labelled(["x"]), {"id2label": {0: "yes", 1: "no"}}, DataError, "keeps its classes"),
-        (ranker, labelled([0, 1]), {"num_labels": "two"}, InputError, "num_labels is 'two'; expected an integer"),
+        (ranker, labelled([0, 1]), {"num_labels": "two"}, InputError, "num_labels is 'two'; expected a positive"),
         (ranker, labelled([0, 1]), {"id2label": {1: "a", 2: "b"}}, InputError, "expected names of classes, numbered"),
         (ranker, labelled([0, 1]), {"id2label": ["a", "b"]}, InputError, "expected names of classes, numbered from 0"),
-        (ranker, labelled([0, 1]), {"dual_term": False}, InputError, "has its own; expected nothing but the classes"),
+        (ranker, labelled([0, 1]), {"dual_term": False}, InputError, "has its own; expected only the classes"),
         (ranker, labelled(["yes"]), {}, DataError, "all 12 examples have the class number 0"),
         (ranker, labelled([0, 2]), {"num_labels": 2}, DataError, "row 1: label is 2; expected a class from 0 to 1"),
     ]
@@ -168,7 +168,7 @@ def test_classes_that_do_not_fit_are_refused_before_training(tmp_path, ranker):
 
 
 def test_training_adds_a_ranking_head_to_a_classifier(tmp_path, backbone_path, words):
-    CrossEncoder = front_door("cross-encoder")  # noqa: N806
+    CrossEncoder = engine_class("cross-encoder")  # noqa: N806
     CrossEncoder.from_backbone(backbone_path, num_labels=2).save_pretrained(tmp_path / "classifier")
     engine = train(going_on(tmp_path / "classifier", tmp_path / "out", partner_pairs(words, 12)))
     assert engine.config.heads == ["classification", "ranking"]

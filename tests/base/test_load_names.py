@@ -1,4 +1,4 @@
-"""What stands for a checkpoint, and what loading says: which class, which folder, no bars of other libraries."""
+"""Names of checkpoints: folders, hub ids, and what loading prints: advice on classes, no bars of other libraries."""
 
 import logging
 import shutil
@@ -32,9 +32,9 @@ class TestNames:
             CrossEncoder.from_pretrained()
 
     @pytest.mark.parametrize("load", [MixEncoder.from_pretrained, MixEncoder.from_backbone, load_tokenizer])
-    def test_what_is_no_folder_and_not_on_the_hub_is_one_line(self, load, monkeypatch):
+    def test_a_name_that_is_no_folder_and_not_on_the_hub_gives_one_line(self, load, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        expected = r'no folder "somebody/something".*model of the Hugging Face hub.*not be reached.*name its folder'
+        expected = r'no folder "somebody/something".*looked up on the Hugging Face hub.*not be reached.*name its folder'
         with pytest.raises(CheckpointError, match=expected) as caught:
             load("somebody/something")
         assert "\n" not in str(caught.value)
@@ -53,8 +53,8 @@ class TestNames:
             "a" * 300,
         ],
     )
-    def test_what_can_be_no_hub_id_is_said_to_be_no_folder(self, name):
-        with pytest.raises(CheckpointError, match=r"is not a directory|names no directory"):
+    def test_a_name_that_cannot_be_a_hub_id_is_reported_as_no_folder(self, name):
+        with pytest.raises(CheckpointError, match=r"is not a directory|cannot name a directory"):
             MixEncoder.from_pretrained(name)
 
     def test_a_model_of_the_hub_is_read_from_the_cache(self, encoder, tmp_path, monkeypatch):
@@ -94,12 +94,12 @@ class TestQuiet:
         assert capfd.readouterr() == ("", "")
         assert not caplog.records
         BertModel.from_pretrained(backbone_path)
-        # a bar, and a report of the pooler that is missing
+        # transformers' own load shows a bar, and reports the missing pooler
         assert "Loading weights" in capfd.readouterr().err
         assert "LOAD REPORT" in caplog.text
         assert engine.rank("rice", TEXTS, top_k=1)
 
-    def test_switched_off_stays_switched_off(self, checkpoint, backbone_path, capfd):
+    def test_bars_that_were_off_stay_off(self, checkpoint, backbone_path, capfd):
         transformers_logging.disable_progress_bar()
         MixEncoder.from_pretrained(checkpoint)
         assert not transformers_logging.is_progress_bar_enabled()

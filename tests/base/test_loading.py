@@ -1,4 +1,4 @@
-"""A stranger's checkpoint is read whole or refused in one line, and runs no code and takes no memory on the way."""
+"""Untrusted checkpoints: read whole or refused in one line, without running code or allocating much memory."""
 
 import copy
 import json
@@ -44,7 +44,7 @@ def prefixed(prefix: str) -> Callable[[dict], dict]:
 
 class TestWeights:
     @pytest.mark.parametrize("prefix", ["model.", "module.bert.", "0.auto_model."])
-    def test_a_prefix_before_every_name_is_taken_off(self, encoder, backbone_path, prefix):
+    def test_a_prefix_of_every_name_is_removed(self, encoder, backbone_path, prefix):
         change_weights(encoder, prefixed(prefix))
         found, want = load_backbone(encoder).state_dict(), load_backbone(backbone_path).state_dict()
         assert all(torch.equal(found[name], want[name]) for name in want)
@@ -90,7 +90,7 @@ class TestWeights:
         with pytest.raises(CheckpointError, match=r"lacks 53 of the 53 weights"):
             MixEncoder.from_backbone(encoder)
 
-    def test_two_encoders_in_one_file_are_not_guessed_between(self, encoder):
+    def test_two_encoders_in_one_file_are_refused(self, encoder):
         change_weights(
             encoder, lambda weights: {**prefixed("query.")(weights), **prefixed("document.")(copy.deepcopy(weights))}
         )
@@ -104,23 +104,23 @@ class TestWeights:
             load_backbone(encoder)
 
     @pytest.mark.parametrize("kind", ["encoder", "own"])
-    def test_layers_that_the_configuration_leaves_no_place_for_are_refused(self, request, kind):
+    def test_layers_that_the_configuration_does_not_describe_are_refused(self, request, kind):
         folder = request.getfixturevalue(kind)
         fields = json.loads((folder / "config.json").read_text())
         (fields if kind == "encoder" else fields["backbone_config"])["num_hidden_layers"] = 2
         change_fields(folder, **fields)
         with pytest.raises(
-            CheckpointError, match=r"holds 16 weights that its config.json leaves no place for: .*layer\.2\."
+            CheckpointError, match=r"holds 16 weights that its config.json does not describe: .*layer\.2\."
         ):
             load_backbone(folder)
 
     def test_weights_of_a_layer_that_this_kind_does_not_have_are_refused(self, encoder):
         name = "encoder.layer.0.attention.self.distance_embedding.weight"
         change_weights(encoder, lambda weights: {**weights, name: torch.zeros(79, 16)})
-        with pytest.raises(CheckpointError, match=r"1 weights that .* no place for: .*distance_embedding"):
+        with pytest.raises(CheckpointError, match=r"1 weights that .* does not describe: .*distance_embedding"):
             load_backbone(encoder)
 
-    def test_integers_are_no_weights(self, encoder):
+    def test_integer_tensors_are_no_weights(self, encoder):
         change_weights(encoder, lambda weights: {name: tensor.to(torch.int8) for name, tensor in weights.items()})
         with pytest.raises(CheckpointError, match=r"53 weights in dtypes that are not .*I8.*quantised"):
             load_backbone(encoder)
@@ -139,7 +139,7 @@ class TestWeights:
         with pytest.raises(CheckpointError, match=r"NaN or an infinity in .*layer\.1\.output\.dense\.bias"):
             load_backbone(folder) if kind == "encoder" else load_engine(folder)
 
-    def test_weights_too_large_for_the_dtype_asked_for_are_named_and_large_sums_are_none(self, own):
+    def test_weights_too_large_for_the_dtype_are_named_and_large_sums_are_not(self, own):
         def change(weights: dict) -> dict:
             weights["backbone.embeddings.LayerNorm.weight"].fill_(3e38)
             return weights
@@ -185,7 +185,7 @@ class TestWeights:
         with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json"):
             load_backbone(encoder)
 
-    def test_pickled_weights_are_not_opened_and_safetensors_is_asked_for(self, encoder):
+    def test_pickled_weights_are_not_opened_and_safetensors_is_expected(self, encoder):
         (encoder / "model.safetensors").rename(encoder / "pytorch_model.bin")
         with pytest.raises(CheckpointError, match=r"no model\.safetensors, only pytorch_model\.bin, .*save_pretrained"):
             load_backbone(encoder)
@@ -208,7 +208,7 @@ class TestCode:
         change_fields(folder, **fields, auto_map=classes)
         change_fields(folder, "tokenizer_config.json", auto_map=classes, tokenizer_class="T")
 
-    def test_no_code_runs_and_nobody_is_asked(self, own, encoder, tmp_path):
+    def test_no_code_runs_and_no_question_is_asked(self, own, encoder, tmp_path):
         for folder in (own, encoder):
             self.poison(folder)
         script = (
@@ -222,13 +222,13 @@ class TestCode:
         command = [sys.executable, "-c", script, str(own), str(encoder)]
         done = subprocess.run(command, input="y\ny\n", capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stderr
-        # whether it was loaded by a class of transformers or refused: what stood on standard input stands there still
+        # whether it was loaded by a class of transformers or refused, standard input was not read
         assert done.stdout.endswith("left y\ny\n\n"), done.stdout
         assert "[y/N]" not in done.stdout
         assert not list(tmp_path.rglob("ran"))
 
     @pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation"])
-    def test_kernels_that_a_configuration_names_are_not_fetched(self, own, field, checkpoint):
+    def test_kernels_that_a_configuration_names_are_not_downloaded(self, own, field, checkpoint):
         fields = json.loads((own / "config.json").read_text())
         fields["backbone_config"][field] = "somebody/kernels"
         change_fields(own, **fields, **{field: "somebody/kernels"})
@@ -256,7 +256,7 @@ class TestTokenizer:
 
     def test_one_that_knows_no_word_is_refused(self, encoder):
         fields = json.loads((encoder / "tokenizer.json").read_text())
-        # every text becomes a word that is not there
+        # every text becomes a word that is not in the vocabulary
         fields["normalizer"] = {"type": "Replace", "pattern": {"Regex": "\\w+"}, "content": "qqq"}
         change_fields(encoder, "tokenizer.json", **fields)
         with pytest.raises(CheckpointError, match=r"reads every word as unknown \(\[UNK\]\)"):
@@ -290,7 +290,7 @@ MUTATIONS = 60
 
 
 def mutated(chance: random.Random, fields: dict) -> tuple[str, dict]:
-    """Fields of which one, at any depth, is dropped, has another value, or stands under another's name."""
+    """Return fields of which one, at any depth, is dropped, has another value, or has another field's name."""
     fields = copy.deepcopy(fields)
     place = chance.choice([fields, fields["backbone_config"], fields["backbone_config"]])
     name = chance.choice(sorted(place))
@@ -338,7 +338,7 @@ class TestConfiguration:
             ({"layer_norm_eps": "small"}, ["layer_norm_eps"]),
             ({"is_decoder": True}, ["is_decoder"]),
             ({"max_position_embeddings": 2}, ["position"]),
-            # bombs: refused before memory is taken
+            # huge sizes: refused before memory is allocated
             ({"num_hidden_layers": 100_000}, ["100,000", "layers"]),
             ({"num_hidden_layers": 900}, ["900 layers", "weights"]),
             ({"hidden_size": 10**9}, ["1,000,000,000", "rows or columns"]),
@@ -358,7 +358,7 @@ class TestConfiguration:
         change_fields(folder, **fields)
         start = time.perf_counter()
         if "num_labels" in changes:
-            # of a head that the encoder is loaded without
+            # number of labels of a head that is not loaded
             load_backbone(folder)
         else:
             with pytest.raises(MixEncoderError) as caught:
@@ -391,8 +391,8 @@ class TestConfiguration:
         [
             ('{"a": ' * 200_000, "not valid JSON"),
             ("[" * 200_000 + "]" * 200_000, "nested too deep"),
-            ('{"layer_norm_eps": NaN}', "NaN is no number"),
-            ('{"layer_norm_eps": -Infinity}', "Infinity is no number"),
+            ('{"layer_norm_eps": NaN}', "NaN is not allowed"),
+            ('{"layer_norm_eps": -Infinity}', "Infinity is not allowed"),
             ('{"layer_norm_eps": 1e999}', "too large"),
             ('{"vocab_size": ' + "9" * 5000 + "}", "not valid JSON"),
             ("[]", "holds a list; expected a JSON object"),
@@ -404,7 +404,7 @@ class TestConfiguration:
         ids=lambda value: value[:20],
     )
     @pytest.mark.parametrize("kind", ["encoder", "own"])
-    def test_what_is_no_configuration_is_refused(self, request, kind, content, words):
+    def test_an_invalid_configuration_is_refused(self, request, kind, content, words):
         folder = request.getfixturevalue(kind)
         (folder / "config.json").write_text(content)
         with pytest.raises(CheckpointError, match=words):

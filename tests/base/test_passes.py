@@ -1,4 +1,4 @@
-"""Passes of the encoder and trials of shapes: what is tried is heeded, and threads are left as they were."""
+"""Passes of the encoder and trials of shapes: trials decide which shapes are used, and threads stay as they were."""
 
 import threading
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def model(backbone_path) -> MixEncoder:
 
 
 def run(model: MixEncoder, rows: list[list[int]], batch_size: int = 32) -> list[tuple[list[int], Tensor, Tensor, int]]:
-    """Numbers, ids, mask and threads of every pass."""
+    """Return numbers, ids, mask and threads of every pass."""
     seen = []
 
     def encode(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -90,9 +90,9 @@ def test_a_size_whose_products_round_otherwise_is_not_used(model, monkeypatch):
     linear = torch.nn.functional.linear
 
     def rounded(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # the same for any number of rows, as this processor's products may not be
+        # in float64, so that the number of rows makes no difference on any processor
         out = linear(rows.double(), weight.double(), bias.double()).float()
-        # as a library that takes another routine for some numbers of rows
+        # like a library that uses another routine for some numbers of rows
         return out + 1e-6 * out.abs() if 100 < rows.shape[:-1].numel() < 200 else out
 
     monkeypatch.setattr(passes.F, "linear", rounded)
@@ -100,7 +100,7 @@ def test_a_size_whose_products_round_otherwise_is_not_used(model, monkeypatch):
     assert [shape.texts for shape in shapes] == [16, 4, 2, 1]
 
 
-def test_a_size_whose_rows_depend_on_their_place_is_not_used(model, monkeypatch):
+def test_a_size_whose_results_depend_on_the_row_is_not_used(model, monkeypatch):
     linear = torch.nn.functional.linear
 
     def rounded(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -115,12 +115,12 @@ def test_a_size_whose_rows_depend_on_their_place_is_not_used(model, monkeypatch)
 
 def test_pieces_of_an_index_that_do_not_agree_are_not_used(monkeypatch):
     def rounded(self, query, count: int) -> Tensor:
-        # the same wherever a candidate stands, as this processor's products may not be
+        # the same for a candidate in any row, on any processor
         out = next(iter(self._parts.values()))[:count].clone()
         if count == 64:
             return out * (1 + 1e-6)
         if count == 512:
-            # by place, as the ends of a library's tiles
+            # another result in one row, as at the end of a library's tiles
             out[3] *= 1 + 1e-6
         return out
 
@@ -133,18 +133,18 @@ def test_pieces_of_an_index_that_do_not_agree_are_not_used(monkeypatch):
     assert sizes == (384, 256, 192, 128, 96, 48, 32, 24)
 
 
-def test_where_a_chunks_attention_depends_on_place_every_row_attends_on_its_own(backbone_path, monkeypatch):
+def test_where_attention_of_a_chunk_depends_on_the_row_every_row_attends_on_its_own(backbone_path, monkeypatch):
     model = MixEncoder.from_backbone(backbone_path, num_context_embeddings=3)
     texts = ["boil the rice", "the dog sat", "undo a git commit"] * 30
     want = model.interact(model.encode_query("cook rice"), model.encode_document(texts))
     whole = scoring._attend_whole_chunk
 
-    def by_place(*inputs: object) -> tuple[Tensor, Tensor | None]:
+    def by_row(*inputs: object) -> tuple[Tensor, Tensor | None]:
         context, state = whole(*inputs)
         context[:, 5:6] *= 1 + 1e-3
         return context, state
 
-    monkeypatch.setattr(scoring, "_attend_whole_chunk", by_place)
+    monkeypatch.setattr(scoring, "_attend_whole_chunk", by_row)
     model.to("cpu")
     scores = model.interact(model.encode_query("cook rice"), model.encode_document(texts))
     assert (scores.view(30, 3) == scores[0, :3]).all()

@@ -1,4 +1,4 @@
-"""Saving: several savers at once, places that cannot be written, and what is on the disk when it returns."""
+"""Saving: concurrent saves, folders that cannot be written, and what is on the disk when saving returns."""
 
 import copy
 import json
@@ -68,10 +68,10 @@ def test_threads_that_save_into_one_folder_wait_for_each_other(engines, tmp_path
     assert not [path.name for path in [*tmp_path.iterdir(), *place.iterdir()] if path.name.startswith(".")]
 
 
-def test_who_loads_while_others_save_gets_one_of_the_checkpoints_whole(engines, tmp_path):
+def test_loading_during_saves_gives_one_whole_checkpoint(engines, tmp_path):
     place = tmp_path / "place"
     for number, engine in enumerate(engines):
-        # of each a tokenizer of its own, which is read last
+        # each has its own tokenizer, which is read last
         engine.tokenizer = copy.deepcopy(engine.tokenizer)
         engine.tokenizer.model_max_length = 10 + number
     engines[0].save_pretrained(place)
@@ -112,7 +112,7 @@ def test_processes_that_write_one_folder_wait_for_each_other(tmp_path):
     assert len({path.read_text() for path in place.iterdir()}) == 1
 
 
-def test_a_folder_is_held_by_one_at_a_time_whether_it_is_there_or_not(tmp_path):
+def test_one_thread_at_a_time_locks_a_folder_that_exists_or_not(tmp_path):
     place = tmp_path / "place"
     order, held = [], threading.Event()
 
@@ -123,7 +123,7 @@ def test_a_folder_is_held_by_one_at_a_time_whether_it_is_there_or_not(tmp_path):
     thread = threading.Thread(target=second)
     with exclusive(place):
         thread.start()
-        # time enough to come in, were it not kept out
+        # long enough for the other thread to enter, if there were no lock
         held.wait(0.2)
         place.mkdir()
         order.append("first")
@@ -131,7 +131,7 @@ def test_a_folder_is_held_by_one_at_a_time_whether_it_is_there_or_not(tmp_path):
     assert order == ["first", "second"]
 
 
-def test_places_that_cannot_be_written_are_one_line(engines, tmp_path):
+def test_folders_that_cannot_be_written_give_one_line(engines, tmp_path):
     (tmp_path / "file").write_text("mine")
     for place in (
         tmp_path / "file",
@@ -148,14 +148,14 @@ def test_places_that_cannot_be_written_are_one_line(engines, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_the_right_to_write_is_one_line(engines, tmp_path):
+def test_a_folder_without_write_permission_gives_one_line(engines, tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(CheckpointError, match="cannot be written: Permission denied"):
         engines[0].save_pretrained(tmp_path / "place")
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Note, in order, what is synchronised and what is put in its place."""
+    """Record, in order, the files that are synchronised and the renames."""
     seen = []
     fsync, replace = os.fsync, os.replace
 

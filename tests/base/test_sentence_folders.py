@@ -1,6 +1,7 @@
-"""Encoders in folders of sentence-transformers: the part that is read, and the pooling that it was trained with."""
+"""Encoders in sentence-transformers folders: which files are read, and the pooling that they were trained with."""
 
 import json
+import linecache
 import shutil
 import warnings
 from pathlib import Path
@@ -28,7 +29,7 @@ def folder(encoder) -> Path:
 
 
 def describe(folder: Path, pooling: dict, *others: str, encoder: str = "", kinds: str = OLD) -> None:
-    """Write what sentence-transformers writes beside an encoder."""
+    """Write the files that sentence-transformers writes beside an encoder."""
     modules = [(f"{kinds}Transformer", encoder), (f"{kinds}Pooling", "1_Pooling")]
     modules += [(f"{kinds}{name}", f"{number}_{name}") for number, name in enumerate(others, 2)]
     entries = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (kind, path) in enumerate(modules)]
@@ -75,8 +76,10 @@ def test_pooling_that_cannot_be_followed_is_warned_of(folder, start, pooling, wo
     describe(folder, pooling)
     with pytest.warns(EncoderWarning, match=f"trained with {words} pooling") as caught:
         start(folder)
-    # the line that asked for it
+    # the warning points at the line that called from_backbone
     assert Path(caught[0].filename).name == Path(__file__).name
+    line = linecache.getline(caught[0].filename, caught[0].lineno)
+    assert "from_backbone(folder" in line or "start(folder)" in line
 
 
 def test_several_context_embeddings_cannot_follow_the_first_token(folder):
@@ -85,7 +88,7 @@ def test_several_context_embeddings_cannot_follow_the_first_token(folder):
         assert dual_term(folder, num_context_embeddings=2).config.pooling == "codes"
 
 
-def test_a_pooling_that_was_asked_for_is_left_alone(folder):
+def test_a_given_pooling_is_kept(folder):
     describe(folder, FIRST)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -93,7 +96,7 @@ def test_a_pooling_that_was_asked_for_is_left_alone(folder):
 
 
 @pytest.mark.parametrize("start", [MixEncoder.from_backbone, CrossEncoder.from_backbone, LateInteraction.from_backbone])
-def test_models_that_pool_nothing_are_not_concerned(folder, start):
+def test_models_without_pooling_give_no_warning(folder, start):
     describe(folder, MAX, "Dense")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -104,7 +107,7 @@ def test_further_modules_are_warned_of_where_they_change_scores(folder):
     describe(folder, MEAN, "Dense", "Normalize")
     with pytest.warns(EncoderWarning, match="left out here: Dense$"):
         DualEncoder.from_backbone(folder)
-    # a cosine does not see lengths, a product does
+    # a cosine ignores the lengths of vectors, a dot product does not
     with pytest.warns(EncoderWarning, match="left out here: Dense, Normalize$"):
         DualEncoder.from_backbone(folder, similarity="dot")
 

@@ -1,4 +1,4 @@
-"""Texts without a token from end to end: every command reads them alike, says so, and refuses them when asked to."""
+"""Texts without a token in every command: read in the same way, with a warning, or refused with --on-empty error."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The benchmark of threads and busy neighbours, with made-up times and without the models."""
+"""The benchmark of threads and busy processes beside it, with made-up times and without models."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def test_busy_processes_compute_while_they_are_wanted_and_no_longer(monkeypatch)
 
 @pytest.fixture
 def measured(monkeypatch, tmp_path):
-    """Run the benchmark on a stand-in; samples by threads and neighbours come from a function."""
+    """Run the benchmark without models; a function gives the samples for each number of threads and busy processes."""
     encoded, now = [], {"busy": 0}
     engine = SimpleNamespace(
         tokenizer=SimpleNamespace(get_vocab=lambda: {"cat": 0, "dog": 1}),

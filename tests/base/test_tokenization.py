@@ -57,7 +57,7 @@ def test_padding_is_on_the_right():
 
 
 @pytest.mark.filterwarnings("ignore::mixencoder.errors.TruncationWarning")
-def test_threads_of_different_limits_do_not_meet(tokenizer):
+def test_threads_with_different_limits_do_not_interfere(tokenizer):
     text, failures = "the cat sat in a pot " * 3, []
 
     def work(limit: int) -> None:

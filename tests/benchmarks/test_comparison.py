@@ -1,13 +1,11 @@
 """The comparison's tooling, on tiny models and data; its figures are made by its own command."""
 
 import json
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from benchmarks.comparison import cells as comparison
-from benchmarks.comparison.cells import Cell, make_record, wanted_cells
+from benchmarks.comparison.cells import Cell, make_record
 from benchmarks.comparison.lists import write_long_lists
 from benchmarks.comparison.settings import ABLATIONS, CONTENDERS, TASKS, ComparedTask, Contender, Report, Setting
 from benchmarks.comparison.tables import ablation_rows, cells, comparison_rows, growth_rows, part_rows, task_mean
@@ -52,7 +50,7 @@ def test_no_candidate_is_drawn_that_stands_in_the_query(tmp_path, words):
 
 
 @pytest.fixture
-def places(tmp_path, backbone_path, words, monkeypatch):
+def paths(tmp_path, backbone_path, words, monkeypatch):
     """One tiny task and setting in the place of the real ones."""
     data = tmp_path / "data"
     data.mkdir()
@@ -62,91 +60,34 @@ def places(tmp_path, backbone_path, words, monkeypatch):
     setting = Setting(seeds=(0,), queries=5, pairs=5, joint_long_queries=2, bf16=False)
     monkeypatch.setitem(TASKS, "tiny", task)
     monkeypatch.setitem(comparison.SETTINGS, "tiny", setting)
-    return comparison.Places(data, backbone_path, tmp_path / "work")
+    return comparison.Paths(data, backbone_path, tmp_path / "work")
 
 
 @pytest.mark.parametrize("name", ["cross-encoder", "mixencoder", "no-dual-term"])
-def test_a_cell_is_trained_once_and_measured_on_the_same_queries(places, tmp_path, name):
+def test_a_cell_is_trained_once_and_measured_on_the_same_queries(paths, tmp_path, name):
     cell = Cell("tiny", name, {**CONTENDERS, **ABLATIONS}[name], 0)
-    record = make_record(cell, "tiny", places, tmp_path / "results")
+    record = make_record(cell, "tiny", paths, tmp_path / "results")
     report = record["reports"]["replies.dev"]
     assert report["provenance"]["queries"] == {"replies.dev": 5}
     parts = {"mixencoder": {"full", "interaction", "dual"}, "no-dual-term": {"full", "interaction"}}.get(name, {"full"})
     assert set(report["results"]["replies.dev"]) == parts
     assert record["training"]["settings"]["steps"] == 2
-    weights = (places.model("tiny", "tiny", name, 0) / "model.safetensors").stat().st_mtime_ns
-    again = comparison.run_cell(cell, "tiny", places)
-    assert (places.model("tiny", "tiny", name, 0) / "model.safetensors").stat().st_mtime_ns == weights
+    weights = (paths.model("tiny", "tiny", name, 0) / "model.safetensors").stat().st_mtime_ns
+    again = comparison.run_cell(cell, "tiny", paths)
+    assert (paths.model("tiny", "tiny", name, 0) / "model.safetensors").stat().st_mtime_ns == weights
     assert again["reports"]["replies.dev"]["results"] == report["results"]
     path = tmp_path / "results" / f"tiny.{name}.0.json"
     assert json.loads(path.read_text()) == json.loads(json.dumps(record))
     assert str(tmp_path) not in path.read_text()
 
 
-def test_a_student_waits_for_its_teacher_and_learns_from_it(places):
+def test_a_student_waits_for_its_teacher_and_learns_from_it(paths):
     student = Contender("dual-encoder", teacher="teacher")
     with pytest.raises(InputError, match="learns from teacher"):
-        comparison.run_cell(Cell("tiny", "student", student, 0), "tiny", places)
-    comparison.run_cell(Cell("tiny", "teacher", Contender("dual-encoder"), 0), "tiny", places)
-    record = comparison.run_cell(Cell("tiny", "student", student, 0), "tiny", places)
+        comparison.run_cell(Cell("tiny", "student", student, 0), "tiny", paths)
+    comparison.run_cell(Cell("tiny", "teacher", Contender("dual-encoder"), 0), "tiny", paths)
+    record = comparison.run_cell(Cell("tiny", "student", student, 0), "tiny", paths)
     assert record["training"]["settings"]["teacher"] == "teacher.0"
-
-
-def test_every_cell_is_wanted_once_and_knows_its_teacher():
-    cells = wanted_cells("all", "full")
-    assert len({cell.file_name for cell in cells}) == len(cells) == 3 * len(TASKS) * len(CONTENDERS)
-    ablations = wanted_cells("ablations", "small")
-    assert {cell.name for cell in ablations} == set(ABLATIONS)
-    assert not any(cell.long_lists for cell in ablations)
-    taught = next(cell for cell in ablations if cell.name == "distilled")
-    assert [cell.name for cell in wanted_cells("all", "small") if taught.learns_from(cell)] == ["cross-encoder"]
-    assert not any(cell.contender.teacher for cell in wanted_cells("all", "small"))
-    assert [cell.name for cell in wanted_cells("nli", "small", ["mixencoder"])] == ["mixencoder"]
-
-
-def test_students_start_when_their_teacher_ends_and_a_cell_that_fails_stops_no_other(monkeypatch, tmp_path, capsys):
-    from benchmarks.comparison import __main__ as command
-
-    ended = []
-
-    def make(cell, setting, places, folder):
-        if cell.contender.teacher:
-            assert (cell.task, cell.contender.teacher) in ended
-        time.sleep(0.02)
-        if cell.name == "deformer":
-            raise RuntimeError("broken")
-        ended.append((cell.task, cell.name))
-        return {
-            "task": cell.task,
-            "contender": cell.name,
-            "seed": 0,
-            "reports": {},
-            "seconds": {"train": 1, "measure": 1},
-        }
-
-    monkeypatch.setattr(command, "make_record", make)
-    monkeypatch.setattr(command, "ProcessPoolExecutor", lambda processes, context: ThreadPoolExecutor(processes))
-    monkeypatch.setattr(command, "ROOT", tmp_path)
-    # set by the command for its processes
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    arguments = [
-        "all",
-        "--data-dir",
-        "d",
-        "--backbone",
-        "b",
-        "--device",
-        "x",
-        "--setting",
-        "medium",
-        "--processes",
-        "40",
-    ]
-    monkeypatch.setattr("sys.argv", ["comparison", *arguments])
-    with pytest.raises(SystemExit, match=f"{len(TASKS)} of {len(TASKS) * len(CONTENDERS)} failed"):
-        command.main()
-    assert set(ended) == {(task, name) for task in TASKS for name in CONTENDERS if name != "deformer"}
-    assert "nli.deformer.0.json failed: RuntimeError: broken" in capsys.readouterr().err
 
 
 def record(contender, seed, figures, parts=("full",)):

@@ -1,31 +1,17 @@
-"""The GPU benchmark's command, without a GPU and with a made-up one."""
+"""The GPU benchmark's command: wrong and interpreted kernels are not timed; on a GPU, that its groups run."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu.attention import (
-    BF16,
-    Bench,
-    Shape,
-    attention_workload,
-    measure,
-    training,
-)
+from benchmarks.gpu.attention import BF16, Bench, Shape, attention_workload, measure, training
 from benchmarks.gpu.attention import Group as MeasuredGroup
-from benchmarks.gpu.formulations import (
-    compiled_rivals,
-    eager_rivals,
-)
+from benchmarks.gpu.formulations import compiled_rivals, eager_rivals
 from benchmarks.gpu.layer import host
-from benchmarks.measuring.provenance import write_json
-from tests.benchmarks.gpu_cases import assert_whole, claim, make_bench
+from tests.benchmarks.gpu_cases import assert_whole, make_bench
 
 
 @pytest.fixture
@@ -33,113 +19,51 @@ def bench(tmp_path) -> Bench:
     return make_bench(tmp_path)
 
 
-def run(*arguments):
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", *arguments],
-        cwd=gpu.ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-def test_without_a_gpu_the_command_says_so_and_ends_with_2():
-    result = run("--quick")
-    assert result.returncode == 2
-    assert result.stderr == "python -m benchmarks.gpu needs a GPU: none is visible\n"
-    assert result.stdout == ""
-
-
-def test_a_report_needs_no_gpu(tmp_path, capsys):
-    write_json(tmp_path / "gpu_attention.json", {"records": [claim(device="H100")]})
-    assert gpu.main(["--report", str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    assert "measured on H100" in out
-    assert "of memory peak, D=64, m<=128, N>=1e5" in out
-    assert "python -m benchmarks.gpu.ranking" in out
-
-
-def test_an_unknown_group_is_refused():
-    with pytest.raises(SystemExit, match="2"):
-        gpu.main(["--only", "everything"])
-
-
-def write_test(folder: Path, body: str) -> str:
+def outcome_of(folder: Path, body: str, seconds: float, monkeypatch) -> dict:
+    """Run a file of tests as if it were the operators'."""
+    # workers would take longer to start than the tests to run
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
     path = folder / "test_it.py"
-    path.write_text(body)
-    return str(path)
+    path.write_text("import pytest, time\n" + body)
+    return gpu.correctness(folder, seconds, [str(path)])
 
 
-def test_correctness_counts_what_passed(tmp_path):
-    body = "import pytest\ndef test_a(): pass\n@pytest.mark.skip\ndef test_b(): pass\n"
-    outcome = gpu.correctness(tmp_path / "out", 60.0, [write_test(tmp_path, body)])
-    assert (outcome["passed"], outcome["tests"], outcome["skipped"]) == (True, 2, 1)
-    assert gpu.correctness_lines(outcome) == ["correctness: 1 tests passed, 1 skipped"]
-    assert json.loads((tmp_path / "out" / "correctness.json").read_text())["passed"] is True
-    assert "1 passed, 1 skipped" in (tmp_path / "out" / "correctness.log").read_text()
-
-
-def test_correctness_names_what_failed(tmp_path):
-    outcome = gpu.correctness(tmp_path, 60.0, [write_test(tmp_path, "def test_a(): assert 1 == 2\n")])
-    assert outcome["passed"] is False
+def test_correctness_counts_tests_and_names_what_failed(tmp_path, monkeypatch):
+    body = "def test_a(): pass\n@pytest.mark.skip\ndef test_b(): pass\ndef test_c(): assert 1 == 2\n"
+    outcome = outcome_of(tmp_path, body, 60.0, monkeypatch)
+    assert (outcome["passed"], outcome["tests"], outcome["skipped"]) == (False, 3, 1)
+    assert json.loads((tmp_path / "correctness.json").read_text())["passed"] is False
     first, second = gpu.correctness_lines(outcome)
-    assert first.startswith("correctness: 1 of 1 tests failed")
-    assert "test_a: assert 1 == 2" in second
+    assert first.startswith("correctness: 1 of 3 tests failed")
+    assert "test_c: assert 1 == 2" in second
 
 
-def test_tests_that_do_not_end_in_time_have_not_passed(tmp_path):
-    body = "import time\ndef test_a(): time.sleep(60)\n"
-    outcome = gpu.correctness(tmp_path, 1.0, [write_test(tmp_path, body)])
+def test_tests_that_do_not_end_in_time_have_not_passed(tmp_path, monkeypatch):
+    outcome = outcome_of(tmp_path, "def test_a(): time.sleep(60)\n", 1.0, monkeypatch)
     assert outcome["passed"] is False
-    assert outcome["exit_status"] is None
     assert "did not end in time" in gpu.correctness_lines(outcome)[0]
 
 
-@pytest.fixture
-def a_gpu(monkeypatch, bench):
-    """Make the command believe in a GPU, and its groups note that they ran."""
+def test_the_correctness_tests_exist():
+    assert all((gpu.ROOT / name).is_file() for name in gpu.CORRECTNESS_TESTS)
+
+
+def test_nothing_is_timed_after_a_failed_test_nor_with_interpreted_kernels(bench, tmp_path, monkeypatch, capsys):
     ran = []
-
-    def breaks(bench):
-        ran.append("attention")
-        raise RuntimeError("illegal address")
-
+    failed = {"test": "t", "message": "m"}
+    outcome = {"passed": False, "tests": 3, "skipped": 0, "exit_status": 1, "failures": [failed]}
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "A GPU")
     monkeypatch.setattr(gpu, "machine_at_hand", lambda arguments, commit: bench.machine)
-    monkeypatch.setattr(gpu, "GROUPS", {"attention": breaks, "layer": lambda bench: ran.append("layer")})
-    monkeypatch.setattr(gpu, "correctness", lambda folder, seconds: OUTCOME)
-    return ran
-
-
-OUTCOME = {"passed": False, "tests": 3, "skipped": 0, "exit_status": 1, "failures": [{"test": "t", "message": "m"}]}
-
-
-def test_nothing_is_timed_after_a_failed_test(a_gpu, tmp_path, capsys):
+    monkeypatch.setattr(gpu, "GROUPS", {"attention": ran.append})
+    monkeypatch.setattr(gpu, "correctness", lambda folder, seconds: outcome)
     assert gpu.main(["--output", str(tmp_path)]) == 1
-    assert a_gpu == []
     assert "nothing was timed" in capsys.readouterr().out
-    assert gpu.main(["--output", str(tmp_path), "--keep-going"]) == 1
-    assert a_gpu == ["attention", "layer"]
-
-
-def test_a_group_that_breaks_off_stops_no_other(a_gpu, tmp_path, capsys):
-    assert gpu.main(["--output", str(tmp_path), "--only", "layer", "--only", "attention"]) == 1
-    assert a_gpu == ["attention", "layer"]
-    out = capsys.readouterr().out
-    assert "attention: stopped by RuntimeError: illegal address" in out
-    assert "targets of docs/design.md section 7" in out
-    assert gpu.main(["--output", str(tmp_path), "--only", "layer"]) == 0
-
-
-def test_interpreted_kernels_are_not_timed(a_gpu, monkeypatch, capsys):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert gpu.main([]) == 2
+    assert gpu.main(["--output", str(tmp_path), "--keep-going"]) == 2
     assert "TRITON_INTERPRET is set" in capsys.readouterr().err
+    assert ran == []
 
 
 @pytest.mark.gpu
@@ -156,7 +80,3 @@ def test_a_gpu_is_timed(bench):
     records = training(on_gpu, [Shape(4, 1, 16, 64, h=2, batch=4)], [Shape(300, 1, 64, 64, h=2)], compile_too=False)
     assert "triton" in {record["backend"] for record in records}
     assert "host: replayed graph" in {record["operator"] for record in host(on_gpu, Shape(16, 1, 16, 64, h=2), calls=5)}
-
-
-def test_the_correctness_tests_exist():
-    assert all((gpu.ROOT / name).is_file() for name in gpu.CORRECTNESS_TESTS)

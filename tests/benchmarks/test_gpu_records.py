@@ -7,36 +7,21 @@ import torch
 
 from benchmarks.gpu import attention as gpu_groups
 from benchmarks.gpu import tuning as gpu_tuning
-from benchmarks.gpu.attention import (
-    GRID,
-    KEY_SHAPES,
-    LONGEST_EXPANSION,
-    Bench,
-    Shape,
-    attention_workload,
-    grid,
-    measure,
-    training,
-)
+from benchmarks.gpu.attention import LONGEST_EXPANSION, Bench, Shape, attention_workload, grid, measure, training
 from benchmarks.gpu.attention import Group as MeasuredGroup
-from benchmarks.gpu.formulations import (
-    eager_rivals,
-)
+from benchmarks.gpu.formulations import eager_rivals
 from benchmarks.gpu.layer import LAYER_OPERATORS, host, layer
-from benchmarks.gpu.records import RECORD_KEYS, read_records, target_table, targets
-from benchmarks.measuring.gpu_timing import Timing, interleaved_timings
-from benchmarks.measuring.provenance import slug, write_json
+from benchmarks.gpu.records import RECORD_KEYS, read_records, targets
+from benchmarks.measuring.gpu_timing import Timing
+from benchmarks.measuring.provenance import write_json
 from mixkernels.attention import triton_launch as launch
-from mixkernels.attention.triton_launch import Kind, LaunchConfig, launch_config
-from tests.benchmarks.gpu_cases import CPU, assert_whole, claim, make_bench
+from mixkernels.attention.triton_launch import Kind, LaunchConfig
+from tests.benchmarks.gpu_cases import assert_whole, claim, make_bench
 
 
 @pytest.fixture
 def bench(tmp_path) -> Bench:
     return make_bench(tmp_path)
-
-
-# -- records -----------------------------------------------------------------------------------------------------------
 
 
 def test_attention_is_recorded_with_every_rival_its_limit_and_those_that_did_not_run(bench):
@@ -56,13 +41,8 @@ def test_attention_is_recorded_with_every_rival_its_limit_and_those_that_did_not
     assert_whole(group.records)
     by_name = {record["backend"]: record for record in group.records}
     own = by_name["torch"]
-    assert set(own["ratios"]) == {
-        "sdpa-expanded",
-        "einsum-concatenated",
-        "two-pass",
-        "two-pass-products",
-        "sdpa-pre-expanded",
-    }
+    ran = {"sdpa-expanded", "einsum-concatenated", "two-pass", "two-pass-products", "sdpa-pre-expanded"}
+    assert set(own["ratios"]) == ran
     assert own["ratio"] == min(own["ratios"].values()) == own["ratios"][own["rival"]]
     assert own["shape"] == {"B": 1, "N": 20, "k": 1, "m": 5, "H": 2, "D": 16}
     # contexts and states
@@ -93,21 +73,12 @@ def test_the_grid_leaves_out_what_takes_too_long_and_ends_in_time(bench, monkeyp
 
 
 def test_a_training_step_is_recorded(bench):
-    records = training(
-        bench, [Shape(4, 1, 5, 16, h=2, batch=3)], [Shape(6, 1, 5, 16, h=2)], torch.float32, compile_too=False
-    )
+    shapes = [Shape(4, 1, 5, 16, h=2, batch=3)], [Shape(6, 1, 5, 16, h=2)]
+    records = training(bench, *shapes, torch.float32, compile_too=False)
     assert_whole(records)
     operators = [record["operator"] for record in records if record["backend"] == "torch"]
     assert operators == ["candidate_attention backward", "candidate_attention training step"]
     assert {"sdpa-expanded", "einsum-concatenated"} == set(records[0]["ratios"])
-
-
-def test_expanded_pairs_beyond_the_grid_are_skipped_with_the_reason(bench, monkeypatch):
-    monkeypatch.setattr("benchmarks.gpu.attention.GRID_LIMIT", 11)
-    training(bench, [Shape(4, 1, 5, 16, h=2, batch=3)], [], torch.float32, compile_too=False)
-    (skipped,) = json.loads((bench.folder / "gpu_training.json").read_text())["skipped"]
-    assert skipped["backend"] == "sdpa-expanded"
-    assert skipped["reason"].startswith("more than 11 pairs")
 
 
 def test_the_layer_is_recorded(bench):
@@ -122,36 +93,6 @@ def test_the_host_is_recorded(bench, monkeypatch):
     records = host(bench, Shape(12, 1, 3, 16, h=2), torch.float32, calls=2)
     assert {record["operator"] for record in records} >= {"host: candidate_attention", "host: score_candidates"}
     assert all(set(record) == set(RECORD_KEYS) and record["host_seconds"] > 0 for record in records)
-
-
-def test_contenders_take_turns_on_inputs_that_rotate():
-    order = []
-    contenders = {name: [lambda name=name, i=i: order.append((name, i)) for i in range(3)] for name in "ab"}
-    timings, failures = interleaved_timings(contenders, CPU, seconds=0.0, least=5)
-    assert set(timings) == {"a", "b"}
-    assert failures == {}
-    assert timings["a"].samples == 5
-    # three runs to warm up each, then in every turn one untimed and one timed, each on the next set
-    assert order[6:14] == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("a", 2), ("a", 0), ("b", 2), ("b", 0)]
-
-
-def test_a_contender_that_fails_late_stops_no_other():
-    calls = []
-
-    def fails_late():
-        calls.append(1)
-        if len(calls) > 6:
-            raise RuntimeError("late")
-
-    timings, failures = interleaved_timings({"bad": [fails_late], "good": [lambda: None]}, CPU, seconds=0.0)
-    assert failures == {"bad": "RuntimeError: late"}
-    assert list(timings) == ["good"]
-
-
-def test_section_7_s_shapes_are_all_there():
-    assert len(GRID) == len(set(GRID)) == 4 * 2 * 3 * 4
-    assert {shape.m for shape, _ in KEY_SHAPES} == {16, 64, 128, 512}
-    assert len(set(KEY_SHAPES)) == len(KEY_SHAPES)
 
 
 def test_a_noisy_contender_is_timed_again_and_then_refused_with_the_reason(bench, monkeypatch):
@@ -181,9 +122,6 @@ def test_a_noisy_contender_is_timed_again_and_then_refused_with_the_reason(bench
     assert "of the limit, expected 1 at most" in group.skipped[1]["reason"]
 
 
-# -- files -------------------------------------------------------------------------------------------------------------
-
-
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "new" / "gpu_x.json"
     write_json(path, {"records": [{"a": 1}, {"a": 2}], "empty": [], "name": "x"})
@@ -196,99 +134,43 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_folder_is_named_after_the_device():
-    assert slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+BOUNDS = [
+    # the worst record counts, at any rival
+    ([claim(), claim(m=16, memory_fraction=0.79)], "of memory peak, D=64, m<=128, N>=1e5", "MISSED"),
+    ([claim()], "times the best compiled rival, D=64", "reached"),
+    (
+        [claim(), claim(ratios={"flashinfer-cascade": 1.1, "two-pass": 9})],
+        "times the best compiled rival, D=64",
+        "MISSED",
+    ),
+    ([claim()], "times the best eager two-pass, D=64", "reached"),
+    ([claim()], "times SDPA expanded, D=64", "reached"),
+    ([claim(m=512, tflops=339.0)], "forward at m=512, D=64", "MISSED"),
+    ([claim(m=512, tflops=340.0)], "forward at m=512, D=64", "reached"),
+    ([claim(m=512, tflops=401.0)], "forward at m=512, D=64", "reached, stretch too"),
+    # these are bounds from above
+    ([claim()], "forward workspace", "reached"),
+    ([claim(peak_bytes=10 * 2**20)], "forward workspace", "MISSED"),
+    ([claim("host: candidate_attention")], "host cost of one operator call", "reached"),
+    ([claim("host: replayed graph", host_seconds=6e-6)], "host cost of a replayed graph", "MISSED"),
+]
 
 
-# -- targets -----------------------------------------------------------------------------------------------------------
-
-
-def verdicts(records):
-    return {target.claim: target.verdict for target in targets(records)}
-
-
-def test_targets_without_records_are_not_measured():
-    assert set(verdicts([]).values()) == {"not measured"}
-
-
-def test_targets_are_judged_by_the_worst_record():
-    found = verdicts([claim(), claim(m=16, memory_fraction=0.79)])
-    assert found["of memory peak, D=64, m<=128, N>=1e5"] == "MISSED"
-    assert found["times the best compiled rival, D=64"] == "reached"
-    assert found["times the best eager two-pass, D=64"] == "reached"
-    assert found["times SDPA expanded, D=64"] == "reached"
-    assert found["forward workspace"] == "reached"
-    assert found["of memory peak, D=32, m=128, N>=1e5"] == "not measured"
-    # a rival that is close in one record counts
-    worse = claim(ratios={"two-pass-compiled": 1.2, "flashinfer-cascade": 1.1, "two-pass": 9.0})
-    assert verdicts([claim(), worse])["times the best compiled rival, D=64"] == "MISSED"
+@pytest.mark.parametrize(("records", "target", "verdict"), BOUNDS)
+def test_a_target_is_judged_by_its_bound(records, target, verdict):
+    assert {found.claim: found.verdict for found in targets(records)}[target] == verdict
 
 
 def test_small_calls_other_precisions_and_other_k_are_outside_the_targets():
-    others = [
-        claim(n=1000),
-        claim(dtype="float32"),
-        claim(backend="two-pass"),
-        claim() | {"shape": {"k": 3, "N": 10**6}},
-    ]
-    assert set(verdicts(others).values()) == {"not measured"}
-
-
-@pytest.mark.parametrize(
-    ("tflops", "verdict"), [(339.0, "MISSED"), (340.0, "reached"), (401.0, "reached, stretch too")]
-)
-def test_a_stretch_is_told_from_the_target(tflops, verdict):
-    assert verdicts([claim(m=512, tflops=tflops)])["forward at m=512, D=64"] == verdict
-
-
-def test_costs_of_the_host_are_bounds_from_above():
-    records = [claim("host: candidate_attention"), claim("host: replayed graph", host_seconds=6e-6)]
-    found = verdicts(records)
-    assert found["host cost of one operator call"] == "reached"
-    assert found["host cost of a replayed graph"] == "MISSED"
-
-
-def test_a_workspace_is_found():
-    assert verdicts([claim(peak_bytes=10 * 2**20)])["forward workspace"] == "MISSED"
-
-
-def test_the_table_says_where_the_worst_was():
-    lines = target_table(targets([claim(), claim(m=16, memory_fraction=0.79)]))
-    (line,) = [line for line in lines if line.startswith("of memory peak, D=64")]
-    assert "0.79" in line
-    assert "N=100000 m=16 D=64" in line
-    assert line.endswith("MISSED")
-
-
-# -- tuning ------------------------------------------------------------------------------------------------------------
+    others = [claim(n=1000), claim(dtype="float32"), claim(backend="two-pass")]
+    others.append(claim() | {"shape": {"k": 3, "N": 10**6}})
+    assert {target.verdict for target in targets(others)} == {"not measured"}
 
 
 KIND = Kind("forward", 1, 2, 64, 2)
 
 
-def test_a_configuration_is_launched_while_it_is_tried_and_no_longer(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    monkeypatch.setattr(launch, "TABLE", {})
-    device, tried = torch.device("cuda"), LaunchConfig(128, 64, 8, 3)
-    with gpu_tuning.configured("a GPU", KIND, tried):
-        assert launch_config(KIND, device, None) == tried
-    assert launch_config(KIND, device, None) == launch.rule(KIND)
-
-
-def test_the_rule_is_tried_first_and_taller_tiles_too():
-    configs = gpu_tuning.candidates(KIND)
-    assert configs[0] == launch.rule(KIND)
-    assert {config.block_m for config in configs} == {64, 128}
-    assert len(set(configs)) == len(configs)
-
-
-def test_the_best_configuration_is_one_that_ran_at_every_shape():
-    tried = [{"of_rule": 1.0}, {"of_rule": None}, {"of_rule": 0.8}]
-    assert gpu_tuning.best(tried) is tried[2]
-    assert gpu_tuning.best([{"of_rule": None}]) is None
-
-
-def test_configurations_are_timed_against_the_rule(bench, monkeypatch):
+def test_configurations_are_timed_against_the_rule_and_the_best_become_source(bench, monkeypatch):
     monkeypatch.setattr(gpu_tuning, "candidates", lambda kind: launch.alternatives(kind)[:3])
     trial = gpu_tuning.Trial(Kind("backward_shared", 1, 2, 16, 2), (Shape(6, 1, 5, 16, h=2), Shape(4, 1, 5, 16, h=2)))
     tried = gpu_tuning.timed(bench, trial)
@@ -296,12 +178,10 @@ def test_configurations_are_timed_against_the_rule(bench, monkeypatch):
     assert tried[0]["of_rule"] == 1.0
     assert all(len(entry["seconds"]) == 2 and entry["of_rule"] > 0 for entry in tried)
     json.dumps(tried)
-
-
-def test_the_table_is_source_that_launch_can_take():
+    # one that did not run at every shape has no mean
     entry = {"kind": KIND._asdict(), "config": LaunchConfig(128, 64, 8, 3)._asdict(), "of_rule": 0.9}
+    assert gpu_tuning.best([entry | {"of_rule": 1.0}, entry | {"of_rule": None}, entry]) is entry
     source = "\n".join(gpu_tuning.table_lines("a GPU", [entry, entry | {"of_rule": 0.99}]))
     names = {"Kind": Kind, "LaunchConfig": LaunchConfig}
     exec(source, names)
     assert names["TABLE"] == {"a GPU": {KIND: LaunchConfig(128, 64, 8, 3)}}
-    assert gpu_tuning.table_lines("a GPU", []) == ["TABLE = {}  # nothing beats the rule"]

@@ -4,10 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.comparison import latency
 from benchmarks.gpu import ranking as gpu_ranking
 from benchmarks.index.speed import CROSS, CROSS_PAIRS, ON_DISK, bare_products, plain_scores, ratios
-from benchmarks.measuring.noise import NoisyMeasurementError
 from mixencoder.configuration import MixEncoderConfig
 from mixencoder.modeling import MixEncoderModel
 from tests.conftest import backbone_config
@@ -70,45 +68,7 @@ def test_ratios_put_equal_work_side_by_side():
 def test_the_end_to_end_benchmark_of_a_gpu_runs(device, monkeypatch):
     monkeypatch.setattr(gpu_ranking, "RUNS", 1)
     shape, device = gpu_ranking.Shape(2, 32, 2), torch.device(device)
-    large = gpu_ranking.many(5000, device, shape)
+    large = gpu_ranking.rank_many(5000, device, shape)
     assert {name.split(",")[0] for name in large["seconds"]} == {"resident", "streamed"}
     small = gpu_ranking.beside_cross_encoder(12, device, shape)
     assert small["ratio"] == small["seconds"]["cross-encoder"] / small["seconds"]["mixencoder"]
-
-
-def test_a_gpu_s_noisy_ranking_is_not_recorded(monkeypatch, capsys, tmp_path):
-    def noisy(*arguments):
-        raise NoisyMeasurementError("a ranking: a spread of 4.00")
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
-    monkeypatch.setattr(gpu_ranking, "beside_cross_encoder", noisy)
-    assert gpu_ranking.main(["--output", str(tmp_path)]) == 1
-    assert "nothing is recorded: a ranking: a spread of 4.00" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_gpu_s_ranking_is_timed_again_while_its_times_are_far_apart(monkeypatch):
-    moments = iter([0.0, 1.0] * 4 + [0.0, 9.0] * 1 + [0.0, 1.0] * 5)
-    monkeypatch.setattr(gpu_ranking, "RUNS", 3)
-    monkeypatch.setattr(gpu_ranking.time, "perf_counter", lambda: next(moments))
-    # two that are not counted, then 1, 1, 9; then 1 five times
-    assert gpu_ranking.seconds_of(lambda: None, torch.device("cpu")) == 1.0
-    assert not list(moments)
-
-
-def test_a_noisy_comparison_of_latencies_is_not_recorded(monkeypatch):
-    def noisy(backbone):
-        raise NoisyMeasurementError("mixencoder: a spread of 4.00")
-
-    monkeypatch.setattr(latency, "measure", noisy)
-    monkeypatch.setattr(latency, "write_json", lambda *arguments: pytest.fail("nothing may be written"))
-    monkeypatch.setattr("sys.argv", ["latency", "--backbone", "minilm", "--device", "here"])
-    with pytest.raises(SystemExit, match=r"nothing is recorded: mixencoder: a spread of 4\.00"):
-        latency.main()
-
-
-def test_the_end_to_end_benchmark_of_a_gpu_needs_one(capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu_ranking.main([]) == 2
-    assert "needs a GPU" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Recording everything by one command, with the measurements themselves left out."""
 
+import argparse
+import importlib.util
 import json
 import subprocess
 from pathlib import Path
@@ -7,42 +9,26 @@ from pathlib import Path
 import pytest
 
 from benchmarks import record
+from benchmarks.measuring.machine import machine_facts
 from benchmarks.suite.case import RECORD_KEYS
 
 
-@pytest.fixture
-def ran(monkeypatch):
-    """Run nothing; remember what would have been."""
-    commands = []
-    monkeypatch.setattr(
-        record.subprocess,
-        "run",
-        lambda command, **options: commands.append(command[1:]) or subprocess.CompletedProcess(command, 0),
-    )
-    monkeypatch.setattr(record, "record_group", lambda group, device, *, long: commands.append([group, long]))
-    return commands
+@pytest.fixture(autouse=True)
+def facts(monkeypatch):
+    """Look at this machine before a test replaces `subprocess.run`, which the look may need."""
+    found = machine_facts()
+    monkeypatch.setattr(record, "machine_facts", lambda: found)
 
 
-def test_everything_is_recorded_and_what_lacks_data_is_named(ran, capsys):
-    assert record.main(["--device", "here"]) == 0
-    assert ran[:4] == [["operators", True], ["layers", True], ["end_to_end", True], ["index", True]]
-    assert ran[4] == ["-m", "benchmarks.compare", "--quick", "--record", "here"]
-    assert [command[1] for command in ran[5:]] == ["benchmarks.index.speed", "benchmarks.index.million"]
-    assert all(command[2:4] == ["--device", "here"] for command in ran[5:])
-    said = capsys.readouterr().out
-    assert "index_precision: left as it was; it needs --beir-folder" in said
-    assert "comparison_latency: left as it was; it needs --backbone" in said
-
-
-def test_data_make_the_others_run_too(ran):
-    record.main(["--device", "here", "--beir-folder", "scifact", "--backbone", "minilm"])
-    assert ["-m", "benchmarks.index.precision", "scifact", "--device", "here"] in ran
-    assert ["-m", "benchmarks.comparison.latency", "--backbone", "minilm", "--device", "here"] in ran
-
-
-def test_one_group_may_be_recorded_without_what_takes_long(ran):
-    record.main(["--device", "here", "--only", "layers", "--no-long"])
-    assert ran == [["layers", False]]
+@pytest.mark.parametrize("name", record.MEASUREMENTS)
+def test_what_stands_alone_is_a_module_that_exists_and_waits_for_its_data(name):
+    options = argparse.Namespace(device="here", beir_folder=Path("scifact"), backbone=Path("minilm"))
+    dash, module, *arguments = record.measurement_command(name, options)
+    assert dash == "-m"
+    assert importlib.util.find_spec(module)
+    assert "here" in arguments
+    without = argparse.Namespace(device="here", beir_folder=None, backbone=None)
+    assert (record.measurement_command(name, without) is None) == (name in record.NEEDED)
 
 
 def test_a_failed_run_leaves_the_file_and_is_told(monkeypatch, capsys):
@@ -53,10 +39,8 @@ def test_a_failed_run_leaves_the_file_and_is_told(monkeypatch, capsys):
 
 
 def entry(backend, **changes):
-    return {"group": "layers", "operator": "gate", "variant": "", "shape": {"N": 1}, "dtype": "float32"} | {
-        "backend": backend,
-        **changes,
-    }
+    case = {"group": "layers", "operator": "gate", "variant": "", "shape": {"N": 1}, "dtype": "float32"}
+    return {**case, "backend": backend, **changes}
 
 
 @pytest.mark.parametrize("kept", [1, 0])
@@ -85,16 +69,9 @@ def test_what_stayed_noisy_is_listed_and_the_rest_is_kept(kept, monkeypatch, cap
     assert written == [1] * kept
 
 
-def test_a_folder_is_named_after_the_machine_and_another_kind_s_is_refused(ran, monkeypatch, capsys):
-    monkeypatch.setattr(record, "kind_name", lambda facts: "this-kind")
-    record.main(["--only", "gate"])
-    assert ran == [["-m", "benchmarks.compare", "--quick", "--record", "this-kind"]]
+def test_a_folder_takes_no_records_of_another_kind_of_machine(monkeypatch, capsys):
+    monkeypatch.setattr(record.subprocess, "run", lambda *arguments, **options: pytest.fail("nothing may be measured"))
     monkeypatch.setattr(record, "machine_facts", lambda: {"kind": "cpu", "model": "made up"})
     with pytest.raises(SystemExit):
         record.main(["--device", "cpu-zen3-2-threads"])
     assert "holds records of another kind of machine: " in capsys.readouterr().err
-
-
-def test_the_suite_is_asked_for_its_long_cases():
-    assert record.suite_command("index", long=True)[-2:] == ["-m", "long or not long"]
-    assert "-m" not in record.suite_command("index", long=False)

@@ -5,7 +5,7 @@ import json
 from benchmarks.processes import startup
 
 
-def test_it_records_medians_of_turns_without_the_first_and_their_ratios(tmp_path, monkeypatch, capsys):
+def test_it_records_medians_of_turns_without_the_first_and_their_ratios(tmp_path, monkeypatch):
     seconds = {
         name: iter([100.0, base, 3 * base, 2 * base]) for name, base in zip(startup.COMMANDS, (6, 3, 4), strict=True)
     }
@@ -21,9 +21,3 @@ def test_it_records_medians_of_turns_without_the_first_and_their_ratios(tmp_path
         f"{startup.RANK} / {startup.MODEL}": 1.5,
     }
     assert len(record["samples"][startup.RANK]) == 3
-    assert record["provenance"]["command"] == "python -m benchmarks.processes.startup --device here --rounds 3"
-    assert startup.RANK in capsys.readouterr().out
-
-
-def test_a_process_is_timed_and_must_succeed():
-    assert 0 < startup.seconds_of(["-c", "pass"]) < 30

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from mixencoder import MixEncoder
-from mixencoder.architectures import ARCHITECTURES, front_door, load_engine
+from mixencoder.architectures import ARCHITECTURES, engine_class, load_engine
 from mixencoder.cli import app
 from mixencoder.data.candidates import read_candidates
 from mixencoder.errors import DataError
@@ -92,7 +92,7 @@ def test_every_kind_of_file(tmp_path):
         ("a.jsonl", b'{"text": "x"}\nx\n', None, "line 2: not JSON"),
         ("a.jsonl", b'{"text": "x", "id": 1}\n{"text": "y"}\n', None, 'line 2: no "id", but candidates before'),
         ("a.pdf", b"x", None, "'.pdf' are not read; expected .txt, .jsonl"),
-        ("a.txt", b"x", "text", "a column was named ('text'), but txt has none"),
+        ("a.txt", b"x", "text", "column 'text' was given, but a txt file has no columns"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path, name, content, column, words):
@@ -186,7 +186,7 @@ def test_one_set_of_flags_trains_and_evaluates_every_architecture(tmp_path, back
     result = run("train", "--architecture", architecture, *data, *flags, "--output", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
     model = load_engine(tmp_path / "out")
-    assert type(model) is front_door(architecture)
+    assert type(model) is engine_class(architecture)
     assert model.config.heads == ["ranking", "classification"]
     result = run("evaluate", lessons["dev"], lessons["nli"], lessons["sts"], "--model", str(tmp_path / "out"), "--json")
     assert result.exit_code == 0, result.output

@@ -38,8 +38,8 @@ LAUGHS = "\n".join(
         ("output: !!timestamp x", "line 1: tags (!name) are not read"),
         ("output: x\noutput: y", "line 2: output is set twice"),
         ("output: x\nconfig:\n  a: 1\n  a: 2", "line 4: a is set twice"),
-        ("? [a, b]\n: c", "line 1: a key is no plain name"),
-        ("5: x", "the field 5 is no name"),
+        ("? [a, b]\n: c", "line 1: a key is not a plain name"),
+        ("5: x", "the field 5 is not a name"),
         ("steps: " + "9" * 5000, "cannot be read"),
         ("output:\tx\n\ty: z", "line 1: found character"),
         ("output: [", "line 1: "),
@@ -58,7 +58,7 @@ LAUGHS = "\n".join(
         ("output: x\ndata: p\nconfig: [1]", "config is [1]; expected fields with values"),
         ("output: 2020-02-31\ndata: [{source: 1}]", "source of data is 1"),
         ("output: x\ndata: {p: 1}", "expected source, weight, task, name"),
-        ("output: x", "no training data was named"),
+        ("output: x", "no training data are named"),
     ],
 )
 def test_odd_settings_are_refused_by_file_and_place(tmp_path, monkeypatch, text, message):
@@ -155,7 +155,7 @@ def test_a_run_says_what_it_learns_from_and_where_the_model_is(tmp_path, backbon
     arguments = ["train", "--data", data, "--backbone", backbone_path, "--output", tmp_path / "out", "--steps", 1]
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
-    assert f"warning: {data}: columns are told by their order" in result.output
+    assert f"warning: {data}: columns are read by their order" in result.output
     assert "pairs: 3 examples, ranking" in result.output
     assert f"saved to {tmp_path / 'out'}" in result.output
 

@@ -32,7 +32,7 @@ def folder(tmp_path):
         ("bm25.test.run", "q1 Q0 d7\n", "line 1: 3 fields; expected 6"),
         ("other.test.run", "", "holds 2 files *.test.run[.gz], bm25.test.run, other.test.run"),
         ("qrels.test.tsv", "q9\td7\t1\n", "query 'q9' is judged in qrels.test.tsv but queries.test.jsonl lacks it"),
-        ("qrels.test.tsv", "q1\td7\tx\n" * 2, "line 2: 'q1\\td7\\tx'; expected query-id, corpus-id, whole score"),
+        ("qrels.test.tsv", "q1\td7\tx\n" * 2, "line 2: 'q1\\td7\\tx'; expected query-id, corpus-id, integer score"),
         ("qrels.test.tsv", "q1 d7 ²\n", "line 1: 'q1 d7 ²'; expected"),
         ("qrels.test.tsv", "q1 d7 --1\n", "line 1: 'q1 d7 --1'; expected"),
         ("qrels.test.tsv", "q1 d7 1.5\n", "line 1: 'q1 d7 1.5'; expected"),
@@ -101,7 +101,7 @@ def test_a_folder_as_downloaded_is_read(folder, packed):
 
 def test_without_a_run_the_message_says_which_form_is_wanted_and_that_beir_has_none(folder):
     (folder / "bm25.test.run").unlink()
-    with pytest.raises(DataError, match=r"BEIR's folders come without.*`qid Q0 docid rank score tag`.*docs/files\.md"):
+    with pytest.raises(DataError, match=r"BEIR's own folders lack.*`qid Q0 docid rank score tag`.*docs/files\.md"):
         read_task(folder)
 
 

@@ -103,8 +103,8 @@ def test_damaged_gzip_is_named_with_the_line_before(tmp_path, damage, words):
     ("line", "words"),
     [
         ('{"text": ' + "1" * 5000 + "}", "line 2: not JSON: Exceeds the limit (4300 digits)"),
-        (DEEP, "line 2: not JSON that can be read: nested too deep"),
-        ('{"a": ' * 200_000, "line 2: not JSON that can be read: nested too deep"),
+        (DEEP, "line 2: JSON nested too deep to be read"),
+        ('{"a": ' * 200_000, "line 2: JSON nested too deep to be read"),
         ('{"text": "bad \\ud83d"}', "line 2: 'text' holds half of a surrogate pair (U+D83D at character 4)"),
         ('{"text": "x", "tags": [{"a": ["\\uDC00"]}]}', "line 2: 'tags' holds half of a surrogate pair"),
         ('{"text": "x", "\\ud83d": 1}', "line 2: '\\ud83d' holds half of a surrogate pair"),
@@ -164,14 +164,14 @@ def test_the_header_line_says_what_separates_columns(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.csv", "a,b;c\nx,y;z\n", "line 1: commas and semicolons in the header line, so what separates"),
-        ("a.csv", "a,b;c\n", "cannot be told"),
-        ("a.csv", "text,text\nx,y\n", "line 1: columns are text, text; expected names that differ"),
-        ("a.csv", "text, text\nx,y\n", "expected names that differ"),
-        ("a.tsv", "text\ttext\nx\ty\n", "expected names that differ"),
+        ("a.csv", "a,b;c\nx,y;z\n", "line 1: commas and semicolons in the header line; expected one separator"),
+        ("a.csv", "a,b;c\n", "expected one separator"),
+        ("a.csv", "text,text\nx,y\n", "line 1: columns are text, text; expected unique names"),
+        ("a.csv", "text, text\nx,y\n", "expected unique names"),
+        ("a.tsv", "text\ttext\nx\ty\n", "expected unique names"),
         ("a.csv", "text,b\nx,y\nz\n", "line 3: 1 fields; expected 2 (text, b)"),
         ("a.tsv", "text\tb\nx\ty\tz\n", "line 2: 3 fields; expected 2 (text, b)"),
-        ("a.csv", 'text,b\n"x\nz",y\n"never,\nclosed\n', "line 4: a quotation mark opens a field that does not end"),
+        ("a.csv", 'text,b\n"x\nz",y\n"never,\nclosed\n', "line 4: a quotation mark opens a field that is never closed"),
         ("a.csv", 'text,b\n"x"y,z\n', "line 2: ',' expected after '\"'"),
     ],
 )
@@ -213,7 +213,7 @@ def test_a_quotation_mark_of_a_tsv_is_a_character_unless_the_whole_file_agrees_w
 
 
 def test_commas_in_a_tsv_of_one_column_are_pointed_at(tmp_path):
-    with pytest.warns(UserWarning, match="one column, called 'id,text'.*is called .csv"):
+    with pytest.warns(UserWarning, match="one column, 'id,text'.*must end in .csv"):
         rows(file(tmp_path / "a.tsv", "id,text\n1,x\n"))
 
 
@@ -247,7 +247,7 @@ def stdin(monkeypatch, content: bytes) -> None:
 def test_standard_input_is_text_unless_a_format_is_named(monkeypatch):
     line = b'{"text": "a", "id": 3}\n'
     stdin(monkeypatch, line * 2)
-    with pytest.warns(UserWarning, match="standard input, line 1: a JSON object is ranked as it stands") as heard:
+    with pytest.warns(UserWarning, match="standard input, line 1: a JSON object is ranked as plain text") as heard:
         assert read_candidates("-").texts == [line.decode().strip()] * 2
     assert len(heard) == 1
     for content in (line, gzip.compress(line, mtime=0)):

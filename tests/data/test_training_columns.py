@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mixencoder.data.columns import recognise
-from mixencoder.data.examples import Example, class_names, read_ranking_rows, read_source, say_like_names
+from mixencoder.data.examples import Example, class_names, read_ranking_rows, read_source, warn_of_similar_names
 from mixencoder.errors import DataError
 
 
@@ -37,7 +37,9 @@ def plain(source) -> list[tuple]:
 def test_numbers_and_names_of_rows_are_passed_over_and_said_once(tmp_path, caplog, header, cells, unread):
     path = write(tmp_path / "a.csv", f"{header}\n{cells}\n{cells}\n")
     assert plain(read_source(path)) == [("q", ("a",), ())] * 2
-    assert [record.message for record in caplog.records] == [f"{path}: {unread} not read, as numbers and names of rows"]
+    assert [record.message for record in caplog.records] == [
+        f"{path}: columns {unread} are not read: by their names they hold ids or row numbers"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_what_is_told_by_order_is_said(caplog):
     rows = [{"left": "q", "right": "a", "other": "w"}]
     assert plain(read_source(rows, name="mine")) == [("q", ("a",), ("w",))]
     (record,) = caplog.records
-    assert "mine: columns are told by their order" in record.message
+    assert "mine: columns are read by their order" in record.message
     assert "left (the query), right (the right document), other (wrong documents)" in record.message
     # one name that is known is enough to place that column
     assert plain(read_source([{"note": "a", "query": "q"}])) == [("q", ("a",), ())]
@@ -72,8 +74,8 @@ def test_further_columns_beside_pos_and_neg_are_passed_over_and_said(caplog):
     row = {"query": "q", "pos": ["a", "b"], "neg": ["c"], "pos_scores": [1.0, 2.0], "neg_scores": [3.0], "prompt": "p"}
     assert plain(read_source([row, row], name="mine")) == [("q", ("a", "b"), ("c",))] * 2
     assert [record.message for record in caplog.records] == [
-        "mine: pos_scores, neg_scores, prompt not read beside query, pos, neg; wrong documents stand in columns "
-        "negative, negative_2 and so on"
+        "mine: columns pos_scores, neg_scores, prompt are not read, only query, pos, neg; call columns of wrong "
+        "documents negative, negative_2 and so on"
     ]
 
 
@@ -116,9 +118,9 @@ def test_labels_of_candidates_are_numbers_in_whatever_they_are_held(tmp_path, la
     [
         (
             {"query": "q", "positive": "a", "negatives": "['c', 'd']"},
-            "negatives is .*expected a list of strings, in JSON",
+            "negatives is .*expected a list of strings, as valid JSON",
         ),
-        ({"query": "q", "positives": "['a']"}, "positives is a str; expected a list of strings, in JSON"),
+        ({"query": "q", "positives": "['a']"}, "positives is a str; expected a list of strings, as valid JSON"),
         ({"query": "q", "positive": None}, "positive is a NoneType; expected a string"),
         ({"query": float("nan"), "positive": "a"}, "query is a float; expected a string"),
         ({"query": "q", "positive": b"a"}, "positive is a bytes"),
@@ -183,8 +185,8 @@ def test_names_of_classes_lose_blanks_and_those_of_another_case_are_said(tmp_pat
     assert class_names(path) == {"yes", "Yes", "no"}
     source = read_source(path, label2id={"Yes": 0, "no": 1, "yes": 2})
     assert [example.target for example in source.examples] == [2, 2, 0, 1]
-    say_like_names(class_names(path), "data")
-    assert "data: the classes 'Yes', 'yes' differ by case or blanks alone" in caplog.text
+    warn_of_similar_names(class_names(path), "data")
+    assert "data: the classes 'Yes', 'yes' differ only in case or spaces" in caplog.text
 
 
 def test_names_and_numbers_of_classes_are_not_mixed():

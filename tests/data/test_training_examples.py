@@ -156,8 +156,8 @@ def test_wrong_documents_beside_a_named_pair_are_read_and_other_columns_said_onc
     rows = [{"query": "a", "positive": "b", "source": "forum", "hard": "c"}] * 2
     assert examples(read_source(write(tmp_path / "d.jsonl", rows))) == [Example("a", ("b",))] * 2
     assert [record.message for record in caplog.records] == [
-        f"{tmp_path / 'd.jsonl'}: source, hard not read beside query, positive; wrong documents stand in columns "
-        "negative, negative_2 and so on"
+        f"{tmp_path / 'd.jsonl'}: columns source, hard are not read, only query, positive; call columns of wrong "
+        "documents negative, negative_2 and so on"
     ]
 
 
@@ -223,7 +223,7 @@ def test_rows_of_a_datasets_object_serve_as_they_are():
     ("name", "text", "words"),
     [
         ("a.csv", "query,positive\na\n", "line 2: 1 fields; expected 2"),
-        ("a.csv", "query,query\na,b\n", "expected names that differ"),
+        ("a.csv", "query,query\na,b\n", "expected unique names"),
         ("a.tsv", "one\nx\n", "line 2: fields are one; expected query, positive"),
         ("a.txt", "x", "files ending in '.txt' are not read; expected .jsonl"),
     ],

@@ -259,7 +259,7 @@ def test_ids_with_blanks_make_no_run_file(tmp_path):
     task = read_task(write_beir(tmp_path / "beir"))
     check_run_ids(task)
     task.document_ids[0][1] = "d 1"
-    with pytest.raises(InputError, match="id 'd 1' cannot stand in a run file"):
+    with pytest.raises(InputError, match="id 'd 1' cannot be written to a run file"):
         check_run_ids(task)
 
 
@@ -291,7 +291,7 @@ def test_queries_that_can_tell_nothing_are_counted_once(tmp_path, caplog):
     assert [record.message for record in caplog.records] == [
         f"{path}: 2 of 4 queries have no right document; each counts as 0",
         f"{path}: 1 of 4 queries have no candidate; each counts as 0",
-        f"{path}: 1 of 4 queries have right candidates alone, which no order can tell apart",
+        f"{path}: 1 of 4 queries have only right candidates, so every order scores the same",
     ]
     assert values(measure(task, measures=["Success@1"]).figures["full"])["Success@1"] == pytest.approx(2 / 4)
 
@@ -320,7 +320,7 @@ def test_right_and_wrong_documents_are_measured_as_training_reads_them(tmp_path,
     assert values(found.figures["full"]) == {"RR@10": 0.5}
     task = read_task(write(tmp_path / "b.jsonl", [lists[0], {**lists[1], "negatives": []}]))
     assert task.qrels == [{"0": 1, "1": 1, "2": 0, "3": 0}, {"0": 1}]
-    assert "1 of 2 queries have right candidates alone" in caplog.text
+    assert "1 of 2 queries have only right candidates" in caplog.text
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -350,7 +350,7 @@ def test_a_task_is_read_from_the_home_folder(tmp_path, monkeypatch):
 
 def test_a_pipe_is_refused_as_data_are_read_several_times(tmp_path):
     os.mkfifo(tmp_path / "dev.jsonl")
-    with pytest.raises(DataError, match="is a pipe or a device; expected a file"):
+    with pytest.raises(DataError, match="is a pipe or a device; expected a regular file"):
         read_task(tmp_path / "dev.jsonl")
 
 
@@ -366,12 +366,12 @@ GOOD = {"query": "q", "candidates": ["a", "b"], "labels": [0, 1]}
         ([GOOD, {"query": "q", "candidates": ["a"]}], "dev.jsonl, line 2: fields are query, candidates; expected"),
         ([GOOD, {**GOOD, "labels": [0, 1e300]}], "line 2: labels are [0, 1e+300]; expected a list of numbers"),
         ([GOOD, {**GOOD, "labels": [0, 1e30]}], "dev.jsonl, line 2: a label is 1e+30; expected grades up to"),
-        ([GOOD, {**GOOD, "labels": [0, 0.5]}], "dev.jsonl, line 2: a label is 0.5; expected whole numbers"),
+        ([GOOD, {**GOOD, "labels": [0, 0.5]}], "dev.jsonl, line 2: a label is 0.5; expected integers"),
         (
             [{"query": "q", "candidates": [], "labels": []}, GOOD | {"candidates": []}],
             "line 2: 0 candidates but 2 labels",
         ),
-        ([{"query": "q", "positive": "p"}], "line 1: fields are query, positive, which say nothing about wrong"),
+        ([{"query": "q", "positive": "p"}], "line 1: fields are query, positive, without wrong documents"),
         ([{"text": "q"}], "line 1: fields are text; expected query, positive"),
         ([LABELLED[0]] * 3, "dev.jsonl: all 3 examples have the class number 1"),
         ([LABELLED[0], {**LABELLED[1], "label": "maybe"}], "has labels entailment, maybe, but the model's"),
@@ -386,7 +386,7 @@ def test_bad_data_are_named_with_line_found_and_expected(tmp_path, rows, words):
 
 def test_pairs_that_a_limit_leaves_alike_are_refused(tmp_path):
     path = write(tmp_path / "nli.jsonl", LABELLED)
-    with pytest.raises(DataError, match="all 1 chosen pairs have one label or score; expected at least two different"):
+    with pytest.raises(DataError, match="all 1 chosen pairs have the same label or score; expected at least two"):
         read_task(path, limit=1, label2id=LABELS)
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from mixencoder import MixEncoder
-from mixencoder.architectures import ARCHITECTURES, front_door
+from mixencoder.architectures import ARCHITECTURES, engine_class
 from mixencoder.cli import app
 from mixencoder.errors import DataError
 from mixencoder.evaluation import bootstrap, evaluate, read_task
@@ -26,7 +26,7 @@ def engine(request, backbone_path):
     torch.manual_seed(1)
     labels = {"num_labels": 3, "label2id": LABELS, "id2label": {number: name for name, number in LABELS.items()}}
     options = {"dual_term": True} if request.param == "mixencoder" else {}
-    return front_door(request.param).from_backbone(
+    return engine_class(request.param).from_backbone(
         backbone_path, heads=("ranking", "classification"), **labels, **options
     )
 
@@ -96,7 +96,7 @@ def test_every_architecture_is_evaluated_from_the_command_line(engine, data, tmp
     lines = [line.split() for line in (tmp_path / "runs" / "lists.full.run").read_text().splitlines()]
     assert [line[2] for line in lines if line[0] == "1"] == [str(entry["corpus_id"]) for entry in ranked]
     architecture = report["provenance"]["architecture"]
-    assert front_door(architecture) is type(engine)
+    assert engine_class(architecture) is type(engine)
     assert {line[5] for line in lines} == {architecture}
 
 

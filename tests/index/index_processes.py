@@ -1,7 +1,7 @@
-"""Processes around one index, for test_index_faults: writers that are killed, readers beside a writer.
+"""Processes that share one index, for test_index_faults: writers that are killed, readers beside a writer.
 
 Run as a script, so that children are forked from a process in which torch has no threads:
-``python tests/index/index_processes.py SCENARIO FOLDER [NUMBER]``. Exits with 0 if no wrong answer was seen.
+``python tests/index/index_processes.py SCENARIO FOLDER NUMBER``. Exits with 0 if every check passed.
 """
 
 import itertools
@@ -28,7 +28,7 @@ GROUP = 6
 
 
 def fork(work, *arguments) -> int:
-    """Run work in a child; it reports failure by its exit status."""
+    """Run work in a forked child and return its process id; the child exits with 1 if work fails."""
     child = os.fork()
     if child:
         return child
@@ -43,23 +43,23 @@ def fork(work, *arguments) -> int:
         os._exit(status)
 
 
-def apply(model: dict[str, str], kind: str, ids: list[str], texts: list[str]) -> dict[str, str]:
-    """Return what an index holds after a change, as id -> text in order."""
-    after = {id: text for id, text in model.items() if kind not in ("remove", "update") or id not in ids}
+def apply(expected: dict[str, str], kind: str, ids: list[str], texts: list[str]) -> dict[str, str]:
+    """Return the content of an index after a change, as id -> text in order."""
+    after = {id: text for id, text in expected.items() if kind not in ("remove", "update") or id not in ids}
     if kind in ("add", "update"):
         after.update(zip(ids, texts, strict=True))
     return after
 
 
-def change_at_random(rng: random.Random, model: dict[str, str], label: str) -> tuple[str, list[str], list[str]]:
-    kind = rng.choices(["add", "update", "remove", "compact"], [6, 3, 3, 2 if model else 0])[0]
+def change_at_random(rng: random.Random, expected: dict[str, str], label: str) -> tuple[str, list[str], list[str]]:
+    kind = rng.choices(["add", "update", "remove", "compact"], [6, 3, 3, 2 if expected else 0])[0]
     if kind == "compact":
         return kind, [], []
-    if kind == "add" or not model:
-        ids = [f"{label}-{i}" for i in range(rng.choice([1, 1, 3, 40, 1, 3, 1, 700 if len(model) < 500 else 1]))]
+    if kind == "add" or not expected:
+        ids = [f"{label}-{i}" for i in range(rng.choice([1, 1, 3, 40, 1, 3, 1, 700 if len(expected) < 500 else 1]))]
         return "add", ids, [f"text {id}" + "|x" * rng.randrange(3) for id in ids]
-    ids = rng.sample(sorted(model), min(len(model), rng.choice([1, 5, 5, 300])))
-    return kind, ids, [f"{model[id]} {label}"[-60:] for id in ids]
+    ids = rng.sample(sorted(expected), min(len(expected), rng.choice([1, 5, 5, 300])))
+    return kind, ids, [f"{expected[id]} {label}"[-60:] for id in ids]
 
 
 def carry_out(index: CandidateIndex, kind: str, ids: list[str], texts: list[str]) -> None:
@@ -71,44 +71,49 @@ def carry_out(index: CandidateIndex, kind: str, ids: list[str], texts: list[str]
         getattr(index, kind)(texts, ids)
 
 
-def write_until_killed(path: Path, model: dict[str, str], seed: int, file: int) -> None:
-    """Change the index at random; announce every change in the file before it, and say when it returned."""
+def write_until_killed(path: Path, expected: dict[str, str], seed: int, file: int) -> None:
+    """Change the index at random; write every change to the file before it, and "done" after it."""
     rng = random.Random(seed)
     index = reopen(path)
     for number in itertools.count():
-        change = change_at_random(rng, model, f"{seed}.{number}")
+        change = change_at_random(rng, expected, f"{seed}.{number}")
         os.write(file, json.dumps(change).encode() + b"\n")
         carry_out(index, *change)
         os.write(file, b"done\n")
-        model = apply(model, *change)
+        expected = apply(expected, *change)
 
 
-def holds(path: Path, model: dict[str, str]) -> bool:
+def holds(path: Path, expected: dict[str, str]) -> bool:
     with reopen(path, read_only=True) as index:
-        if [(entry.id, entry.text) for entry in index.entries()] != list(model.items()):
+        if [(entry.id, entry.text) for entry in index.entries()] != list(expected.items()):
             return False
-        check(index.snapshot(), [Entry(id, text, None) for id, text in model.items()])
+        check(index.snapshot(), [Entry(id, text, None) for id, text in expected.items()])
         report = index.verify()
         assert report.ok, report
     return True
 
 
-def after_a_kill(path: Path, model: dict[str, str], announced: list[str]) -> dict[str, str]:
-    """Return what the index holds, which must be all that was acknowledged and at most the change in flight."""
+def after_a_kill(path: Path, expected: dict[str, str], announced: list[str]) -> dict[str, str]:
+    """Return the index's content; it must be all changes that returned, with or without the interrupted one."""
     while len(announced) >= 2 and announced[1] == "done":
-        model = apply(model, *json.loads(announced[0]))
+        expected = apply(expected, *json.loads(announced[0]))
         announced = announced[2:]
-    states = [model] + [apply(model, *json.loads(change)) for change in announced]
+    states = [expected] + [apply(expected, *json.loads(change)) for change in announced]
     found = next((state for state in states if holds(path, state)), None)
-    assert found is not None, f"neither before nor after {announced}: {len(model)} documents expected"
+    assert found is not None, f"neither before nor after {announced}: {len(expected)} documents expected"
     return found
 
 
 def killed(work, log: Path, seconds: float | None, announcements: int = 1) -> tuple[list[str], int]:
-    """Run work, which is given a file to announce in, until it ends, or seconds after so many announcements.
+    """Run work in a child and kill it some seconds after it wrote a number of lines; None lets it end.
 
-    Announcements, unlike seconds, do not depend on how busy the machine is. Returns what was announced, and the exit
-    status.
+    Lines, unlike seconds, do not depend on how busy the machine is. Returns the lines written and the exit status.
+
+    Args:
+        work: called with the descriptor of a file to write lines to.
+        log: the path of that file.
+        seconds: to wait after the lines, before the kill.
+        announcements: the number of lines.
     """
     with log.open("wb") as file:
         child = fork(work, file.fileno())
@@ -119,32 +124,32 @@ def killed(work, log: Path, seconds: float | None, announcements: int = 1) -> tu
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    # a last line cut short was announced by nobody
+    # what follows the last newline is an unfinished line
     return log.read_text().split("\n")[:-1], status
 
 
 def kill_at_random_instants(path: Path, kills: int) -> None:
     shards.SHARD_BYTES = 1
     rng = random.Random(1)
-    model: dict[str, str] = {}
+    expected: dict[str, str] = {}
     build(path / "index").close()
     changes = 0
     for seed in range(kills):
-        work = partial(write_until_killed, path / "index", model, seed)
-        # every change is announced before it and after it
+        work = partial(write_until_killed, path / "index", expected, seed)
+        # every change writes a line before and a line after it
         announced, status = killed(work, path / "log", rng.uniform(0.0, 0.04), rng.randrange(1, 6))
         assert os.WIFSIGNALED(status), "the writer failed"
         changes += announced.count("done")
-        model = after_a_kill(path / "index", model, announced)
-        if len(model) > 1500:
+        expected = after_a_kill(path / "index", expected, announced)
+        if len(expected) > 1500:
             with reopen(path / "index") as index:
-                index.remove(list(model)[:1300])
-            model = dict(list(model.items())[1300:])
+                index.remove(list(expected)[:1300])
+            expected = dict(list(expected.items())[1300:])
     assert changes > kills / 2, "writers were killed before they had changed anything worth losing"
 
 
 def kill_builders(path: Path, kills: int) -> None:
-    """Kill the first building of an index again and again; it goes on from its last commit."""
+    """Kill the first build of an index repeatedly; it resumes from its last commit."""
     texts = [f"text {i}" + "|x" * (i % 3) for i in range(15 * 1024)]
     rng = random.Random(2)
 
@@ -174,7 +179,7 @@ def kill_builders(path: Path, kills: int) -> None:
 
 
 def kill_at_every_step(path: Path, _: int) -> None:
-    """Kill a writer before its n-th call that changes files, for every n, in one fixed run of changes."""
+    """Kill a writer before its n-th call that changes files, for every n, during a fixed list of changes."""
     changes = [
         ("add", ["a", "b"], ["one|two", "three"]),
         # across the end of the first shard
@@ -215,7 +220,7 @@ def kill_at_every_step(path: Path, _: int) -> None:
         shutil.copytree(path / "base", target)
         announced, status = killed(partial(run, steps, target), path / "log", None)
         after_a_kill(target, old, announced)
-        # and whoever comes next can write
+        # the next writer can write
         with reopen(target) as index:
             index.add(["next"], ["next"])
             assert index.verify().ok
@@ -227,7 +232,7 @@ def kill_at_every_step(path: Path, _: int) -> None:
 
 
 def write_groups(path: Path, seconds: float) -> None:
-    """Add, update and remove whole groups, one transaction each, and compact now and then."""
+    """Add, update and remove whole groups, one transaction each, and compact sometimes."""
     rng = random.Random(3)
     groups: list[int] = []
     stop = time.monotonic() + seconds
@@ -256,7 +261,7 @@ def write_groups(path: Path, seconds: float) -> None:
 
 
 def read_groups(path: Path, seconds: float, seed: int) -> None:
-    """Assert that every view holds whole groups, each of one version, whose rows are those of its texts."""
+    """Assert that every view holds whole groups, each of one version, and rows that match its texts."""
     rng = random.Random(seed)
     stop = time.monotonic() + seconds
     old, seen = None, set()
@@ -269,7 +274,7 @@ def read_groups(path: Path, seconds: float, seed: int) -> None:
         ids, texts = list(view), view.texts(range(len(view)))
         versions: dict[str, list[str]] = {}
         for id, text in zip(ids, texts, strict=True):
-            assert text.startswith(f"{id} at "), f"{id} has the text of another: {text}"
+            assert text.startswith(f"{id} at "), f"{id} has another document's text: {text}"
             versions.setdefault(id.split("-")[0], []).append(text.split(" at ")[1])
         assert all(len(found) == GROUP and len(set(found)) == 1 for found in versions.values()), versions
         check(view, [Entry(id, text, None) for id, text in zip(ids, texts, strict=True)], size=97)
@@ -292,7 +297,7 @@ def write_beside_readers(path: Path, seconds: int) -> None:
 
 
 def write_while_the_lock_is_removed(path: Path, seconds: int) -> None:
-    """Add from three processes while the lock's file is deleted again and again; what was acknowledged stays."""
+    """Add from three processes while the lock file is deleted repeatedly; all additions that returned stay."""
     build(path / "index").close()
     stop = time.monotonic() + seconds
 
@@ -302,7 +307,7 @@ def write_while_the_lock_is_removed(path: Path, seconds: int) -> None:
         while time.monotonic() < stop:
             ids = [f"{writer}-{len(acknowledged)}-{member}" for member in range(GROUP)]
             try:
-                # each takes a while, so that another writer would come in between
+                # slow, so that another writer could interfere if the lock failed
                 index.add(slowly(ids), ids)
                 acknowledged += ids
             except IndexLockedError:
@@ -354,7 +359,7 @@ def upgrade_until_killed(path: Path, _: int) -> None:
 
             for name in ("pwrite", "fsync", "ftruncate", "replace", "unlink"):
                 setattr(os, name, counted(getattr(os, name)))
-            for name in ("write", "_put"):
+            for name in ("write", "_put_blocks"):
                 setattr(catalogue.Catalogue, name, counted(getattr(catalogue.Catalogue, name)))
             reopen(target).remove("o5")
 
@@ -373,13 +378,13 @@ def upgrade_until_killed(path: Path, _: int) -> None:
 
 
 def leave_a_hot_journal(path: Path, _: int) -> None:
-    """Kill a writer after SQLite has overwritten pages of the catalogue for a commit that never came."""
+    """Kill a writer after SQLite has overwritten pages of the catalogue and before the commit."""
     with build(path / "index", [f"text {i}" for i in range(3000)]) as index:
         expected = list(index.entries())
 
     def work(file: int) -> None:
         index = reopen(path / "index")
-        store = index._current.store()
+        store = index._newest.store()
         with store.lock():
             connection = store.current().writer()._connection
             connection.execute("PRAGMA cache_size=1")
@@ -395,13 +400,13 @@ def leave_a_hot_journal(path: Path, _: int) -> None:
         assert announced == ["done"]
         journal = next((path / "index").glob("generation-*/*-journal"))
         assert journal.stat().st_size > 0
-        # one that was open before, and one opened now
+        # an index that was open before, and one opened now
         for index in (early, reopen(path / "index", read_only=True)):
             check(index.snapshot(), expected)
 
 
 def read_without_permission(_: Path, __: int) -> None:
-    """Open, read and verify an index in a folder that this user may not write; nothing there changes."""
+    """Open, read and verify an index in a folder without write permission; nothing there changes."""
     with tempfile.TemporaryDirectory() as place:
         path = Path(place, "index")
         with build(path, [f"text {i}" for i in range(2000)]) as index:
@@ -436,6 +441,6 @@ def read_without_permission(_: Path, __: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    scenario, place, number = sys.argv[1:]
-    Path(place).mkdir(exist_ok=True)
-    globals()[scenario](Path(place), int(number))
+    scenario, folder, number = sys.argv[1:]
+    Path(folder).mkdir(exist_ok=True)
+    globals()[scenario](Path(folder), int(number))

@@ -1,4 +1,4 @@
-"""A stand-in for a model that encodes at once: rows follow from the text alone, so every test can recompute them."""
+"""A fast stand-in for a model: rows depend only on the text, so every test can recompute them."""
 
 import contextlib
 import sqlite3
@@ -56,15 +56,15 @@ def reopen(path, **options) -> CandidateIndex:
 
 
 def check(view: Snapshot, expected: Sequence[Entry], size: int = 1000) -> None:
-    """Assert that a view holds exactly these entries in this order, in every way of reading it."""
+    """Assert that every way of reading a view gives exactly these entries in this order."""
     ids = [entry.id for entry in expected]
     assert len(view) == len(expected)
     assert list(view) == ids
     assert list(view.entries()) == list(expected)
     assert view.positions(ids).tolist() == list(range(len(ids)))
-    places = list(range(len(ids)))[::-1]
-    assert view.ids(places) == ids[::-1]
-    assert view.texts(places) == [entry.text for entry in expected][::-1]
+    positions = list(range(len(ids)))[::-1]
+    assert view.ids(positions) == ids[::-1]
+    assert view.texts(positions) == [entry.text for entry in expected][::-1]
     fields, counts = rows_of([entry.text for entry in expected])
     assert view.rows == sum(counts)
     owners = torch.arange(len(ids)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
@@ -74,14 +74,15 @@ def check(view: Snapshot, expected: Sequence[Entry], size: int = 1000) -> None:
         assert torch.cat([torch.from_numpy(chunk.positions) for chunk in chunks]).equal(owners)
         for name, rows in fields.items():
             assert torch.cat([chunk.fields[name] for chunk in chunks]).equal(rows)
-    gathered = view.gather(places)
+    gathered = view.gather(positions)
     fields, counts = rows_of([entry.text for entry in expected][::-1])
-    assert gathered.positions.tolist() == [place for place, n in zip(places, counts, strict=True) for _ in range(n)]
+    expected_positions = [position for position, n in zip(positions, counts, strict=True) for _ in range(n)]
+    assert gathered.positions.tolist() == expected_positions
     assert all(gathered.fields[name].equal(rows) for name, rows in fields.items())
 
 
 def as_format_1(path: Path) -> None:
-    """Turn an index into what was written before blocks had checksums of their own."""
+    """Turn an index into one of format 1, whose block records have no checksums."""
     with contextlib.closing(sqlite3.connect(next(path.glob("generation-*")) / "catalogue.sqlite")) as connection:
         connection.execute("ALTER TABLE blocks DROP COLUMN checksum")
         connection.execute("DELETE FROM manifest WHERE name = 'state'")

@@ -1,4 +1,4 @@
-"""What is damaged in an index's files is found, named and never made final; what an older version wrote is read.
+"""Damage in an index's files is found and named, and no write makes it permanent; an older format is read.
 
 MIXENCODER_TEST_DAMAGES lengthens the run of random damages.
 """
@@ -6,6 +6,7 @@ MIXENCODER_TEST_DAMAGES lengthens the run of random damages.
 import contextlib
 import copy
 import errno
+import json
 import os
 import pickle
 import random
@@ -58,19 +59,19 @@ def flip_live(path: Path, row: int) -> None:
     execute(path, "UPDATE blocks SET live = ?", bytes(live))
 
 
-@pytest.mark.parametrize("row", [0, 3], ids=["a held document vanishes", "a document begins where none does"])
-def test_a_flipped_live_bit_is_found_and_never_made_final(path, row):
+@pytest.mark.parametrize("row", [0, 3], ids=["the only row of a document", "the first of three rows"])
+def test_a_flipped_live_bit_is_found_and_no_write_makes_it_permanent(path, row):
     handle = reopen(path)
     flip_live(path, row)
     for use in (handle.snapshot, lambda: reopen(path), lambda: list(handle), handle.compact, handle.repair):
-        with pytest.raises(IndexDamagedError, match=r"catalogue\.sqlite is damaged: which rows of block 0"):
+        with pytest.raises(IndexDamagedError, match=r"catalogue\.sqlite is damaged: the record of block 0"):
             use()
     for change in (lambda: handle.add(["x"]), lambda: handle.remove("i1"), lambda: handle.update(["x"], ["i1"])):
         with pytest.raises(IndexDamagedError):
             change()
     report = reopen(path, check_sizes=False).verify()
     assert not report.ok
-    assert "which rows of block 0 count" in str(report)
+    assert "the record of block 0" in str(report)
     flip_live(path, row)
     check(handle.snapshot(), HELD)
 
@@ -91,20 +92,20 @@ def test_a_flipped_live_bit_is_found_and_never_made_final(path, row):
         "DELETE FROM manifest WHERE name = 'state'",
     ],
 )
-def test_whatever_ranking_depends_on_in_the_catalogue_has_a_checksum(path, statement):
+def test_everything_in_the_catalogue_that_ranking_reads_has_a_checksum(path, statement):
     execute(path, statement)
     with pytest.raises(IndexDamagedError, match="is damaged"):
         reopen(path)
     assert not reopen(path, check_sizes=False).verify().ok
 
 
-def test_a_changed_text_is_not_handed_out_and_gets_no_new_checksum(path):
+def test_a_changed_text_is_not_returned_and_gets_no_new_checksum(path):
     execute(path, "UPDATE entries SET text = 'forged', metadata = '{}' WHERE id = 'i7'")
     index = reopen(path)
     view = index.snapshot()
-    place = view.positions(["i7"])
+    position = view.positions(["i7"])
     for use in (
-        lambda: view.texts(place),
+        lambda: view.texts(position),
         lambda: index.get("i7"),
         lambda: list(index.entries()),
         lambda: index.update(["x"], ["i7"]),
@@ -140,7 +141,7 @@ def test_an_index_of_format_1_is_read_and_the_first_write_gives_it_checksums(pat
 
 
 @pytest.mark.parametrize("change", ["compact", "repair", "remove", "update"])
-def test_every_kind_of_write_brings_an_index_of_format_1_up_to_date(path, change):
+def test_every_kind_of_write_upgrades_an_index_of_format_1(path, change):
     as_format_1(path)
     with reopen(path) as index:
         {
@@ -199,16 +200,16 @@ def damage(rng: random.Random, path: Path) -> str:
         width = rng.choice([16, 512, 4096])
         content[start : start + width] = rng.randbytes(width) if kind == "garbage" else bytes(width)
     else:
-        # most of a small database is empty: strike where something is
-        filled = [place for place, value in enumerate(content) if value]
+        # most bytes of a small database are zero: damage the others
+        filled = [offset for offset, value in enumerate(content) if value]
         for _ in range(20 if kind == "flips" else 1):
-            place = rng.choice(filled)
-            content[place] = rng.randrange(256) if kind == "byte" else content[place] ^ 1 << rng.randrange(8)
+            offset = rng.choice(filled)
+            content[offset] = rng.randrange(256) if kind == "byte" else content[offset] ^ 1 << rng.randrange(8)
     file.write_bytes(content)
     return f"{kind} of {file.name}"
 
 
-def test_random_damage_of_catalogue_and_pointer_is_an_error_of_the_library_or_harmless(tmp_path):
+def test_random_damage_of_catalogue_and_pointer_raises_an_error_of_the_library_or_is_harmless(tmp_path):
     make(tmp_path / "whole")
     whole, noticed = tmp_path / "whole", 0
     for seed in range(DAMAGES):
@@ -253,15 +254,15 @@ def test_random_damage_of_catalogue_and_pointer_is_an_error_of_the_library_or_ha
             else:
                 sound = sound or bool(getattr(result, "ok", False) and not result.unsummed)
                 if step is steps[1] and sound:
-                    # then nothing of it may be wrong
+                    # then all content must be right
                     check(reopen(path).snapshot(), HELD)
         noticed += bool(refused)
         shutil.rmtree(path)
-    assert noticed > DAMAGES / 3, "hardly anything was damaged that counts"
+    assert noticed > DAMAGES / 3, "too little of the damage had an effect"
 
 
 @pytest.mark.parametrize("change", ["create", "build", "add", "update", "remove", "compact", "repair"])
-def test_a_folder_that_cannot_be_flushed_is_an_error_of_the_library(tmp_path, monkeypatch, change):
+def test_a_folder_that_cannot_be_flushed_raises_an_error_of_the_library(tmp_path, monkeypatch, change):
     monkeypatch.setattr(shards, "SHARD_BYTES", 1)
     texts, fsync = [f"t{n}" for n in range(1020)], os.fsync
 
@@ -314,61 +315,62 @@ import torch
 torch.set_num_threads(1)
 from tests.index.index_stub import build
 from mixencoder.errors import IndexStateError
-path = None if sys.argv[1] == "memory" else sys.argv[1]
-index = build(path, ["a", "b"], ["x", "y"])
-view = index.snapshot()
-# as if another thread were at work when the process is forked
-index._current._mutex.acquire()
-child = os.fork()
-if child == 0:
-    refused = 0
-    for use in (index.snapshot, lambda: list(index), lambda: index.add(["c"]), index.verify, index.info, index.compact,
-                lambda: view.texts([0]), lambda: "x" in view):
-        try:
-            use()
-        except IndexStateError as error:
-            refused += f"opened in another process (pid {os.getppid()})" in str(error)
-    index.close()
-    os._exit(refused)
-index._current._mutex.release()
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 8
-index.add(["c"], ["z"])
-assert list(index) == ["x", "y", "z"]
+
+def use_in_a_child(path):
+    index = build(path, ["a", "b"], ["x", "y"])
+    view = index.snapshot()
+    # as if another thread were at work when the process is forked
+    index._current._mutex.acquire()
+    child = os.fork()
+    if child == 0:
+        refused = 0
+        for use in (index.snapshot, lambda: list(index), lambda: index.add(["c"]), index.verify, index.info,
+                    index.compact, lambda: view.texts([0]), lambda: "x" in view):
+            try:
+                use()
+            except IndexStateError as error:
+                refused += f"opened in another process (pid {os.getppid()})" in str(error)
+        index.close()
+        os._exit(refused)
+    index._current._mutex.release()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 8, path
+    index.add(["c"], ["z"])
+    assert list(index) == ["x", "y", "z"], path
+
+for path in (None, sys.argv[1]):
+    use_in_a_child(path)
 """
 
 
-@pytest.mark.parametrize("place", ["disk", "memory"])
-def test_a_forked_child_is_refused_at_once(tmp_path, place):
-    where = str(tmp_path / "index") if place == "disk" else place
-    run_script(FORKED, where)
+def test_a_forked_child_is_refused_at_once(tmp_path):
+    run_script(FORKED, str(tmp_path / "index"))
 
 
 MODULES = """
 import json, sys
 from mixencoder.cli import app
-sys.argv = ["mixencoder", *sys.argv[1:]]
-try:
-    app(prog_name="mixencoder")
-except SystemExit as end:
-    assert not end.code, end.code
-known = ["transformers", "tokenizers", "huggingface_hub"] + ["mixencoder." + n for n in ("modeling", "records", "fast")]
-found = [name for name in known if name in sys.modules]
-assert not found, found
+
+MODEL_CODE = ("transformers", "tokenizers", "huggingface_hub", "mixencoder.modeling", "mixencoder.fast")
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["mixencoder", *arguments]
+    try:
+        app(prog_name="mixencoder")
+    except SystemExit as end:
+        assert not end.code, (arguments, end.code)
+    found = [name for name in sys.modules if name.startswith((*MODEL_CODE, "mixencoder.ranking."))]
+    assert not found, (arguments, found)
 """
 
 
-@pytest.mark.parametrize("command", ["index info", "index verify", "index remove", "index compact", "info"])
-def test_commands_that_encode_nothing_load_no_model_code(path, command):
-    place = [str(path)] if command.startswith("index") else []
-    ids = ["i1"] if command == "index remove" else []
-    result = run_script(MODULES, *command.split(), *place, *ids)
-    if command == "info":
-        assert "transformers" in result
+def test_commands_that_encode_nothing_load_no_model_code(path):
+    of_an_index = (["info"], ["verify"], ["remove", "i1"], ["compact"])
+    commands = [["index", name, str(path), *ids] for name, *ids in of_an_index]
+    assert "transformers" in run_script(MODULES, json.dumps([*commands, ["info"]]))
 
 
 def run_script(script: str, *arguments: str) -> str:
     tests = Path(__file__).parent
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests.parents[1])}
     command = [sys.executable, "-c", script, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -377,7 +379,7 @@ def run_script(script: str, *arguments: str) -> str:
 
 def test_rows_that_contradict_each_other_are_damage_in_format_1_too(path):
     as_format_1(path)
-    # the head of a document of three rows alone, which would give its rows to the document before
+    # only the first of a document's three rows, so that its other rows would belong to the document before
     flip_live(path, int(np.cumsum([text.count("|") + 1 for text in TEXTS])[4]))
     with pytest.raises(IndexDamagedError, match="contradict each other"):
         reopen(path)

@@ -1,4 +1,4 @@
-"""What is added to an index and asked of it: odd input is refused with its place, or taken as what it is."""
+"""Arguments of the index's methods and commands: what cannot be used is named in the error, what can is accepted."""
 
 import json
 import re
@@ -9,9 +9,9 @@ import torch
 from typer.testing import CliRunner
 
 from mixencoder.cli import app
-from mixencoder.errors import InputError, UnknownIdError
-from mixencoder.index import AddResult, CandidateIndex, Entry
-from tests.index.index_stub import build, create, reopen
+from mixencoder.errors import DuplicateIdError, InputError, UnknownIdError
+from mixencoder.index import AddResult, CandidateIndex, Encoded, Entry, Field, Schema
+from tests.index.index_stub import build, create, reopen, rows_of
 
 LONE = "half \ud83d"
 
@@ -32,13 +32,26 @@ def endless():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({}, "neither documents nor embeddings"),
+        ({"documents": [3]}, "document 0 is 3"),
+        ({"documents": 3}, "documents is a int"),
+        ({"documents": b"text"}, "documents is a bytes"),
+        ({"documents": ["\ud800"]}, "document 0 holds half of a surrogate pair"),
+        ({"documents": ["a", "b"], "ids": ["x"]}, "2 documents, 1 ids"),
+        ({"documents": ["a"], "ids": [1]}, "id 0 is 1"),
+        ({"documents": ["a"], "ids": [""]}, "id 0 is empty"),
+        ({"documents": ["a"], "metadata": [3]}, "metadata 0 is 3"),
+        ({"documents": ["a"], "metadata": [{"x": {1}}]}, "metadata 0 is not JSON"),
+        ({"documents": ["a"], "metadata": [{"x": float("nan")}]}, "metadata 0 is not JSON"),
+        ({"embeddings": torch.zeros(3)}, "embeddings are"),
+        ({"documents": ["a"], "embeddings": torch.zeros(2, 1)}, "1 documents, 2 embeddings"),
         ({"documents": ["a"], "metadata": [{1: "a", "1": "b"}]}, "metadata 0 has the key 1 (int); expected strings"),
         ({"documents": ["a"], "metadata": [{"x": [{None: 1}]}]}, "metadata 0 has the key None"),
         ({"documents": ["a", "b"], "metadata": [None, {"x": [float("inf")]}]}, "metadata 1 is not JSON: it holds inf"),
         ({"documents": ["a"], "metadata": [{"x": LONE}]}, "metadata 0 holds a string that holds half of a surrogate"),
         ({"documents": ["a"], "metadata": [{LONE: 1}]}, "metadata 0 holds a string that holds half of a surrogate"),
-        ({"documents": ["a"], "metadata": [nested(100_000)]}, "metadata 0 is not JSON: it is nested more than 64 deep"),
-        ({"documents": ["a"], "metadata": [endless()]}, "metadata 0 is not JSON: it is nested more than 64 deep"),
+        ({"documents": ["a"], "metadata": [nested(100_000)]}, "metadata 0 is nested more than 64 levels deep"),
+        ({"documents": ["a"], "metadata": [endless()]}, "metadata 0 is nested more than 64 levels deep"),
         ({"documents": ["a"], "metadata": [{"x": np.float32(1)}]}, "metadata 0 is not JSON: it holds"),
         ({"documents": ["a"], "metadata": {"x": 1}}, "metadata is a dict"),
         ({"documents": ["a"], "metadata": "x"}, "metadata is a str"),
@@ -59,17 +72,52 @@ def endless():
         ({"embeddings": np.array([["a"]])}, "embeddings cannot be read as a tensor"),
         ({"embeddings": [[1.0], [1.0, 2.0]]}, "embeddings cannot be read as a tensor"),
         ({"embeddings": torch.zeros(2, 0)}, "embeddings are (2, 0); expected (N, ...)"),
-        ({"embeddings": np.zeros((2, 3)), "ids": "ab"}, "numbers differ: 1 ids, 2 embeddings"),
+        ({"embeddings": np.zeros((2, 3)), "ids": "ab"}, "found 1 ids, 2 embeddings; expected equal numbers"),
         ({"documents": ["a"], "batch_size": 0}, "batch_size is 0; expected a positive integer"),
     ],
 )
 @pytest.mark.parametrize("call", ["add", "build"])
-def test_what_cannot_be_added_is_refused_with_its_place(arguments, message, call):
+def test_the_message_names_what_cannot_be_added(arguments, message, call):
     index = create()
     if call == "add":
         index.build([])
     with pytest.raises(InputError, match=re.escape(message)):
         getattr(index, call)(**arguments)
+    assert len(index) == 0
+
+
+@pytest.mark.parametrize(
+    ("encoded", "message"),
+    [
+        (lambda f, n: ({**f, "extra": f["scale"]}, n), "fields are code, context, extra"),
+        (lambda f, n: ({**f, "scale": f["scale"].double()}, n), "field scale is torch.float64"),
+        (lambda f, n: ({**f, "code": f["code"][:1]}, n), "field code"),
+        (lambda f, n: (f, [1, 0]), "expected a positive count"),
+        (lambda f, n: (f, [1]), "expected a positive count"),
+    ],
+)
+def test_rows_that_do_not_fit_the_schema_raise(encoded, message):
+    index = build(encode=lambda texts, *, batch_size: Encoded(*encoded(*rows_of(texts))))
+    with pytest.raises(InputError, match=message):
+        index.add(["a", "b"])
+    assert len(index) == 0
+
+
+def test_a_schema_names_what_is_wrong_with_a_field():
+    with pytest.raises(InputError, match="Big"):
+        Field("Big", (1,), "float32")
+    with pytest.raises(InputError, match="float64"):
+        Field("x", (1,), "float64")
+    with pytest.raises(InputError, match="positive"):
+        Field("x", (0,), "float32")
+    with pytest.raises(InputError, match="distinct"):
+        Schema((Field("x", (), "int8"), Field("x", (), "int8")))
+
+
+def test_the_iterator_that_ends_too_early_is_named():
+    index = build()
+    with pytest.raises(InputError, match="ids ended after 1, before documents did"):
+        index.add(iter(["a", "b"]), iter(["x"]))
     assert len(index) == 0
 
 
@@ -106,7 +154,31 @@ def test_strings_of_numpy_generators_and_keys_of_a_dict_are_documents_and_ids(tm
     assert index.remove(name for name in ["x", "z"]) == 2
 
 
-def test_ids_that_are_asked_for_are_strings_too(tmp_path):
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_messages_name_the_bad_ids(tmp_path, place):
+    index = build(None if place == "memory" else tmp_path / "index", ["a", "b"], ["x", "y"])
+    with pytest.raises(DuplicateIdError, match=r"'y'.*update"):
+        index.add(["c", "d"], ["z", "y"])
+    with pytest.raises(DuplicateIdError, match="'z'"):
+        index.add(["c", "d"], ["z", "z"])
+    with pytest.raises(DuplicateIdError, match="'z'"):
+        index.add(iter(["c", "d"]), iter(["z", "z"]))
+    with pytest.raises(DuplicateIdError, match="'x'"):
+        index.update(["c", "d"], ["x", "x"])
+    with pytest.raises(UnknownIdError, match="'p', 'q'"):
+        index.remove(["x", "p", "q"])
+    with pytest.raises(UnknownIdError, match="'p'"):
+        index.update(["c"], ["p"])
+    with pytest.raises(UnknownIdError, match="'p'"):
+        index.get("p")
+    with pytest.raises(UnknownIdError, match="'p'"):
+        index.snapshot().positions(["x", "p"])
+    with pytest.raises(InputError, match="from 1 to 2"):
+        index.snapshot().gather([1, 2])
+    assert list(index) == ["x", "y"]
+
+
+def test_reading_and_removing_accept_only_strings_as_ids(tmp_path):
     index = build(tmp_path / "index", ["a", "b"], ["a", "b"])
     with pytest.raises(InputError, match="ids is the string 'ab'"):
         index.snapshot().positions("ab")
@@ -123,7 +195,7 @@ def test_ids_that_are_asked_for_are_strings_too(tmp_path):
         next(index.snapshot().chunks(0))
 
 
-def test_building_adding_and_updating_count_alike(tmp_path):
+def test_build_add_and_update_count_documents_the_same_way(tmp_path):
     texts = ["cut a", "b", "cut c", "b"]
     built, added = create(tmp_path / "built"), build(tmp_path / "added")
     assert built.build(texts) == added.add(texts) == AddResult(added=3, skipped=1, cut=2)
@@ -140,7 +212,7 @@ ODD = "bad\x1b[31m\u202eid"
 
 @pytest.fixture
 def path(tmp_path):
-    """An index with control characters in all that it keeps."""
+    """An index with control characters in its fingerprint, settings, texts and ids."""
     path = tmp_path / "index"
     fingerprint = {"name": ODD, "model": f"{ODD}[bold]"}
     create(path, fingerprint=fingerprint, settings={"layout": ODD}).build([f"text {ODD}", "b"], [ODD, "plain"])
@@ -165,13 +237,13 @@ def test_the_commands_print_no_control_characters_of_an_index(path):
 
 @pytest.mark.parametrize("command", ["info", "verify", "remove", "compact"])
 @pytest.mark.parametrize("fault", ["nothing", "file", "below", "newer", "link", "broken"])
-def test_the_commands_tell_what_is_wrong_in_one_line(path, tmp_path, command, fault):
-    place = path
+def test_the_commands_report_an_error_in_one_line(path, tmp_path, command, fault):
+    given = path
     if fault == "nothing":
-        place = tmp_path / "nowhere"
+        given = tmp_path / "nowhere"
     elif fault in ("file", "below"):
         (tmp_path / "file").write_text("text")
-        place = tmp_path / "file" if fault == "file" else tmp_path / "file" / "below"
+        given = tmp_path / "file" if fault == "file" else tmp_path / "file" / "below"
     elif fault == "newer":
         (path / "index.json").write_text('{"kind": "mixencoder-candidate-index", "format": 99, "generation": 1}')
     elif fault == "link":
@@ -180,7 +252,7 @@ def test_the_commands_tell_what_is_wrong_in_one_line(path, tmp_path, command, fa
         shard.symlink_to(tmp_path / "shard")
     else:
         next(path.glob("generation-*/catalogue.sqlite")).write_bytes(b"nothing of the kind" * 1000)
-    result = run(command, place, *(["plain"] if command == "remove" else []))
+    result = run(command, given, *(["plain"] if command == "remove" else []))
     assert result.exit_code == 2, result.output
     assert len(result.output.strip().split("\n")) == 1
     assert "Traceback" not in result.output

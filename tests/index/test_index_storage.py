@@ -1,4 +1,4 @@
-"""The files of an index: their layout and sizes, and what damage, torn writes and a full disk come to."""
+"""The files of an index: layout and sizes, and the effects of damage, unfinished writes and a full disk."""
 
 import errno
 import json
@@ -87,11 +87,11 @@ def test_opening_reads_one_record_in_1024_rows(path, monkeypatch):
     monkeypatch.setattr(Catalogue, "_query", counted)
     monkeypatch.setattr(Catalogue, "_checked_block", lambda *block: read.append(1) or checked(*block))
     assert reopen(path).snapshot().rows == 3000
-    # three blocks, seven lines of the manifest, and the version asked twice or thrice
+    # three blocks, seven rows of the manifest, and the version two or three times
     assert sum(read) <= 14
 
 
-def test_streaming_from_disk_takes_no_memory_of_its_own(tmp_path):
+def test_streaming_from_disk_allocates_little_memory(tmp_path):
     schema = Schema((Field("context", (16384,), "float16"),))
     index = CandidateIndex.create(
         tmp_path / "index", schema, FINGERPRINT, project=lambda rows: {"context": rows.half()}
@@ -112,7 +112,7 @@ def test_streaming_from_disk_takes_no_memory_of_its_own(tmp_path):
     assert most < 0.2 * index.info()["array_bytes"]
 
 
-def test_what_lies_beyond_the_committed_rows_is_never_served(path):
+def test_bytes_beyond_the_committed_rows_are_never_returned(path):
     generation = path / "generation-000001"
     for file in generation.glob("shard-00002.*"):
         with file.open("ab") as opened:
@@ -152,12 +152,12 @@ def test_rows_are_written_and_flushed_before_the_commit_that_makes_them_count(pa
     monkeypatch.setattr(os, "pwrite", spied_pwrite)
     monkeypatch.setattr(os, "fsync", spied_fsync)
     monkeypatch.setattr(Catalogue, "write", spied_write)
-    # enough for another shard, whose name must last as well
+    # enough for another shard, so that the folder must be flushed too
     reopen(path).add([f"n{i}" for i in range(100)])
     assert events == ["rows"] * 6 + ["flush"] * 6 + ["folder", "commit"]
 
 
-def test_a_file_that_was_cut_short_is_refused_by_name_and_mended_from_the_texts(path):
+def test_a_file_that_was_cut_short_is_named_and_repaired_from_the_texts(path):
     file = path / "generation-000001" / "shard-00001.code.bin"
     os.truncate(file, 100)
     (path / "generation-000001" / "shard-00002.scale.bin").unlink()
@@ -188,7 +188,7 @@ def test_a_flipped_bit_in_an_array_is_found_and_never_given_a_new_checksum(path)
     assert "rows 0 to 1,023 of field context" in str(report)
     assert {"id 0", "id 500"} <= set(damage.ids)
     assert "id 600" not in damage.ids
-    with pytest.raises(IndexDamagedError, match="left as it is"):
+    with pytest.raises(IndexDamagedError, match="nothing was changed"):
         index.compact()
     index.update(["again"], ["id 600"])
     assert index.verify().ids == report.ids
@@ -200,7 +200,7 @@ def test_a_flipped_bit_in_an_array_is_found_and_never_given_a_new_checksum(path)
     }
 
 
-def test_without_texts_damaged_documents_are_named_as_lost(tmp_path):
+def test_without_texts_repair_lists_damaged_documents_as_lost(tmp_path):
     index = build(tmp_path / "index", TEXTS, IDS, store_text=False)
     flip(next((tmp_path / "index").glob("generation-*/shard-00000.scale.bin")), 4 * 2500)
     assert index.repair().lost == index_ids_of_block(2)
@@ -218,7 +218,7 @@ def index_ids_of_block(number: int) -> list[str]:
     ]
 
 
-def test_a_changed_text_is_found_and_its_document_given_up(path):
+def test_a_changed_text_is_found_and_repair_removes_its_document(path):
     with sqlite3.connect(path / "generation-000001" / "catalogue.sqlite") as connection:
         connection.execute("UPDATE entries SET text = 'forged' WHERE id = 'id 7'")
     index = reopen(path)
@@ -246,7 +246,7 @@ def test_a_catalogue_that_is_not_sqlite_is_named(path):
         reopen(path)
 
 
-def test_what_is_not_an_index_is_refused(tmp_path):
+def test_opening_or_creating_over_something_else_raises(tmp_path):
     file = tmp_path / "file"
     file.write_text("text")
     for path in (tmp_path / "nothing", tmp_path, file):
@@ -268,13 +268,13 @@ def test_what_is_not_an_index_is_refused(tmp_path):
         ("{", IndexDamagedError, "cannot be read"),
     ],
 )
-def test_a_pointer_that_this_version_does_not_know_is_refused(path, content, error, message):
+def test_a_pointer_that_this_version_does_not_know_raises(path, content, error, message):
     (path / "index.json").write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(error, match=message):
         reopen(path)
 
 
-def test_what_a_killed_creation_left_is_no_obstacle(path):
+def test_an_index_can_be_created_where_a_killed_creation_left_files(path):
     create(path.parent / "new").close()
     (path.parent / "new" / "index.json").rename(path.parent / "new" / "index.json.new")
     index = build(path.parent / "new", ["fresh"])
@@ -282,7 +282,7 @@ def test_what_a_killed_creation_left_is_no_obstacle(path):
     assert [item.name for item in index.path.glob("generation-*")] == ["generation-000001"]
 
 
-def test_rows_whose_pointer_was_lost_are_not_taken_for_what_a_killed_creation_left(path):
+def test_an_index_whose_pointer_was_lost_is_not_overwritten(path):
     (path / "index.json").unlink()
     with pytest.raises(IndexStateError, match="holds generation-000001"):
         create(path)
@@ -304,14 +304,14 @@ def test_a_full_disk_is_named_and_changes_nothing(path, monkeypatch):
         index.add([f"n{i}" for i in range(1000)])
     monkeypatch.undo()
     check(index.snapshot(), ENTRIES)
-    # the room it took is free again
+    # the disk space it took is free again
     assert index.info()["array_bytes"] == 3000 * SCHEMA.row_bytes
     assert index.add(["new"]).added == 1
 
 
 def test_a_full_disk_within_the_commit_changes_nothing(path):
     index = reopen(path)
-    connection = index._current.store().current().writer()._connection
+    connection = index._newest.store().current().writer()._connection
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count={pages}")
     with pytest.raises(IndexStorageError, match=r"catalogue.sqlite.*full"):
@@ -322,7 +322,7 @@ def test_a_full_disk_within_the_commit_changes_nothing(path):
     assert index.verify().ok
 
 
-def test_a_compaction_without_room_leaves_the_index_as_it_was(path):
+def test_a_compaction_without_disk_space_changes_nothing(path):
     index = reopen(path)
     index.remove(IDS[:10])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -338,7 +338,7 @@ def test_a_compaction_without_room_leaves_the_index_as_it_was(path):
     check(index.snapshot(), ENTRIES[10:])
 
 
-def test_an_interrupt_after_the_commit_does_not_take_its_rows_away(path, monkeypatch):
+def test_an_interrupt_after_the_commit_does_not_discard_its_rows(path, monkeypatch):
     index = reopen(path)
     transaction = Catalogue.transaction
 
@@ -362,7 +362,7 @@ def test_an_interrupt_after_the_commit_does_not_take_its_rows_away(path, monkeyp
     assert index.verify().ok
 
 
-def test_an_index_kept_in_inference_mode_can_be_added_to_outside_of_it():
+def test_an_index_built_in_inference_mode_can_be_added_to_outside_it():
     with torch.inference_mode():
         index = build(None, ["a"])
     index.add(["b"])
@@ -371,7 +371,7 @@ def test_an_index_kept_in_inference_mode_can_be_added_to_outside_of_it():
     assert index.verify().ok
 
 
-def test_a_path_with_odd_characters_is_a_path(tmp_path):
+def test_a_path_may_hold_characters_that_uris_reserve(tmp_path):
     path = tmp_path / "100% of what? #1 ü"
     build(path, ["a"]).close()
     assert len(reopen(path)) == 1
@@ -383,7 +383,7 @@ def test_the_index_needs_no_model_library():
     assert subprocess.run([sys.executable, "-c", script], env=environment, check=False).returncode == 0
 
 
-def test_verification_passes_over_what_a_compaction_swept_away(path):
+def test_verification_ignores_files_that_a_compaction_deleted(path):
     reader, writer = reopen(path, read_only=True), reopen(path)
     view = reader.snapshot()
     writer.remove(IDS[:3])

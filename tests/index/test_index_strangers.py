@@ -1,4 +1,4 @@
-"""Indexes that a stranger made, and folders that are shared with other files: nothing outside is read or written."""
+"""Untrusted indexes, and folders that hold other files too: nothing outside the index is read or written."""
 
 import contextlib
 import json
@@ -32,14 +32,14 @@ def path(tmp_path):
 
 @pytest.fixture
 def victim(tmp_path):
-    """A file outside of the index that nobody must touch."""
+    """A file outside the index that must not change."""
     file = tmp_path / "thesis.txt"
     file.write_text("years of work")
     return file
 
 
 def writes(path: Path) -> list[str]:
-    """Try everything that writes, and return what each raised."""
+    """Try every call that writes, and return the names of the errors raised."""
     raised = []
     for change in (
         lambda: reopen(path).add(["new|one"], ["new"]),
@@ -56,7 +56,7 @@ def writes(path: Path) -> list[str]:
     return raised
 
 
-def test_files_that_only_resemble_those_of_the_library_survive_every_call(path):
+def test_files_with_names_like_those_of_the_library_survive_every_call(path):
     kept = [
         "generation-000001.bak",
         "generation-99",
@@ -84,7 +84,7 @@ def test_files_that_only_resemble_those_of_the_library_survive_every_call(path):
     assert not (path / "generation-000001").exists()
 
 
-def test_a_file_of_somebody_else_within_a_stale_generation_survives(path):
+def test_another_file_within_a_stale_generation_survives(path):
     stale = path / "generation-000002"
     stale.mkdir()
     (stale / "catalogue.sqlite").write_text("left by a killed writer")
@@ -92,7 +92,7 @@ def test_a_file_of_somebody_else_within_a_stale_generation_survives(path):
     index = reopen(path)
     index.remove("i1")
     assert (stale / "thesis.txt").read_text() == "mine"
-    with pytest.raises(IndexStorageError, match="generation-000002 is in the way"):
+    with pytest.raises(IndexStorageError, match="generation-000002 already exists"):
         index.compact()
     (stale / "thesis.txt").unlink()
     index.compact()
@@ -114,18 +114,18 @@ def test_a_file_of_somebody_else_within_a_stale_generation_survives(path):
     ],
 )
 @pytest.mark.parametrize("kind", ["link", "dangling link", "pipe"])
-def test_nothing_outside_is_written_and_no_pipe_waited_for(path, tmp_path, victim, name, kind):
-    place, outside = path / name, tmp_path / "outside"
-    if place.is_dir():
-        shutil.copytree(place, outside)
-        shutil.rmtree(place)
-    elif place.exists():
-        shutil.copy(place, outside)
-        place.unlink()
+def test_no_file_outside_is_written_and_no_call_waits_for_a_pipe(path, tmp_path, victim, name, kind):
+    replaced, outside = path / name, tmp_path / "outside"
+    if replaced.is_dir():
+        shutil.copytree(replaced, outside)
+        shutil.rmtree(replaced)
+    elif replaced.exists():
+        shutil.copy(replaced, outside)
+        replaced.unlink()
     else:
         shutil.copy(victim, outside)
     target = tmp_path / "nothing" if kind == "dangling link" else outside
-    os.mkfifo(place) if kind == "pipe" else place.symlink_to(target)
+    os.mkfifo(replaced) if kind == "pipe" else replaced.symlink_to(target)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and path not in file.parents}
     raised = writes(path)
     assert raised
@@ -136,7 +136,7 @@ def test_nothing_outside_is_written_and_no_pipe_waited_for(path, tmp_path, victi
             reopen(path).snapshot()
 
 
-def test_a_journal_can_not_name_a_file_to_be_deleted(path, victim):
+def test_a_journal_cannot_make_sqlite_delete_another_file(path, victim):
     name = str(victim).encode()
     journal = next(path.glob("generation-*")) / "catalogue.sqlite-journal"
     end = name + len(name).to_bytes(4, "big") + sum(name).to_bytes(4, "big") + connection._JOURNAL_MAGIC
@@ -162,7 +162,7 @@ def test_a_journal_can_not_name_a_file_to_be_deleted(path, victim):
     ],
     ids=["endless view", "trigger", "virtual table", "missing table", "generated column", "expression"],
 )
-def test_a_schema_that_the_library_did_not_make_is_refused(path, statements):
+def test_a_schema_that_the_library_did_not_make_raises(path, statements):
     with contextlib.closing(sqlite3.connect(path / "generation-000001" / "catalogue.sqlite")) as opened:
         for statement in statements:
             opened.execute(statement)
@@ -190,14 +190,14 @@ def test_a_schema_that_the_library_did_not_make_is_refused(path, statements):
         ("store_text", None),
     ],
 )
-def test_a_manifest_that_nothing_can_be_made_of_is_damage(path, name, value):
+def test_an_invalid_manifest_is_damage(path, name, value):
     with contextlib.closing(sqlite3.connect(path / "generation-000001" / "catalogue.sqlite")) as opened:
         if value is None:
             opened.execute("DELETE FROM manifest WHERE name = ?", (name,))
         else:
             opened.execute("UPDATE manifest SET value = ? WHERE name = ?", (value, name))
         opened.commit()
-    with pytest.raises(IndexDamagedError, match="no whole manifest"):
+    with pytest.raises(IndexDamagedError, match="no valid manifest"):
         reopen(path)
 
 
@@ -213,18 +213,18 @@ def test_a_manifest_that_nothing_can_be_made_of_is_damage(path, name, value):
         "[]",
     ],
 )
-def test_a_pointer_that_nothing_can_be_made_of_is_damage(path, content):
+def test_an_invalid_pointer_is_damage(path, content):
     (path / "index.json").write_text(content)
     with pytest.raises(IndexDamagedError, match="cannot be read"):
         reopen(path)
 
 
-def test_an_open_handle_refuses_an_index_that_something_else_made_in_the_place_of_its_own(path, tmp_path):
-    handle, anybody = reopen(path), CandidateIndex.open(path, None)
+def test_an_open_index_raises_if_one_of_another_model_replaces_it(path, tmp_path):
+    handle, without_fingerprint = reopen(path), CandidateIndex.open(path, None)
     view, held = handle.snapshot(), list(handle)
     path.rename(tmp_path / "away")
     create(path, fingerprint={"name": "other", "model": "m2", "tokenizer": "t1"}).build(["theirs"], ["t"])
-    for index in (handle, anybody):
+    for index in (handle, without_fingerprint):
         for use in (lambda: list(index), index.snapshot, index.info, lambda: index.remove("t"), index.verify):  # noqa: B023
             with pytest.raises(IndexMismatchError, match="replaced by another index, which was made by other"):
                 use()
@@ -232,14 +232,14 @@ def test_an_open_handle_refuses_an_index_that_something_else_made_in_the_place_o
         handle.add(["mine"])
     check(view, ENTRIES)
     assert list(CandidateIndex.open(path, None)) == ["t"]
-    # the same index put back, or one made alike, is the same index again
+    # the original index, moved back, is accepted again
     shutil.rmtree(path)
     (tmp_path / "away").rename(path)
     assert list(handle) == held
     handle.add(["mine"], ["m"])
 
 
-def test_an_index_of_the_same_model_made_otherwise_is_another_one(path, tmp_path):
+def test_an_open_index_raises_if_one_with_other_settings_replaces_it(path, tmp_path):
     handle = reopen(path)
     path.rename(tmp_path / "away")
     create(path, settings={"layout": "other"}).build(["theirs"], ["t"])
@@ -257,7 +257,7 @@ def test_another_catalogue_under_the_same_pointer_is_noticed(path, tmp_path):
         handle.add(["mine"])
 
 
-def test_a_write_whose_folder_is_moved_away_does_not_reach_what_takes_its_place(path, tmp_path):
+def test_a_write_whose_folder_is_moved_away_does_not_reach_the_index_that_replaces_it(path, tmp_path):
     def moving():
         yield "first"
         path.rename(tmp_path / "away")
@@ -287,7 +287,7 @@ def test_a_write_whose_folder_is_moved_away_does_not_reach_what_takes_its_place(
         ("\ud800", InputError),
     ],
 )
-def test_a_path_that_cannot_be_one_is_told_in_one_line(tmp_path, monkeypatch, where, error):
+def test_an_unusable_path_raises_with_a_message_of_one_line(tmp_path, monkeypatch, where, error):
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("text")
     for use in (reopen, create):

@@ -50,7 +50,8 @@ def test_they_equal_autograd_of_the_formula(backend, form, k, own, pytestconfig)
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW])
 @pytest.mark.parametrize("k", [1, 3, 16])
 def test_their_error_is_at_most_twice_that_of_plain_pytorch(backend, dtype, k, pytestconfig):
-    case = Case.random(n=9, k=k, m=20, b=2, dtype=dtype)
+    # one head: interpreted, another one takes as long again
+    case = Case.random(n=9, k=k, m=20, b=2, h=1, dtype=dtype)
     exact, plain = case.double().gradients("reference", lse=False), plain_gradients(case)
     for name, gradient in case.gradients(backend, pytestconfig, lse=False).items():
         assert gradient.dtype == dtype

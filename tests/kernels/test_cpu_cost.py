@@ -1,6 +1,7 @@
 """What the torch path must not cost, counted instead of timed: operator calls, and bytes allocated between them."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -18,6 +19,7 @@ class Traffic:
     """Bytes, whether or not they were given back."""
 
 
+@cache
 def traffic(candidates: int, k: int) -> Traffic:
     inputs = Inputs.random(candidates, k, 64, 12, 64, torch.float32)
     with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:

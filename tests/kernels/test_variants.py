@@ -1,4 +1,4 @@
-"""Backbones and variants through the front door: files, heads, and scores that do not notice their neighbours."""
+"""Backbones and variants through `MixEncoder`: files, heads, and scores that do not notice their neighbours."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModel
 
 from mixencoder import MixEncoder
-from mixencoder.architectures import ARCHITECTURES, front_door
+from mixencoder.architectures import ARCHITECTURES, engine_class
 from mixencoder.base.backbones import SUPPORTED, encoder_layers, layout_of
 from mixencoder.base.configuration import HEADS
 from mixencoder.errors import InputError
@@ -83,7 +83,7 @@ def test_every_backbone_trains(architecture, kind, encoders, tmp_path):
         **fields,
     )
     after = train(config).model.backbone
-    before = dict(front_door(architecture).from_backbone(encoders[kind]).model.backbone.named_parameters())
+    before = dict(engine_class(architecture).from_backbone(encoders[kind]).model.backbone.named_parameters())
     moved = {name for name, parameter in after.named_parameters() if not torch.equal(parameter, before[name])}
     # embeddings and the lowest layer are frozen, the others are not
     layers = encoder_layers(after)
@@ -138,7 +138,5 @@ def test_an_ablation_scores_otherwise_than_the_whole(encoders):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_misspelt_field_is_refused_and_the_right_ones_named(backbone_path, architecture):
-    with pytest.raises(
-        InputError, match=r"there is no field dual_trem; expected some of .*max_query_length.*num_labels"
-    ):
-        front_door(architecture).from_backbone(backbone_path, dual_trem=True)
+    with pytest.raises(InputError, match=r"there is no field dual_trem; the fields are .*max_query_length.*num_labels"):
+        engine_class(architecture).from_backbone(backbone_path, dual_trem=True)

@@ -1,4 +1,4 @@
-"""The peers: each against a writing with loops, and all of them behind the front door that MixEncoder has."""
+"""The peers: each compared with plain code in loops, and the methods that they share with MixEncoder."""
 
 import inspect
 import subprocess
@@ -110,7 +110,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("peer", "kind", "fields", "written"), CASES, ids=[f"{case[0].__name__}-{case[1]}" for case in CASES]
 )
-def test_padded_batches_equal_the_writing_with_loops(peer, kind, fields, written):
+def test_padded_batches_equal_plain_code_with_loops(peer, kind, fields, written):
     model = build(peer, kind, **fields)
     weights, shape = dict(model.state_dict()), shape_of(model)
     inputs = (*pad(QUERY_IDS, 0), *pad(DOCUMENT_IDS, 0))
@@ -145,7 +145,7 @@ def test_a_pair_that_is_too_long_loses_the_end_of_its_document():
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=by_name)
-def test_the_front_door_gives_what_the_model_gives(peer, backbone_path):
+def test_predict_and_rank_give_the_models_scores(peer, backbone_path):
     model = peer.from_backbone(backbone_path, dtype="float64", **BOTH)
     queries = ["how to cook rice", "the cat", "undo"]
     inputs = (*pad(model.read_query(queries), 0), *pad(model.read_document(DOCUMENTS), 0))
@@ -419,7 +419,7 @@ def test_long_pairs_are_cut_and_counted_once(backbone_path):
 
 @pytest.mark.parametrize("peer", PEERS, ids=by_name)
 def test_texts_of_like_length_are_read_together_by_the_fused_attention(peer, backbone_path, words, monkeypatch):
-    """Speed that a comparison owes its rivals: hardly any padding, and no attention matrix of their own."""
+    """A fair comparison needs fast peers: little padding, and the fused attention."""
     chance = np.random.default_rng(2)
     documents = [" ".join(chance.choice(words, length)) for length in chance.permutation(np.arange(1, 17)).repeat(8)]
     model = peer.from_backbone(backbone_path)
@@ -438,8 +438,8 @@ def test_texts_of_like_length_are_read_together_by_the_fused_attention(peer, bac
     model.model.backbone.embeddings.register_forward_pre_hook(embed, with_kwargs=True)
     model.rank("the cat", documents, batch_size=16)
     assert len(fused) >= len(read)
-    # read in the order given, a third would be padding; texts that are encoded apart are padded to multiples of STEP,
-    # and a few stand again to fill a pass
+    # in the order given, a third would be padding; texts that are encoded alone are padded to multiples of STEP, and a
+    # few are repeated to fill a pass
     lengths = [len(row) for row in model.read_document([*dict.fromkeys(documents), "the cat"])]
     assert sum(padding) <= max(0.05 * sum(read), 1.1 * sum(-length % STEP for length in lengths))
 
@@ -475,7 +475,7 @@ def test_half_precision_scores_are_float32_and_close(model, tmp_path):
 def test_the_six_share_their_signatures(model):
     for method in ("predict", "with_limits", "save_pretrained"):
         assert getattr(type(model), method) is getattr(MixEncoder, method)
-    # what MixEncoder adds is for its index
+    # MixEncoder has more parameters, for its index
     theirs, ours = (list(inspect.signature(cls.rank).parameters) for cls in (type(model), MixEncoder))
     assert set(ours) - set(theirs) == {"prefilter", "products"}
     assert set(theirs) <= set(ours)

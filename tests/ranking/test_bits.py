@@ -4,6 +4,7 @@ Every test compares bits, for one, two and three threads (three share elementwis
 """
 
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from mixencoder.ranking.streaming import StreamRanker
 from mixkernels.devices import multiplies_natively
 
 N = 150
+FEW_WORDS = 100
+"""Vocabulary of models that read no text: no product that is compared has its size."""
 QUERY_TOKENS = (3, 7, 13, 40)
 DTYPES = [
     "float32",
@@ -44,10 +47,11 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def engine_of(k: int, dtype: str, layers: int = 1) -> MixEncoder:
+@cache
+def engine_of(k: int, dtype: str, layers: int = 1, **changes: int) -> MixEncoder:
     """The bundled model's size with k context embeddings and random weights, over a backbone of few layers."""
-    backbone = MixEncoder.from_pretrained().config.backbone_config.to_dict()
-    backbone = {**backbone, "num_hidden_layers": layers}
+    backbone = MixEncoderConfig.from_pretrained(default_checkpoint()).backbone_config.to_dict()
+    backbone = {**backbone, "num_hidden_layers": layers, **changes}
     torch.manual_seed(k)
     config = MixEncoderConfig(
         backbone_config=backbone, num_context_embeddings=k, interaction_layers=(-1,), dual_term=True
@@ -93,7 +97,7 @@ def test_texts_are_encoded_to_the_bits_that_they_have_alone(dtype, threads):
 @pytest.mark.parametrize("k", [1, 3, 5, 12])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tensors_are_scored_to_the_same_bits_in_any_order_number_and_company(k, dtype, threads):
-    engine = engine_of(k, dtype)
+    engine = engine_of(k, dtype, vocab_size=FEW_WORDS)
     candidates = torch.randn(N, k, 384, generator=torch.Generator().manual_seed(2)).to(engine.dtype)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(3))
     for length in QUERY_TOKENS:
@@ -112,7 +116,7 @@ INDEXED = [("float32", "native"), ("float16", "native"), ("float32", "int8")]
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize(("precision", "products"), INDEXED)
 def test_an_index_ranks_to_the_same_bits_in_any_order_number_and_company(k, precision, products, threads):
-    engine = engine_of(k, "float32")
+    engine = engine_of(k, "float32", vocab_size=FEW_WORDS)
     record_format = RecordFormat(engine.model, "projected", precision)
     context = torch.randn(700, k, 384, generator=torch.Generator().manual_seed(2))
     rows = record_format.encode(context)
@@ -147,4 +151,5 @@ def test_texts_are_ranked_and_paired_to_the_same_bits(bundled, threads):
     assert {entry["corpus_id"]: entry["score"] for entry in company} == scores
     predicted = bundled.predict([(query, document) for document in documents])
     assert predicted.tolist() == [scores[place] for place in range(20)]
-    assert [float(bundled.predict((query, document))) for document in documents] == predicted.tolist()
+    alone = [float(bundled.predict((query, document))) for document in documents[::3]]
+    assert alone == predicted.tolist()[::3]

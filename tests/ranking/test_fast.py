@@ -1,4 +1,4 @@
-"""The front door: rankings, predictions, what bad input gets, and scores that do not notice their neighbours."""
+"""`MixEncoder`: rankings, predictions, what bad input gets, and scores that do not notice their neighbours."""
 
 import threading
 import warnings
@@ -155,12 +155,10 @@ def test_where_no_chunk_keeps_bits_together_every_candidate_attends_alone(
     model = MixEncoder.from_backbone(backbone_path, num_context_embeddings=2, interaction_layers=layers)
     queries, documents = model.encode_query(["how to cook rice", "git"]), model.encode_document(many_texts(words, 150))
     want = model.interact(queries, documents)
-    monkeypatch.setattr(
-        PairScorer, "_no_place_differs", lambda self, length, size, together: size in holds and not together
-    )
+    monkeypatch.setattr(PairScorer, "_keeps_bits", lambda self, length, size, together: size in holds and not together)
     monkeypatch.setattr(model, "_pair_scorer", PairScorer(model.model))
     torch.testing.assert_close(model.interact(queries, documents), want)
-    assert model._pair_scorer._size() == (holds or (CHUNK,))[0]
+    assert model._pair_scorer._chunk_size() == (holds or (CHUNK,))[0]
 
 
 def test_equal_texts_are_encoded_once(model, monkeypatch):

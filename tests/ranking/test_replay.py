@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mixencoder.ranking.cuda_graphs import Replays
+from mixencoder.ranking.cuda_graphs import CudaGraphs
 from mixencoder.ranking.pinned_memory import Staging
 
 ARRAYS = {"a": ((3,), torch.float16), "b": ((), torch.int64)}
@@ -118,7 +118,7 @@ def test_one_half_is_filled_while_the_other_is_on_its_way(clock):
     # nothing has been waited for yet
     staging.send(sent, 4, 8)
     assert len(clock.current.work) == 3
-    assert torch.equal(staging._halves[0].pinned["a"], sent["a"][:4])
+    assert torch.equal(staging._buffers[0].pinned["a"], sent["a"][:4])
 
 
 def test_some_arrays_and_fewer_rows_may_travel():
@@ -144,7 +144,7 @@ def test_rows_arrive_on_a_gpu_that_is_busy():
 
 @pytest.mark.gpu
 def test_a_function_is_run_by_python_once_and_replayed_on_what_its_inputs_hold_then():
-    replays, calls = Replays(torch.device("cuda")), []
+    graphs, calls = CudaGraphs(torch.device("cuda")), []
     number = torch.ones(5, device="cuda")
 
     def double():
@@ -153,17 +153,17 @@ def test_a_function_is_run_by_python_once_and_replayed_on_what_its_inputs_hold_t
 
     for value in (1.0, 2.0, 3.0):
         number.fill_(value)
-        assert replays.call("double", double).tolist() == [2 * value] * 5
+        assert graphs.call("double", double).tolist() == [2 * value] * 5
     # to warm up, and to record
     assert len(calls) == 2
 
 
 @pytest.mark.gpu
 def test_what_cannot_be_recorded_says_how_to_go_on():
-    replays = Replays(torch.device("cuda"))
+    graphs = CudaGraphs(torch.device("cuda"))
     number = torch.ones(5, device="cuda")
     with pytest.raises(RuntimeError) as caught:
-        replays.call("asks", lambda: number * number.sum().item())
+        graphs.call("asks", lambda: number * number.sum().item())
     assert "MIXENCODER_GRAPHS=0" in caught.value.__notes__[0]
     # the device is as useful as before
     assert torch.randn(3, device="cuda").isfinite().all()

@@ -6,7 +6,7 @@ import torch
 from mixencoder.errors import InputError
 from mixencoder.modeling import QueryState
 from mixencoder.ranking import interaction
-from mixencoder.ranking.interaction import prepared
+from mixencoder.ranking.interaction import prepare_layers
 from mixencoder.ranking.plan import Plan
 from mixencoder.ranking.record_format import LAYOUTS, RecordFormat
 from mixencoder.ranking.streaming import StreamRanker
@@ -61,17 +61,17 @@ def test_bfloat16_products_move_scores_by_what_its_eight_bits_allow(options, mon
 def test_bfloat16_products_refuse_a_processor_that_would_emulate_them(monkeypatch):
     model = make_model({})
     monkeypatch.setattr(interaction, "multiplies_natively", lambda dtype, device: dtype == torch.float32)
-    with pytest.raises(InputError, match=r'products "bfloat16" cannot run here.*"int8" on any CPU'):
+    with pytest.raises(InputError, match=r'products "bfloat16" cannot run here.*"int8".* on any CPU'):
         StreamRanker(model, RecordFormat(model), products="bfloat16")
     # nor is a model in bfloat16 multiplied in it
-    assert prepared(make_model({}, torch.bfloat16)).dtype == torch.float32
+    assert prepare_layers(make_model({}, torch.bfloat16)).dtype == torch.float32
 
 
 def test_int8_products_refuse_what_they_do_not_know():
     with pytest.raises(InputError, match=r'products "int8" cannot run in torch.float64 on cpu'):
         StreamRanker(make_model({}, torch.float64), RecordFormat(make_model({})), products="int8")
     model = make_model({}, hidden_act="tanh")
-    with pytest.raises(InputError, match='products "int8" do not know the activation Tanh'):
+    with pytest.raises(InputError, match='products "int8" do not support the activation Tanh'):
         StreamRanker(model, RecordFormat(model), products="int8")
 
 
@@ -112,7 +112,7 @@ def test_replays_use_few_lengths_and_shapes(monkeypatch):
         recorded.add(key)
         return function()
 
-    monkeypatch.setattr("mixencoder.ranking.cuda_graphs.Replays.call", call)
+    monkeypatch.setattr("mixencoder.ranking.cuda_graphs.CudaGraphs.call", call)
     record_format = RecordFormat(model)
     rows = record_format.encode(contexts(model, 700))
     ranker = StreamRanker(model, record_format, plan=Plan(256, 64, replayed=True, staged=False))

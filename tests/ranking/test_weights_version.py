@@ -10,7 +10,7 @@ import torch
 from mixencoder import IndexMismatchError, MixEncoder
 from mixencoder.ranking.identity import ModelIdentity
 from mixencoder.ranking.query_cache import QueryStateCache
-from mixencoder.ranking.weights_version import SAMPLED, WHOLE, weights_version
+from mixencoder.ranking.weights_version import SAMPLED, WHOLE, KeptForWeights, weights_version
 from tests.ranking.streaming_cases import FORMS, make_model
 
 TEXTS = ["boil the rice in a pot", "undo the commit", "paris is the capital of france"]
@@ -131,6 +131,20 @@ def test_an_index_of_weights_that_changed_is_refused_and_a_new_one_agrees(checkp
     direct = engine.rank("how to cook rice", TEXTS)
     assert [hit["corpus_id"] for hit in fresh] == [hit["corpus_id"] for hit in direct]
     assert [hit["score"] for hit in fresh] == pytest.approx([hit["score"] for hit in direct], rel=1e-4, abs=1e-4)
+
+
+def test_a_kept_value_is_computed_once_for_a_version():
+    kept, computed = KeptForWeights(), []
+
+    def compute():
+        computed.append(len(computed))
+        return computed[-1]
+
+    assert [kept.get(version, compute) for version in (1, 1, 2, 2, 1)] == [0, 0, 1, 1, 2]
+    assert kept.put(3, "given") == kept.get(3, compute) == "given"
+    for copied in (copy.copy(kept), copy.deepcopy(kept), pickle.loads(pickle.dumps(kept))):
+        assert copied.get(3, lambda: "computed") == "computed"
+    assert kept.get(3, compute) == "given"
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mixencoder.architectures import front_door
+from mixencoder.architectures import engine_class
 from mixencoder.cli import app
 from mixencoder.data.examples import Example, Source, read_source
 from mixencoder.errors import DataError, InputError
@@ -24,7 +24,7 @@ POOL = ["git commit undo", "undo the commit", "water in pot", "rice", "capital o
 
 @pytest.fixture(scope="module", params=["mixencoder", "dual-encoder", "late-interaction"])
 def engine(request, backbone_path):
-    return front_door(request.param).from_backbone(backbone_path)
+    return engine_class(request.param).from_backbone(backbone_path)
 
 
 @pytest.mark.parametrize("margin", [None, 0.0])
@@ -108,10 +108,10 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path, checkpoin
 
 
 def test_what_cannot_mine_is_refused(backbone_path):
-    cross = front_door("cross-encoder").from_backbone(backbone_path)
-    with pytest.raises(InputError, match="a CrossEncoder encodes nothing ahead of time"):
+    cross = engine_class("cross-encoder").from_backbone(backbone_path)
+    with pytest.raises(InputError, match="a CrossEncoder cannot encode documents ahead of time"):
         mine_negatives(cross, Source("s", "ranking", EXAMPLES))
-    dual = front_door("dual-encoder").from_backbone(backbone_path)
+    dual = engine_class("dual-encoder").from_backbone(backbone_path)
     with pytest.raises(DataError, match="s holds examples of similarity; expected ranking"):
         mine_negatives(dual, Source("s", "similarity", EXAMPLES))
     for options, message in (

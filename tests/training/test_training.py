@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from mixencoder import MixEncoder
-from mixencoder.architectures import ARCHITECTURES, front_door, load_engine
+from mixencoder.architectures import ARCHITECTURES, engine_class, load_engine
 from mixencoder.base.tokenization import pad
 from mixencoder.data.examples import read_source
 from mixencoder.errors import CheckpointError, DataError, EmptyTextWarning, InputError, NonFiniteError
@@ -124,7 +124,7 @@ def test_what_cannot_be_trained_is_found_before_training(tmp_path, backbone_path
         ({"model": "x", "backbone": None, "config": {"dual_term": True}}, InputError, "has its own"),
         ({"model": str(tmp_path / "none"), "backbone": None}, CheckpointError, "is not a directory"),
         ({"architecture": "bi-encoder"}, InputError, "architecture is 'bi-encoder'; expected one of mixencoder"),
-        ({"data": []}, DataError, "no training data was named"),
+        ({"data": []}, DataError, "no training data are named"),
         ({"data": ["x=high"]}, InputError, "weight of x is 'high'"),
         ({"data": ["x=-1"]}, InputError, "weight of x is -1.0; expected a positive"),
         ({"data": [{"path": "x"}]}, InputError, "expected source, weight, task, name"),
@@ -224,7 +224,7 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path, backbone_path, words):
         tmp_path / "nli.jsonl",
         [{"premise": "a", "hypothesis": w, "label": ["x", "y"][i % 2]} for i, w in enumerate(words)],
     )
-    CrossEncoder = front_door("cross-encoder")  # noqa: N806
+    CrossEncoder = engine_class("cross-encoder")  # noqa: N806
     CrossEncoder.from_backbone(backbone_path, num_labels=2).save_pretrained(tmp_path / "classes")
     CrossEncoder.from_backbone(backbone_path).save_pretrained(tmp_path / "ranks")
     for teacher, data, message in (
@@ -279,7 +279,7 @@ def test_bfloat16_trains(tmp_path, backbone_path, words, layers):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_mini_batches_give_the_gradients_of_the_whole_batch(backbone_path, words, architecture):
     torch.manual_seed(0)
-    engine = front_door(architecture).from_backbone(backbone_path)
+    engine = engine_class(architecture).from_backbone(backbone_path)
     rows = partner_pairs(words, 6)
     query = pad(engine.read_query([row["query"] for row in rows]), 0)
     document = pad(engine.read_document([row["positive"] + " the" * (i % 3) for i, row in enumerate(rows)]), 0)
@@ -301,7 +301,7 @@ def test_mini_batches_give_the_gradients_of_the_whole_batch(backbone_path, words
 def test_mini_batches_keep_the_dropout_of_the_first_pass(backbone_path, words):
     """A piece is computed twice; with other masks the second time its gradients would be those of another function."""
     torch.manual_seed(0)
-    engine = front_door("dual-encoder").from_backbone(backbone_path)
+    engine = engine_class("dual-encoder").from_backbone(backbone_path)
     model = engine.model.train()
     document = pad(engine.read_document([row["positive"] for row in partner_pairs(words, 4)]), 0)
     query = pad(engine.read_query(["the cat", "the dog"]), 0)
@@ -321,7 +321,7 @@ def test_accumulated_batches_make_the_step_of_a_large_one(tmp_path, backbone_pat
     data = [str(write(tmp_path / "nli.jsonl", rows))]
     fields = {"data": data, "architecture": "dual-encoder", "steps": 1, "config": {"classifier_dropout": 0.0}}
     fields |= {"learning_rate": 1e-3, "log_every": 1, "backbone": str(without_dropout(backbone_path, tmp_path))}
-    start = weights(front_door("dual-encoder").from_backbone(backbone_path))
+    start = weights(engine_class("dual-encoder").from_backbone(backbone_path))
     whole = train(options(tmp_path, backbone_path, words, batch_size=16, **fields))
     fields |= {"output": str(tmp_path / "parts")}
     parts = train(options(tmp_path, backbone_path, words, batch_size=4, gradient_accumulation_steps=4, **fields))
@@ -384,7 +384,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(tmp_path, b
     half = unfinished / "checkpoint-39"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
-    with pytest.raises(InputError, match="holds an interrupted run; go on with it"):
+    with pytest.raises(InputError, match="holds an interrupted run; continue it"):
         train(config)
     with pytest.raises(InputError, match="begun with other settings: seed 5 instead of 0"):
         train(TrainConfig(**{**asdict(config), "resume": True, "seed": 5}))
@@ -418,7 +418,7 @@ def test_a_second_run_keeps_its_hands_off_the_first_ones_folder(tmp_path, backbo
     try:
         fcntl.flock(first, fcntl.LOCK_EX)
         for resume in (False, True):
-            with pytest.raises(InputError, match=r"out\.unfinished is being written by a run that still goes on"):
+            with pytest.raises(InputError, match=r"out\.unfinished is in use by another run"):
                 train(TrainConfig(**{**asdict(config), "resume": resume}))
         assert unfinished.is_dir()
     finally:

@@ -122,7 +122,7 @@ def test_what_is_in_the_way_of_the_folder_is_named_and_stays(config, tmp_path):
     assert list(other.iterdir()) == []
     folder.unlink()
     (tmp_path / "out").symlink_to(tmp_path / "nothing")
-    with pytest.raises(InputError, match="is a link to nothing"):
+    with pytest.raises(InputError, match="is a broken link"):
         run(config)
     assert not folder.exists()
 
@@ -218,7 +218,7 @@ def test_a_full_disk_ends_a_run_with_one_message_and_the_checkpoint_before(confi
         return whole(self, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "_save_checkpoint", fill_up)
-    with pytest.raises(CheckpointError, match=r"No space left.*checkpoint-1 is whole, and resume goes on from it"):
+    with pytest.raises(CheckpointError, match=r"No space left.*checkpoint-1 is complete, and resume continues from it"):
         run(config)
     assert last_checkpoint(tmp_path / "out.unfinished").name == "checkpoint-1"
 
@@ -244,7 +244,7 @@ def test_a_run_that_is_ended_by_a_signal_says_how_to_go_on(config, tmp_path, num
     assert child.returncode == 128 + number, errors
     assert "Traceback" not in errors
     kept = last_checkpoint(tmp_path / "out.unfinished")
-    assert f"interrupted: {kept} is whole, and the same command with --resume goes on from it" in errors
+    assert f"interrupted: {kept} is complete, and the same command with --resume continues from it" in errors
 
 
 def test_rows_given_as_data_are_compared_too(config, words, interrupted, tmp_path):

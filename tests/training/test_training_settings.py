@@ -113,7 +113,7 @@ def test_files_of_one_name_are_told_apart_and_one_file_is_named_once(tmp_path):
     [
         ({"output": 5}, "output is 5; expected a path"),
         ({"output": ""}, "output is empty"),
-        ({"output": "a\0b"}, "no zero character"),
+        ({"output": "a\0b"}, "without NUL characters"),
         ({"seed": -1}, "seed is -1; expected an integer of at least 0"),
         ({"seed": 2**32}, "seed is 4294967296; expected an integer of at most"),
         ({"steps": None}, "steps is None; expected an integer"),

@@ -1,1 +1,1 @@
-"""Reading and writing checkpoints: where they lie, what their files hold, and models made of them."""
+"""Reading and writing checkpoints: finding their folders, checking their files, and loading models from them."""

@@ -1,4 +1,4 @@
-"""JSON files that strangers wrote: read within limits, and without the fields that could make a library run code."""
+"""Read untrusted JSON files: sizes are limited, and fields that could make a library run code are dropped."""
 
 import json
 import math
@@ -8,28 +8,28 @@ from typing import Any
 from mixencoder.errors import CheckpointError
 
 MAX_BYTES = 16 * 2**20
-"""Of a JSON file that is read here: a configuration takes some thousand, an index of shards some hundred thousand."""
+"""Largest JSON file; a configuration takes some thousand bytes, a list of sharded weights some hundred thousand."""
 MAX_LAYERS = 1000
-"""No encoder has so many; each takes time to build before its weights are looked for."""
+"""More layers than any encoder has. Each takes time to build, before its weights are looked for."""
 
 _IGNORED = frozenset({
-    "auto_map", "custom_pipelines",  # classes in files beside, which would be run
+    "auto_map", "custom_pipelines",  # classes in Python files, which would be run
     "attn_implementation", "_attn_implementation", "_attn_implementation_internal",  # may name kernels to download
     "experts_implementation", "_experts_implementation", "fusion_config", "kernel_config",
     "transformers_weights",  # a path to other weights
     "dtype", "torch_dtype",  # the caller's choice
-    "name_or_path", "_name_or_path", "_commit_hash",  # where it once lay
-    # how the encoder is called, which this library decides
+    "name_or_path", "_name_or_path", "_commit_hash",  # where the checkpoint was before
+    # how the encoder is called: this library decides that
     "chunk_size_feed_forward", "output_hidden_states", "output_attentions", "return_dict", "torchscript", "use_cache",
 })  # fmt: skip
 _LAYER_COUNTS = frozenset({"num_hidden_layers", "n_layers", "num_layers", "num_hidden_groups", "inner_group_num"})
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
-        CheckpointError: it cannot be read, is too large, or is no JSON: NaN and infinities are none.
+        CheckpointError: the file cannot be read, is too large, or is not valid JSON; NaN and infinities are not valid.
     """
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
@@ -38,7 +38,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        return json.loads(content.decode("utf-8"), parse_constant=_refuse, parse_float=_finite)
+        return json.loads(content.decode("utf-8"), parse_constant=_reject_constant, parse_float=_finite)
     except RecursionError as error:
         raise CheckpointError(f"{path} is not valid JSON: it is nested too deep") from error
     except ValueError as error:
@@ -46,17 +46,17 @@ def read_json(path: Path) -> Any:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the fields of a checkpoint's config.json, without those that this library never follows.
+    """Return the fields of a checkpoint's config.json, without those that this library ignores.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it describes a model that cannot be loaded here.
+        CheckpointError: the file is missing or damaged, or describes a model that this library does not load.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no config.json; expected a checkpoint's directory")
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(
-            f"{folder} holds an adapter (adapter_config.json), which is not read; expected an encoder that it was "
+            f"{folder} holds an adapter (adapter_config.json), which cannot be loaded; expected an encoder that it was "
             "merged into (peft's merge_and_unload)"
         )
     fields = read_json(path)
@@ -72,7 +72,7 @@ def _cleaned(fields: dict[str, Any], path: Path) -> dict[str, Any]:
             continue
         if name == "quantization_config" and value is not None:
             raise CheckpointError(
-                f"{path} describes quantised weights ({name}), which are not read; expected plain ones"
+                f"{path} describes quantised weights ({name}), which cannot be loaded; expected plain ones"
             )
         if name in _LAYER_COUNTS and isinstance(value, int) and value > MAX_LAYERS:
             raise CheckpointError(f"{path} asks for {value:,} layers ({name}); expected at most {MAX_LAYERS:,}")
@@ -80,8 +80,8 @@ def _cleaned(fields: dict[str, Any], path: Path) -> dict[str, Any]:
     return cleaned
 
 
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no number of JSON")
+def _reject_constant(constant: str) -> Any:
+    raise ValueError(f"{constant} is not allowed")
 
 
 def _finite(text: str) -> float:

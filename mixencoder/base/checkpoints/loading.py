@@ -1,4 +1,4 @@
-"""How models are built from a folder: sizes checked first, quietly, and with every failure a `CheckpointError`."""
+"""Build models from a folder: sizes are checked first, and every failure becomes a `CheckpointError`."""
 
 import logging
 import threading
@@ -18,21 +18,21 @@ from mixencoder.base.configuration import MIN_TOKENS
 from mixencoder.errors import CheckpointError, MixEncoderError
 from mixencoder.progress import logger
 
-_bars = threading.RLock()
+_bars_lock = threading.RLock()
 
 
 @contextmanager
-def failures_named(name_or_path: str | Path) -> Generator[None]:
-    """Turn whatever a stranger's files make libraries raise into one line that names the checkpoint.
+def as_checkpoint_errors(name_or_path: str | Path) -> Generator[None]:
+    """Turn errors of other libraries into a `CheckpointError` of one line that names the checkpoint.
 
     Raises:
-        CheckpointError: something was raised that is no error of this library.
+        CheckpointError: an error was raised that is not a `MixEncoderError`.
     """
     try:
         yield
     except MixEncoderError:
         raise
-    # a damaged or hostile file ends in errors of any class, deep inside of transformers, tokenizers and torch
+    # a damaged or hostile file may cause errors of any class in transformers, tokenizers and torch
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         if not reason or not isinstance(error, ValueError | OSError | RuntimeError):
@@ -41,26 +41,26 @@ def failures_named(name_or_path: str | Path) -> Generator[None]:
 
 
 @contextmanager
-def quiet_bars() -> Generator[None]:
-    """Show no progress bars of transformers and the hub, unless this library's own are shown; then as it was before."""
+def hidden_progress_bars() -> Generator[None]:
+    """Hide the progress bars of transformers and the hub meanwhile, unless this library shows its own."""
     if logger.getEffectiveLevel() <= logging.INFO:
         yield
         return
-    with _bars:
-        shows, shows_hub = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-        if shows:
+    with _bars_lock:
+        shown, hub_shown = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+        if shown:
             transformers_logging.disable_progress_bar()
-        if shows_hub:
+        if hub_shown:
             disable_progress_bars()
         try:
             yield
         finally:
-            if shows:
+            if shown:
                 transformers_logging.enable_progress_bar()
-                # the line above switches on the hub's too
-                if not shows_hub:
+                # the line above turns on those of the hub too
+                if not hub_shown:
                     disable_progress_bars()
-            if shows_hub:
+            if hub_shown:
                 enable_progress_bars()
 
 
@@ -72,39 +72,39 @@ def load_weights(
     dtype: torch.dtype,
     **options: Any,
 ) -> PreTrainedModel:
-    """Load a model whose weights are all in a folder's files.
+    """Load a model; a folder's files must hold all of its weights.
 
     Args:
-        folder: names the checkpoint.
-        files: the weights.
+        folder: of the checkpoint, for messages.
+        files: the weight files.
         config: of the model.
-        build: makes the model; called without taking memory, to see what it asks for.
+        build: builds the model from its configuration; called on the meta device, to list the weights it expects.
         dtype: of the loaded weights.
-        options: of the model's class.
+        options: for the constructor of the model's class.
 
     Raises:
-        CheckpointError: weights are missing, of another shape, left over or not finite.
+        CheckpointError: weights are missing, have another shape, are left over or are not finite.
     """
     encoder = getattr(config, "backbone_config", config)
-    # layers in groups share their weights
+    # ALBERT's layers share weights by groups
     count = getattr(encoder, "num_hidden_groups", encoder.num_hidden_layers)
     if count > len(files):
         raise CheckpointError(f"{folder} holds {len(files):,} weights, but its config.json asks for {count:,} layers")
     with torch.device("meta"):
         empty = build(config)
     state = files.read({name: tensor.shape for name, tensor in empty.state_dict().items()})
-    with quiet_bars():
-        # no path, so that nothing in the folder is looked for beyond what was read above
+    with hidden_progress_bars():
+        # without a path, so that transformers reads nothing else in the folder
         model = type(empty).from_pretrained(None, config=config, state_dict=state, dtype=dtype, **options)
     check_finite_weights(model, folder)
     return model
 
 
 def check_sizes(encoder: PreTrainedConfig, folder: Path) -> None:
-    """Check of an encoder's sizes what transformers leaves to fail at the first text, or not at all.
+    """Check an encoder's sizes, which transformers does not check before the first text or at all.
 
     Raises:
-        CheckpointError: a size is no positive integer, or sizes do not fit each other.
+        CheckpointError: a size is not a positive integer, sizes do not fit each other, or it is a decoder.
     """
     for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "max_position_embeddings"):
         value = getattr(encoder, name, None)
@@ -113,12 +113,12 @@ def check_sizes(encoder: PreTrainedConfig, folder: Path) -> None:
     if encoder.hidden_size % encoder.num_attention_heads:
         raise CheckpointError(
             f"{folder} has hidden_size {encoder.hidden_size} and num_attention_heads {encoder.num_attention_heads} in "
-            "its config.json; expected heads that divide it"
+            "its config.json; expected num_attention_heads to divide hidden_size"
         )
     if getattr(encoder, "is_decoder", False):
-        raise CheckpointError(f"{folder} is a decoder by its config.json (is_decoder); expected an encoder")
+        raise CheckpointError(f"{folder} is a decoder according to its config.json (is_decoder); expected an encoder")
     if max_positions(encoder) < MIN_TOKENS:
         raise CheckpointError(
-            f"{folder} has positions for {max_positions(encoder)} tokens by its config.json; expected at least "
-            f"{MIN_TOKENS}"
+            f"{folder} has positions for {max_positions(encoder)} tokens according to its config.json; expected at "
+            f"least {MIN_TOKENS}"
         )

@@ -1,4 +1,4 @@
-"""The model types that checkpoints of this library name, and the class that users load each with."""
+"""The model types in checkpoints of this library, and the class that loads each."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ CLASS_NAMES = {
     "late-interaction": "LateInteraction",
     "deformer": "DeFormer",
 }
-"""Architecture, as the command line takes it -> name of its class."""
+"""From an architecture's name, as on the command line, to its engine class."""
 
 
 def architecture_of(model_type: Any) -> str | None:
-    """Return the architecture of a checkpoint by the model type in its config.json; None if it is not of this library.
+    """Return the architecture for the model type in a config.json; None if it is not of this library.
 
-    The type is "mixencoder", or "mixencoder-" and the name of another architecture.
+    The type is "mixencoder", or "mixencoder-" followed by the name of another architecture.
     """
     if model_type == "mixencoder":
         return "mixencoder"

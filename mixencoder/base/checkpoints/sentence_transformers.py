@@ -1,6 +1,6 @@
-"""Folders of sentence-transformers: which part of them is the encoder, and how it was trained to be read.
+"""Folders of sentence-transformers: find the encoder, and the pooling and modules that it was trained with.
 
-`modules.json` lists the modules that turn a text into its vector: the encoder, the pooling, and what follows.
+`modules.json` lists the modules that turn a text into its vector: the encoder, the pooling, and any after them.
 """
 
 import warnings
@@ -12,7 +12,7 @@ from mixencoder.base.checkpoints.config_files import read_json
 from mixencoder.errors import CheckpointError, EncoderWarning
 
 MODULES = "modules.json"
-_OLD_NAMES = {
+_OLD_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
@@ -21,34 +21,34 @@ _OLD_NAMES = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 _POOLINGS = {"mean": "mean", "cls": "first"}
-"""What this library calls the poolings that it has."""
+"""From sentence-transformers' names of poolings to this library's, for those that it has."""
 
 
-class SentenceReading(NamedTuple):
-    """How a text's vector was made of the encoder's tokens."""
+class SentenceModules(NamedTuple):
+    """The modules after an encoder, which turn its token vectors into the text's vector."""
 
     poolings: tuple[str, ...]
-    """In the words of sentence-transformers; several were concatenated."""
+    """As sentence-transformers names them; the results of several are concatenated."""
     others: tuple[str, ...]
     """Kinds of further modules, such as Dense and Normalize."""
 
 
 def encoder_folder(folder: Path) -> Path:
-    """Return the folder of the encoder: the one given, or that of the module that `MODULES` names.
+    """Return the folder of the encoder: the one given, or the folder of the Transformer module in `MODULES`.
 
     Raises:
-        CheckpointError: `MODULES` is damaged, or names a folder that is not below.
+        CheckpointError: `MODULES` is damaged, lists no Transformer, or names a folder that is not below this one.
     """
     if (folder / "config.json").is_file() or not (folder / MODULES).is_file():
         return folder
     for kind, path in _modules(folder):
         if kind == "Transformer":
             return path
-    raise CheckpointError(f"{folder / MODULES} names no Transformer; expected a model that holds an encoder")
+    raise CheckpointError(f"{folder / MODULES} lists no Transformer; expected a model with an encoder")
 
 
-def sentence_reading(folder: Path) -> SentenceReading | None:
-    """Return how the encoder in a folder was trained to be read, None if the folder does not say.
+def modules_after_encoder(folder: Path) -> SentenceModules | None:
+    """Return the modules that the encoder in a folder was trained with, None if the folder has no `MODULES`.
 
     Raises:
         CheckpointError: `MODULES` or a module's configuration is damaged.
@@ -61,44 +61,46 @@ def sentence_reading(folder: Path) -> SentenceReading | None:
             poolings += _poolings(path / "config.json")
         elif kind != "Transformer":
             others.append(kind)
-    return SentenceReading(tuple(poolings), tuple(others))
+    return SentenceModules(tuple(poolings), tuple(others))
 
 
 def follow_pooling(
-    folder: Path, fields: Mapping[str, Any], choices: Mapping[str, Mapping[str, Any]], *, scales: bool = False
+    folder: Path, fields: Mapping[str, Any], choices: Mapping[str, Mapping[str, Any]], *, lengths_matter: bool = False
 ) -> dict[str, Any]:
-    """Return a new model's fields with the pooling that its encoder was trained with; warn where it cannot be followed.
+    """Add to a new model's fields the pooling that its encoder was trained with; warn if the model does not have it.
+
+    Called by `ModelHolder._make_untrained`, for `from_backbone`: the warnings point at the caller of the latter.
 
     Args:
         folder: of the encoder.
-        fields: asked for; a pooling among them stays.
-        choices: the fields that give each of the poolings "mean" and "first", as far as the model has it.
-        scales: whether the lengths of vectors count in the model's scores.
+        fields: of the configuration, as the user gave them; a pooling among them stays.
+        choices: the poolings that the model has, of "mean" and "first", each with the fields that select it.
+        lengths_matter: whether the lengths of vectors affect the model's scores.
 
     Raises:
         CheckpointError: the folder's files are damaged.
     """
-    reading = sentence_reading(folder)
-    if reading is None or "pooling" in fields:
+    modules = modules_after_encoder(folder)
+    if modules is None or "pooling" in fields:
         return dict(fields)
-    followed = _POOLINGS.get(reading.poolings[0]) if len(reading.poolings) == 1 else None
-    if reading.poolings and followed not in choices:
+    pooling = _POOLINGS.get(modules.poolings[0]) if len(modules.poolings) == 1 else None
+    if modules.poolings and pooling not in choices:
         _warn(
-            f"the encoder in {folder} was trained with {' and '.join(reading.poolings)} pooling, which this model does "
-            f"not have as it is set up; it pools otherwise, so that its scores start worse than they could. Expected "
-            f"{' or '.join(choices)}"
+            f"the encoder in {folder} was trained with {' and '.join(modules.poolings)} pooling, which this model does "
+            f"not have with these settings. It uses another pooling, so its scores start worse than they could; "
+            f"expected {' or '.join(choices)} pooling"
         )
-    left_out = [kind for kind in reading.others if kind != "Normalize" or scales]
+    left_out = [kind for kind in modules.others if kind != "Normalize" or lengths_matter]
     if left_out:
         _warn(
-            f"the encoder in {folder} was trained with modules behind its pooling that are left out here: "
+            f"the encoder in {folder} was trained with modules after its pooling that are left out here: "
             f"{', '.join(left_out)}"
         )
-    return {**fields, **choices.get(followed or "", {})}
+    return {**fields, **choices.get(pooling or "", {})}
 
 
 def _warn(message: str) -> None:
-    # points at who called from_backbone
+    # frames: _warn, follow_pooling, _make_untrained, from_backbone, the user's call
     warnings.warn(message, EncoderWarning, stacklevel=5)
 
 
@@ -108,21 +110,21 @@ def _modules(folder: Path) -> list[tuple[str, Path]]:
     entries = read_json(path)
     modules = []
     for entry in entries if isinstance(entries, list) else [None]:
-        kind, place = (entry.get("type"), entry.get("path")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(kind, str) or not isinstance(place, str):
+        kind, subfolder = (entry.get("type"), entry.get("path")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(kind, str) or not isinstance(subfolder, str):
             raise CheckpointError(f"{path} holds {entry!r}; expected modules, each with its type and path")
-        module = folder / place
-        if Path(place).is_absolute() or ".." in Path(place).parts:
-            raise CheckpointError(f"{path} names the folder {place!r}; expected one below {folder}")
-        modules.append((kind.rpartition(".")[2], module))
+        if Path(subfolder).is_absolute() or ".." in Path(subfolder).parts:
+            raise CheckpointError(f"{path} names the folder {subfolder!r}; expected one below {folder}")
+        modules.append((kind.rpartition(".")[2], folder / subfolder))
     return modules
 
 
 def _poolings(path: Path) -> Sequence[str]:
+    """Return the poolings that a Pooling module's configuration names."""
     fields = read_json(path)
     if not isinstance(fields, dict):
         raise CheckpointError(f"{path} holds a {type(fields).__name__}; expected a JSON object")
     named = fields.get("pooling_mode")
     if named is not None:
         return [str(name) for name in (named if isinstance(named, list) else [named])]
-    return [name for field, name in _OLD_NAMES.items() if fields.get(field) is True]
+    return [name for field, name in _OLD_FLAGS.items() if fields.get(field) is True]

@@ -1,4 +1,4 @@
-"""Whether a tokenizer that was loaded can read at all, and fits the encoder beside it."""
+"""Check that a loaded tokenizer has a usable vocabulary and fits its encoder."""
 
 from pathlib import Path
 from typing import Any
@@ -8,24 +8,24 @@ from transformers import PreTrainedConfig
 from mixencoder.errors import CheckpointError
 
 _PROBES = 64
+"""Number of entries of the vocabulary to test."""
 _WORDS = ("the", "in", "water", "2", "la", "de", "и", "的")
 _MARKS = ("##", "Ġ", "▁", "</w>")
-"""What vocabularies put before or behind a piece of a word."""
+"""Marks that vocabularies add before or after a part of a word."""
 
 
 def check_tokenizer(tokenizer: Any, encoder: PreTrainedConfig | None, name: str | Path) -> None:
-    """Check that a tokenizer knows some words, and that the encoder has an embedding for all of its tokens.
+    """Check that a tokenizer knows some words, and that the encoder has embeddings for all of its tokens.
 
-    transformers makes a tokenizer without words where the file that holds them is missing, and reads every text as
-    unknown.
+    If the vocabulary file is missing, transformers makes a tokenizer without words, which reads every text as unknown.
 
     Args:
-        tokenizer: just loaded.
-        encoder: configuration of the encoder that reads its tokens, None for any.
-        name: the checkpoint's, for messages.
+        tokenizer: of the checkpoint.
+        encoder: configuration of the encoder; None skips the check of its embeddings.
+        name: of the checkpoint, for messages.
 
     Raises:
-        CheckpointError: it knows none, or it has more tokens than the encoder.
+        CheckpointError: it knows no word, or it has more tokens than the encoder.
     """
     size = len(tokenizer)
     if size <= len(tokenizer.all_special_ids):
@@ -35,8 +35,8 @@ def check_tokenizer(tokenizer: Any, encoder: PreTrainedConfig | None, name: str 
         )
     if not _knows_words(tokenizer, size):
         raise CheckpointError(
-            f"the tokenizer in {name} reads every word as unknown ({tokenizer.unk_token}), those of its own vocabulary "
-            "too; expected the files of one tokenizer"
+            f"the tokenizer in {name} reads every word as unknown ({tokenizer.unk_token}), even words of its own "
+            "vocabulary; expected files that belong to one tokenizer"
         )
     last = max([size, *(number + 1 for number in tokenizer.added_tokens_decoder)])
     if encoder is not None and last > encoder.vocab_size:

@@ -1,7 +1,7 @@
-"""A checkpoint's weight files: what they hold is read off their headers and compared with what a model asks for.
+"""Read a checkpoint's weight files, after comparing their headers with the weights that a model expects.
 
-That comes before any memory is taken for the model, and nothing is loaded by halves. Only safetensors is opened: other
-formats can run code.
+The comparison comes before any memory is allocated for the model, and a model is loaded completely or not at all. Only
+safetensors files are opened: other formats can run code.
 """
 
 from collections import Counter
@@ -20,12 +20,12 @@ from mixencoder.errors import CheckpointError
 SINGLE = "model.safetensors"
 SHARDED = "model.safetensors.index.json"
 _FLOATING = {"F16", "BF16", "F32", "F64"}
-_OLD_ENDS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-"""What norms' weights were called once; files of that time are still about."""
+_OLD_SUFFIXES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+"""Old names of LayerNorm weights, which old files still have -> today's names."""
 
 
-class _Stored(NamedTuple):
-    """A tensor as a header describes it."""
+class _StoredTensor(NamedTuple):
+    """A tensor as a file's header describes it."""
 
     path: Path
     name: str
@@ -40,18 +40,20 @@ class WeightFiles:
         folder: holds `SINGLE`, or `SHARDED` and the files that it names.
 
     Raises:
-        CheckpointError: there are none, one is missing, or one is damaged.
+        CheckpointError: there are no weight files, or one is missing or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._stored = {_modern(stored.name): stored for stored in self._headers()}
+        self._stored = {_modern_name(stored.name): stored for stored in self._headers()}
 
     def check_size(self, name: str, size: Any) -> None:
-        """Check that a size that config.json names is that of some weight at most, before anything of it is made.
+        """Check that a size in config.json is no larger than the largest dimension of a weight in the files.
+
+        Called before a model is built, so that a huge size allocates no memory.
 
         Raises:
-            CheckpointError: it is an integer and larger than every weight in every dimension.
+            CheckpointError: size is an integer and larger than every dimension of every weight.
         """
         largest = max((size for stored in self._stored.values() for size in stored.shape), default=0)
         if isinstance(size, int) and size > largest:
@@ -64,14 +66,14 @@ class WeightFiles:
         return len(self._stored)
 
     def read(self, expected: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-        """Return the weights that a model expects by their names, each mapped to its file.
+        """Return the weights that a model expects, by name, memory-mapped from the files.
 
-        A prefix that stands before all of the names is taken off. Weights of other parts, such as poolers and heads,
-        may be left over.
+        The names in the files may all have one more prefix. Weights of other parts, such as poolers and heads, are left
+        out.
 
         Raises:
             CheckpointError: weights are missing, have other shapes or no floating dtype, or weights of the expected
-                parts would be left out; the message counts them and names some.
+                parts would be left out, such as further layers; the message counts them and names some.
         """
         prefix = self._prefix(expected)
         found = {name: self._stored.get(f"{prefix}{name}") for name in expected}
@@ -94,13 +96,13 @@ class WeightFiles:
             )
         if left := self._left_over(prefix, expected):
             raise CheckpointError(
-                f"{self._folder} holds {len(left):,} weights that its config.json leaves no place for: {_some(left)}. "
-                "With layers left out the model is another one; correct config.json, or save the smaller model"
+                f"{self._folder} holds {len(left):,} weights that its config.json does not describe: {_some(left)}. "
+                "Without them the model would be a different one; correct config.json, or save the smaller model"
             )
         return self._tensors(wanted)
 
     def _prefix(self, expected: Mapping[str, torch.Size]) -> str:
-        """Return what stands before the expected names, or before most of them."""
+        """Return the prefix of the expected names in the files; if some names are missing, that of most of them."""
         found: Counter[str] = Counter()
         for name in self._stored:
             parts = name.split(".")
@@ -118,7 +120,7 @@ class WeightFiles:
         return complete[0] if complete else max(found, key=lambda prefix: found[prefix], default="")
 
     def _left_over(self, prefix: str, expected: Mapping[str, torch.Size]) -> list[str]:
-        """Return weights of the expected parts that nothing asks for; integers are buffers of older versions."""
+        """Return weights in the expected parts that the model does not expect. Integers are old versions' buffers."""
         parts = {name.partition(".")[0] for name in expected}
         return [
             name
@@ -129,7 +131,7 @@ class WeightFiles:
             and name.removeprefix(prefix).partition(".")[0] in parts
         ]
 
-    def _tensors(self, wanted: Mapping[str, _Stored]) -> dict[str, Tensor]:
+    def _tensors(self, wanted: Mapping[str, _StoredTensor]) -> dict[str, Tensor]:
         tensors = {}
         with ExitStack() as stack:
             files = {path: stack.enter_context(_opened(path)) for path in {stored.path for stored in wanted.values()}}
@@ -137,18 +139,18 @@ class WeightFiles:
                 tensors[name] = files[stored.path].get_tensor(stored.name)
         return tensors
 
-    def _headers(self) -> Iterable[_Stored]:
+    def _headers(self) -> Iterable[_StoredTensor]:
         for path, names in self._paths().items():
             with _opened(path) as file:
                 held = set(file.keys())
                 for name in held if names is None else names:
                     if name not in held:
-                        raise CheckpointError(f"{path} lacks {name}, which {SHARDED} says is there")
+                        raise CheckpointError(f"{path} lacks {name}, which {SHARDED} lists")
                     entry = file.get_slice(name)
-                    yield _Stored(path, name, tuple(entry.get_shape()), entry.get_dtype())
+                    yield _StoredTensor(path, name, tuple(entry.get_shape()), entry.get_dtype())
 
     def _paths(self) -> dict[Path, list[str] | None]:
-        """Return the files, each with the names of weights to take from it, None for all."""
+        """Return the files to read, each with the names of the weights to take from it; None takes all."""
         single, index = self._folder / SINGLE, self._folder / SHARDED
         if single.is_file():
             return {single: None}
@@ -164,15 +166,15 @@ class WeightFiles:
                 "transformers' save_pretrained writes them"
             )
         fields = read_json(index)
-        places = fields.get("weight_map") if isinstance(fields, dict) else None
-        if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
-            raise CheckpointError(f"{index} holds no weight_map of names to files")
+        file_of = fields.get("weight_map") if isinstance(fields, dict) else None
+        if not isinstance(file_of, dict) or not all(isinstance(file, str) for file in file_of.values()):
+            raise CheckpointError(f"{index} holds no weight_map; expected one from names of weights to files")
         paths: dict[Path, list[str] | None] = {}
-        for place in dict.fromkeys(places.values()):
-            path = self._folder / place
-            if Path(place).name != place or not path.is_file():
-                raise CheckpointError(f"{index} names the file {place!r}, which is not in {self._folder}")
-            paths[path] = [name for name, file in places.items() if file == place]
+        for file in dict.fromkeys(file_of.values()):
+            path = self._folder / file
+            if Path(file).name != file or not path.is_file():
+                raise CheckpointError(f"{index} names the file {file!r}, which is not in {self._folder}")
+            paths[path] = [name for name, other in file_of.items() if other == file]
         return paths
 
     def _extent(self) -> str:
@@ -183,12 +185,12 @@ def check_finite_weights(model: nn.Module, name: str | Path) -> None:
     """Check that no weight is NaN or infinite.
 
     Raises:
-        CheckpointError: naming the first one that is.
+        CheckpointError: a weight is; the message names the first one.
     """
     parameters = dict(model.named_parameters())
     if not parameters:
         return
-    # a sum is finite only where all of its terms are, and takes a tenth of the time of looking at each
+    # a sum is finite only if all of its terms are, and takes a tenth of the time of checking each
     sums = torch.stack([parameter.detach().sum().float() for parameter in parameters.values()])
     if bool(sums.isfinite().all()):
         return
@@ -207,8 +209,8 @@ def _opened(path: Path) -> Any:
         raise CheckpointError(f"the weights in {path} are damaged: {error}") from error
 
 
-def _modern(name: str) -> str:
-    for old, new in _OLD_ENDS.items():
+def _modern_name(name: str) -> str:
+    for old, new in _OLD_SUFFIXES.items():
         if name.endswith(old):
             return name.removesuffix(old) + new
     return name

@@ -1,7 +1,7 @@
-"""From a `MixEncoder` to its candidate indexes: what an index needs of a model, and ranking over one.
+"""Create, fill, open and estimate indexes for a model. `mixencoder.fast` is the caller.
 
-`mixencoder.index` stores rows and knows no model; here a model says how texts become rows, what it is, so that no other
-model's rows are read with it, and how rows are ranked. `mixencoder.fast` calls this.
+`mixencoder.index` stores rows and knows no model. This file connects the two: it gives an index the functions that turn
+texts into rows, and the fingerprint by which an index made by another model is rejected.
 """
 
 import time
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mixencoder.base.inference_context import surroundings
+from mixencoder.base.inference_context import inference_context
 from mixencoder.base.tokenization import TextEncoder
 from mixencoder.errors import IndexDamagedError, InputError
 from mixencoder.index import CandidateIndex, Encoded
@@ -22,9 +22,9 @@ from mixencoder.ranking.identity import ModelIdentity
 from mixencoder.ranking.record_format import RecordFormat
 
 OVERFLOWS = ("truncate", "chunk", "error")
-"""What becomes of documents that are longer than the model reads: cut, split into several rows, or refused."""
+"""For documents that are longer than the model's limit: cut them, split them into several rows, or raise."""
 _TIMED_TEXTS = 64
-"""Texts of typical length that an estimate encodes to tell the time."""
+"""Texts that an estimate encodes to measure the time."""
 
 
 class EncodeRows(Protocol):
@@ -35,27 +35,27 @@ class EncodeRows(Protocol):
 
 
 class DocumentEncoder(NamedTuple):
-    """What an index needs of an engine."""
+    """The parts of an engine that an index uses."""
 
     model: MixEncoderModel
-    """Its weights must stay as they are."""
+    """Its weights must not change while an index uses it."""
     identity: ModelIdentity
     read: TextEncoder
-    """From texts to token ids, as the engine cuts documents."""
+    """Turns documents into token ids, within the engine's limit of document tokens."""
     encode_rows: EncodeRows
-    """From token ids to context embeddings (N, k, d)."""
+    """Turns token ids into context embeddings (N, k, d)."""
 
 
 class IndexAdapter:
-    """How one model fills and reads indexes of one format.
+    """The functions with which an index turns texts and embeddings into stored rows, for one model and one format.
 
     Args:
-        encoder: of the documents.
-        precision, layout: how candidates are stored, of `mixencoder.ranking.record_format`.
-        on_overflow: of `OVERFLOWS`.
+        encoder: encodes the documents.
+        precision, layout: how candidates are stored, as in `mixencoder.ranking.record_format`.
+        on_overflow: one of `OVERFLOWS`.
 
     Raises:
-        InputError: there is no such precision, layout or overflow, or the model has no ranking head.
+        InputError: precision, layout or on_overflow is unknown, or the model has no ranking head.
     """
 
     def __init__(self, encoder: DocumentEncoder, precision: str, layout: str, on_overflow: str) -> None:
@@ -67,7 +67,7 @@ class IndexAdapter:
         self.settings = {"precision": precision, "layout": layout, "on_overflow": on_overflow}
 
     def create(self, path: str | Path | None, *, store_text: bool) -> CandidateIndex:
-        """Make an index for `CandidateIndex.build` to fill."""
+        """Create an empty index, to be filled by `CandidateIndex.build`."""
         return CandidateIndex.create(
             path,
             self.record_format.schema,
@@ -79,32 +79,33 @@ class IndexAdapter:
         )
 
     def encode(self, texts: Sequence[str], *, batch_size: int) -> Encoded:
-        """Turn texts into stored rows, as `mixencoder.index.writer.Encode` asks for."""
+        """Turn texts into stored rows; an `mixencoder.index.writer.Encode`."""
         windows = self._encoder.read.windows(
             texts, on_overflow=self._on_overflow, advice=' (on_overflow="chunk" keeps all of them)'
         )
-        with surroundings(self._encoder.model):
+        with inference_context(self._encoder.model):
             context = self._encoder.encode_rows([row for rows in windows.rows for row in rows], batch_size=batch_size)
             return Encoded(self.record_format.encode(context), [len(rows) for rows in windows.rows], windows.cut)
 
     def project(self, embeddings: Tensor) -> dict[str, Tensor]:
         """Turn given context embeddings (N, k, d) into stored rows."""
-        with surroundings(self._encoder.model):
+        with inference_context(self._encoder.model):
             return self.record_format.encode(torch.as_tensor(embeddings))
 
-    def warn_of_nothing(self) -> None:
-        """Leave out the warnings of texts that are cut or hold no token."""
+    def silence_warnings(self) -> None:
+        """Give no warnings of texts that are cut or have no tokens."""
         self._encoder = self._encoder._replace(read=self._encoder.read.quiet())
 
 
 def open_index(
     encoder: DocumentEncoder, path: str | Path, *, read_only: bool, check_sizes: bool, verify: bool
 ) -> CandidateIndex:
-    """Open an index that this model made.
+    """Open an index that was made with this model.
 
     Raises:
-        IndexMismatchError: another model, or other settings, made it; the message names both.
-        IndexStateError, IndexDamagedError: there is none, or it is unfinished or damaged.
+        IndexMismatchError: it was made with another model or other settings; the message names both.
+        IndexStateError: there is no index, or it is unfinished.
+        IndexDamagedError: the index is damaged.
     """
     options: dict[str, Any] = {"read_only": read_only, "check_sizes": check_sizes}
     made_by = fingerprint(encoder)
@@ -127,20 +128,20 @@ def estimate_index(
     on_overflow: str,
     batch_size: int,
 ) -> BuildEstimate:
-    """Tell what an index of documents will take, before any work but encoding a few of them.
+    """Estimate the size of an index of documents and the time to build it, by encoding a few of them.
 
     Raises:
-        InputError: there is no document, or an option or a text cannot be used.
+        InputError: documents is empty, or an option or a text cannot be used.
     """
     if not documents:
         raise InputError("documents is empty; expected at least one text")
     adapter = IndexAdapter(encoder, precision, layout, on_overflow)
-    # the building itself tells what it cuts
-    adapter.warn_of_nothing()
-    # spread over all, since documents may come by length
+    # the user gets the warnings when the index is built
+    adapter.silence_warnings()
+    # evenly spread, as documents may be sorted by length
     sample = [documents[number * len(documents) // _TIMED_TEXTS] for number in range(_TIMED_TEXTS)]
     sample = sample if len(documents) > _TIMED_TEXTS else list(documents)
-    # the first pass of a process is slower than those that follow
+    # warm up: the first pass of a process is slower than later ones
     adapter.encode(sample[:1], batch_size=batch_size)
     start = time.perf_counter()
     rows = sum(adapter.encode(sample, batch_size=batch_size).row_counts)
@@ -153,6 +154,6 @@ def estimate_index(
 
 
 def fingerprint(encoder: DocumentEncoder) -> dict[str, str]:
-    """Return what tells the rows of a model from another's: the model, and how documents are cut for it."""
+    """Return an index's fingerprint: the model, and its limit of document tokens."""
     identity = encoder.identity
     return {"name": identity.name, **identity.parts(), "document tokens": str(encoder.read.max_length)}

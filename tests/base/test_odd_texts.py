@@ -1,4 +1,4 @@
-"""Texts at the front door of all six architectures: without tokens, no valid Unicode, too long; and who is told."""
+"""Odd texts in all six architectures: without tokens, invalid Unicode, too long; and the warnings about them."""
 
 import itertools
 import pickle
@@ -14,7 +14,7 @@ from mixencoder.base.notices import Notices
 from mixencoder.base.tokenization import TextEncoder
 from mixencoder.bundled import default_checkpoint
 from mixencoder.peers import CrossEncoder
-from tests.base.front_doors import untrained
+from tests.base.engine_cases import untrained
 
 EMPTY = ["", "  ", "\n\t"]
 LONG = "rice " * 60
@@ -60,7 +60,7 @@ def test_on_request_a_text_without_a_token_is_refused(engine):
 
 
 @pytest.mark.filterwarnings("ignore::mixencoder.errors.EmptyTextWarning")
-def test_every_way_in_reads_a_text_without_a_token_alike(model):
+def test_every_method_reads_a_text_without_a_token_in_the_same_way(model):
     reader = model.with_limits()
     expected = reader.rank("rice", ["the cat", "\n"])
     assert reader.rank("rice", reader.encode_document(["the cat", ""])) == expected
@@ -76,7 +76,7 @@ def test_every_way_in_reads_a_text_without_a_token_alike(model):
         model.with_limits(on_empty="error").index([" "])
 
 
-def test_characters_that_are_not_seen_are_no_token_of_the_bundled_model():
+def test_invisible_characters_are_no_tokens_of_the_bundled_model():
     read = TextEncoder(load_tokenizer(default_checkpoint()), 9)
     with pytest.warns(EmptyTextWarning, match=r"3 of 4 documents .* the first is document 0: '\\u200b'"):
         rows = read(["\u200b", "\u00ad\ufeff", "rice", ""])
@@ -93,7 +93,7 @@ def test_half_of_a_surrogate_pair_is_named_before_any_pass(engine, text, monkeyp
         engine.predict([(text, "the cat")])
 
 
-def test_an_index_refuses_what_is_not_unicode(model):
+def test_an_index_refuses_invalid_unicode(model):
     index = model.index(["the cat"])
     for call in (
         lambda: model.index(["a \ud83d"]),
@@ -104,7 +104,7 @@ def test_an_index_refuses_what_is_not_unicode(model):
             call()
 
 
-def test_a_missing_value_is_called_one(engine):
+def test_a_missing_value_is_named_as_such(engine):
     for value, found in ((None, "NoneType"), (float("nan"), "float"), (type("NAType", (), {})(), "NAType")):
         with pytest.raises(InputError, match=rf"document 1 is a {found} \(.*a missing value\); expected a string"):
             engine.rank("a", ["the cat", value])
@@ -112,17 +112,17 @@ def test_a_missing_value_is_called_one(engine):
         engine.rank("a", [b"the cat"])
 
 
-def test_a_kind_of_warning_is_said_once_and_counted_always(engine):
+def test_a_kind_of_warning_is_given_once_and_counted_always(engine):
     reader = engine.with_limits()
     seen = warnings_of(lambda: [reader.rank("the cat", [LONG]) for _ in range(11)])
     said = [str(warning.message) for warning in seen if warning.category is TruncationWarning]
     kinds = [kind for kind in reader.notices if kind.startswith("truncated")]
     assert {reader.notices[kind] for kind in kinds} == {11}
-    # at the first and at the tenth
+    # warned at the first and at the tenth text
     assert len(said) == 2 * len(kinds)
     assert any("(10 truncated documents so far" in message for message in said)
     assert not any("so far" in message for message in said[: len(kinds)])
-    # another engine begins anew
+    # another engine starts counting at zero
     assert engine.with_limits().notices == {}
     assert len(warnings_of(lambda: engine.with_limits().rank("the cat", [LONG]))) == len(kinds)
 
@@ -177,7 +177,7 @@ def test_threads_count_every_text(tokenizer):
     assert read.notices.counts == {"truncated documents": 150}
 
 
-def test_notices_say_so_again_when_the_count_gains_a_digit():
+def test_notices_warn_again_when_the_count_gains_a_digit():
     notices = Notices()
     said = [len(warnings_of(lambda: notices.note("things", 1, "one thing", UserWarning))) for _ in range(1000)]
     assert [number for number, count in enumerate(said, start=1) if count] == [1, 10, 100, 1000]
@@ -190,7 +190,7 @@ def test_a_long_empty_text_is_shown_in_short(tokenizer):
     assert len(str(seen[0].message)) < 200
 
 
-def test_a_pair_tells_of_its_truncation_once(backbone_path):
+def test_a_truncated_pair_gives_one_warning(backbone_path):
     model = CrossEncoder.from_backbone(backbone_path)
     pairs = list(itertools.repeat(("how to cook", "rice " * 35), 3))
     assert len(warnings_of(lambda: [model.predict(pairs) for _ in range(3)])) == 1

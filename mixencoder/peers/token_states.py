@@ -1,4 +1,4 @@
-"""What some of the peers' torch modules share: states of tokens, and heads on a first token."""
+"""Parts that several peers' torch modules share: states of tokens, and heads on the first token."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ class TokenStates(NamedTuple):
 
 
 class FirstTokenHeads(nn.Module):
-    """Linear heads on a vector (..., d) that has seen query and document: a score, class logits, or both."""
+    """Linear heads on a vector (..., d) that depends on query and document: for a score, class logits, or both."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -38,12 +38,12 @@ class FirstTokenHeads(nn.Module):
 
 
 def token_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The mask (B, n) as bool, also where there is no padding."""
+    """Return the mask (B, n) as bool; None means that there is no padding."""
     if attention_mask is None:
         return torch.ones_like(input_ids, dtype=torch.bool)
     return attention_mask.bool()
 
 
-def has_segments(config: EncoderConfig) -> bool:
-    """Whether the backbone tells a pair's second text from its first by token types."""
+def has_token_types(config: EncoderConfig) -> bool:
+    """Whether the backbone has several token types, which tell the second text of a pair from the first."""
     return getattr(config.backbone_config, "type_vocab_size", 0) > 1

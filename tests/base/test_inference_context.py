@@ -1,4 +1,4 @@
-"""Whatever a caller has set - modes, autocast, defaults, forks - a model ranks as ever; and models can be copied."""
+"""Rankings do not depend on modes, autocast, defaults or forks of the caller; and models can be copied."""
 
 import copy
 import os
@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from mixencoder import MixEncoder
-from mixencoder.base.inference_context import surroundings
-from tests.base.front_doors import untrained
+from mixencoder.base.inference_context import inference_context
+from tests.base.engine_cases import untrained
 
 DOCUMENTS = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france", "the cat sat"]
 QUERIES = ["how to cook rice", "git"]
@@ -30,7 +30,7 @@ def engine(request, backbone_path):
 
 
 def results(engine, *, with_indexes: bool = True):
-    """What all ways through an engine give."""
+    """Yield the results of all methods of an engine."""
     pairs = [(query, text) for query in QUERIES for text in DOCUMENTS]
     yield engine.rank(QUERIES, DOCUMENTS)
     yield engine.predict(pairs).tolist()
@@ -59,7 +59,7 @@ def default_dtype():
 
 @contextmanager
 def default_device():
-    # a device that holds no numbers: whatever is made on it by mistake fails
+    # tensors on it have no values, so any that is created there by mistake causes an error
     torch.set_default_device("meta")
     try:
         yield
@@ -99,7 +99,7 @@ def warnings_are_errors():
     ],
     ids=["float64", "device", "deterministic", "errors", "autocast", "meta", "no_grad", "inference", "anomaly"],
 )
-def test_what_a_caller_has_set_changes_no_result(engine, expected, setting):
+def test_settings_of_the_caller_change_no_result(engine, expected, setting):
     with setting():
         found = list(results(engine))
     assert found == expected
@@ -141,19 +141,19 @@ def test_a_model_that_trains_ranks_without_dropout_and_goes_on_training(engine, 
         engine.model.eval()
 
 
-def test_the_last_of_several_threads_gives_the_mode_back():
+def test_the_last_of_several_threads_restores_training_mode():
     model = nn.Sequential(nn.Linear(1, 1), nn.Dropout()).train()
     inside, leave = threading.Event(), threading.Event()
 
     def infer():
-        with surroundings(model):
+        with inference_context(model):
             inside.set()
             leave.wait(10)
 
     thread = threading.Thread(target=infer)
     thread.start()
     inside.wait(10)
-    with surroundings(model):
+    with inference_context(model):
         assert not model[1].training
     # the other thread still computes
     assert not model[1].training
@@ -172,7 +172,7 @@ def test_gradients_are_not_recorded_and_still_can_be(engine):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda engine: pickle.loads(pickle.dumps(engine))])
-def test_a_copy_ranks_alike_and_has_weights_of_its_own(engine, expected, copied):
+def test_a_copy_ranks_the_same_and_has_its_own_weights(engine, expected, copied):
     other = copied(engine.with_limits(max_document_length=30, on_empty="error"))
     assert list(results(other, with_indexes=False)) == expected[: len(list(results(engine, with_indexes=False)))]
     assert (other.read_document.max_length, other.read_query.on_empty) == (30, "error")
@@ -183,7 +183,7 @@ def test_a_copy_ranks_alike_and_has_weights_of_its_own(engine, expected, copied)
         assert other.backend == engine.backend
         index = engine.index(DOCUMENTS)
         assert other.rank(QUERIES, index) == engine.rank(QUERIES, index)
-    # what its texts are counted in is its own, and one for queries and documents
+    # it has its own notices, which queries and documents share
     assert other.read_query.notices is other.read_document.notices is not engine.read_document.notices
 
 
@@ -216,8 +216,8 @@ def child(threads, work):
 def ranks():
     assert len(model.rank("the cat", ["rice"])) == 1
 
-def refuses():
-    # the threads are missing, whoever loads the model
+def raises():
+    # the threads are missing, even if the child loads the model
     for engine in (model, load()):
         for method, texts in ((engine.rank, ("a", ["rice"])), (engine.predict, ([("a", "rice")],))):
             try:
@@ -231,19 +231,19 @@ torch.set_num_threads(2)
 model = load()
 child(2, ranks)
 model.rank("the cat", ["rice"] * 3)
-child(2, refuses)
+child(2, raises)
 child(1, ranks)
 """
 
 
-def test_a_fork_without_threads_refuses_instead_of_waiting_for_ever(backbone_path):
+def test_a_fork_without_threads_raises_instead_of_waiting_for_ever(backbone_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", FORK, str(backbone_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_given_embeddings_stay_where_they_are_whatever_default_device_is_set(backbone_path):
+def test_given_embeddings_stay_on_their_device_with_any_default_device(backbone_path):
     model = MixEncoder.from_backbone(backbone_path)
     embeddings = model.encode_document(DOCUMENTS).numpy()
     want = model.rank("the cat", model.index(embeddings=embeddings, ids=["a", "b", "c", "d"]))

@@ -1,4 +1,4 @@
-"""Arguments at the front door: what is taken as texts, pairs and numbers, what is refused, and what results hold."""
+"""Arguments of engines: what counts as texts, pairs and numbers, what is refused, and what results hold."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ import torch
 
 import mixencoder
 from mixencoder import CandidateIndex, InputError, MixEncoder, NonFiniteError, RankResult
-from tests.base.front_doors import untrained
+from tests.base.engine_cases import untrained
 
 DOCUMENTS = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france", "the cat sat"]
 QUERY = "how to cook rice"
@@ -29,7 +29,7 @@ def index(model):
 
 
 class Series:
-    """As pandas' and polars': neither a sequence nor an array, but iterable, of one dimension."""
+    """Like a column of pandas or polars: an iterable of one dimension, neither sequence nor array."""
 
     ndim = 1
     shape = (4,)
@@ -42,7 +42,7 @@ class Series:
 
 
 class Table(Series):
-    """As pandas' DataFrame: iterating gives names of columns."""
+    """Like a pandas DataFrame: iterating gives names of columns."""
 
     ndim = 2
     columns = ("query", "document")
@@ -61,13 +61,13 @@ class Table(Series):
         Series,
     ],
 )
-def test_texts_may_come_in_whatever_has_an_order(engine, form):
+def test_texts_may_come_in_any_ordered_iterable(engine, form):
     expected = engine.rank(QUERY, DOCUMENTS, ids=list("abcd"))
     assert engine.rank(QUERY, form(DOCUMENTS), ids=form(list("abcd"))) == expected
     assert engine.rank(form([QUERY]), DOCUMENTS, ids=list("abcd")) == [expected]
 
 
-def test_pairs_may_come_in_whatever_has_an_order(engine):
+def test_pairs_may_come_in_any_ordered_iterable(engine):
     pairs = [(QUERY, text) for text in DOCUMENTS]
     expected = engine.predict(pairs).tolist()
     forms = [zip([QUERY] * 4, DOCUMENTS, strict=True), np.array(pairs), map(list, pairs), Series(pairs), iter(pairs)]
@@ -90,7 +90,7 @@ def test_pairs_may_come_in_whatever_has_an_order(engine):
         ([("a", "b"), ("a",)], "pair 1 is .*; expected"),
     ],
 )
-def test_what_is_no_pairs_is_named(engine, pairs, words):
+def test_invalid_pairs_are_refused(engine, pairs, words):
     with pytest.raises(InputError, match=words):
         engine.predict(pairs)
 
@@ -113,7 +113,7 @@ def test_what_is_no_pairs_is_named(engine, pairs, words):
         (None, "documents is a NoneType; expected"),
     ],
 )
-def test_what_is_no_list_of_documents_is_refused_by_rank_and_index(model, engine, documents, words):
+def test_invalid_documents_are_refused_by_rank_and_index(model, engine, documents, words):
     with pytest.raises(InputError, match=words):
         engine.rank("a", documents)
     calls = [model.estimate_index] + ([] if documents is None else [model.index])
@@ -122,7 +122,7 @@ def test_what_is_no_list_of_documents_is_refused_by_rank_and_index(model, engine
             call(documents)
 
 
-def test_a_path_of_an_index_is_to_be_opened(model, engine, tmp_path):
+def test_the_path_of_an_index_is_refused_with_advice_to_open_it(model, engine, tmp_path):
     model.index(DOCUMENTS, path=tmp_path / "index").close()
     for path in (str(tmp_path / "index"), tmp_path / "index"):
         message = r"names the folder of an index; open it first: model\.open_index\("
@@ -152,7 +152,7 @@ def test_an_index_takes_integers_of_any_kind_too(model, index):
 
 
 @pytest.mark.parametrize("number", [0, -1, True, 2.0, "2", np.float64(2)])
-def test_what_is_no_positive_integer_is_refused(engine, model, index, number):
+def test_other_values_than_positive_integers_are_refused(engine, model, index, number):
     message = "is .*; expected a positive integer"
     for name in ("top_k", "batch_size"):
         with pytest.raises(InputError, match=f"{name} {message}"):
@@ -178,9 +178,9 @@ def test_an_activation_may_return_any_numbers_of_the_same_shape(model, engine, i
 @pytest.mark.parametrize("wrong", [lambda scores: scores[:, :1], lambda scores: scores.sum(), lambda scores: "no"])
 def test_an_activation_that_changes_the_shape_is_refused(model, engine, index, wrong):
     for documents, ranker in ((DOCUMENTS, engine), (index, model)):
-        with pytest.raises(InputError, match=r"activation_fn (made|returned)"):
+        with pytest.raises(InputError, match="activation_fn returned"):
             ranker.rank([QUERY, "git"], documents, activation_fn=wrong)
-    with pytest.raises(InputError, match=r"activation_fn made .* of 4 pairs"):
+    with pytest.raises(InputError, match=r"activation_fn returned the shape .* for 4 pairs"):
         engine.predict([(QUERY, text) for text in DOCUMENTS], activation_fn=torch.sum)
 
 
@@ -192,12 +192,12 @@ def test_the_cut_comes_before_the_activation_over_texts_and_over_an_index(model,
     for ranking in (texts, rows):
         assert sum(entry["score"] for entry in ranking) == pytest.approx(1)
     assert [entry["score"] for entry in texts] == pytest.approx([entry["score"] for entry in rows], rel=1e-4)
-    # the order is that of the scores
+    # the order is that of the scores before the activation
     falling = model.rank(QUERY, DOCUMENTS, activation_fn=lambda scores: -scores)
     assert [hit["corpus_id"] for hit in falling] == [hit["corpus_id"] for hit in model.rank(QUERY, DOCUMENTS)]
 
 
-def test_names_are_strings_wherever_they_are_given(model, engine, index):
+def test_ids_must_be_strings(model, engine, index):
     for documents, ranker in ((DOCUMENTS, engine), (index, model)):
         for ids, words in (
             ([1, 2, 3, 4], r"id 0 is 1 \(int\); expected a string"),
@@ -218,7 +218,7 @@ def test_names_are_strings_wherever_they_are_given(model, engine, index):
     )
 
 
-def test_texts_that_are_not_there_cannot_be_returned(model):
+def test_texts_that_were_not_kept_cannot_be_returned(model):
     encoded = model.encode_document(DOCUMENTS)
     for documents in (
         encoded,
@@ -250,7 +250,7 @@ def test_a_bar_counts_the_rows_of_an_index(model, index, capsys):
     assert "2/2" in capsys.readouterr().err
 
 
-def test_weights_that_are_no_numbers_are_told_when_encoding(engine):
+def test_weights_that_are_nan_raise_when_encoding(engine):
     weights = next(engine.model.backbone.parameters())
     before = weights.data.clone()
     weights.data.fill_(float("nan"))
@@ -275,7 +275,7 @@ def test_short_names_of_dtypes_are_understood(backbone_path, name, dtype):
     assert MixEncoder.from_backbone(backbone_path, dtype=name).dtype == dtype
 
 
-def test_auto_is_what_is_taken_without_a_word(backbone_path):
+def test_auto_is_the_default(backbone_path):
     plain, auto = (MixEncoder.from_backbone(backbone_path, device=name, dtype=name) for name in (None, "auto"))
     assert (auto.device, auto.dtype) == (plain.device, plain.dtype)
     assert auto.dtype == torch.float32
@@ -298,7 +298,7 @@ def test_a_model_is_cast_and_moved_in_place(backbone_path):
             model.to(*wrong)
 
 
-def test_an_engine_says_what_it_is(engine, model):
+def test_repr_describes_the_engine(engine, model):
     shown = repr(engine)
     count = sum(parameter.numel() for parameter in engine.model.parameters())
     assert shown.startswith(f"{type(engine).__name__}(d=32, ")
@@ -307,7 +307,7 @@ def test_an_engine_says_what_it_is(engine, model):
     assert "k=1, J=1 (layers 2), dual term" in repr(model)
 
 
-def test_verification_is_passed_on_where_it_is_asked_for(model, tmp_path, monkeypatch):
+def test_verify_is_passed_on(model, tmp_path, monkeypatch):
     model.index(DOCUMENTS, path=tmp_path / "index").close()
     asked, opened = [], CandidateIndex.open
 
