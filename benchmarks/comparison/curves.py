@@ -1,8 +1,8 @@
 """Learning curves: ``python -m benchmarks.comparison.curves TASK --data-dir DATA --backbone MINILM --device NAME``.
 
 Every contender is trained once, with learning rates that stay at their peak until the last tenth of the steps, and
-measured at the steps of `POINTS`; at the last point the rates have fallen to zero. Interrupted, the same command goes on
-where it stopped. Writes one record for each contender and seed to benchmarks/results/DEVICE/curves/.
+measured at the steps of `POINTS`; at the last point the rates have fallen to zero. Interrupted, the same command
+resumes. Writes one record for each contender and seed to benchmarks/results/DEVICE/curves/.
 """
 
 import argparse
