@@ -31,10 +31,10 @@ CORRECTNESS_TESTS = (
     "tests/kernels/test_candidate_attention.py",
     "tests/kernels/test_attention_gradients.py",
     "tests/kernels/test_torch_operators.py",
-    "tests/kernels/test_layer_ops.py",
+    "tests/kernels/test_layer_operators.py",
     "tests/kernels/test_layer_gradients.py",
-    "tests/kernels/test_ranking.py",
-    "tests/kernels/test_ops.py",
+    "tests/kernels/test_top_k.py",
+    "tests/kernels/test_candidate_attention_operator.py",
 )
 GROUPS: dict[str, Callable[[Bench], object]] = {
     "host": host,

@@ -119,7 +119,7 @@ def test_the_older_form_is_followed_to_its_encoder(backbone_path, tmp_path):
     assert load_backbone(folder).config.model_type == "bert"
     assert DualEncoder.from_backbone(folder).config.pooling == "first"
     # an evaluation says which weights it measured
-    assert list(provenance._weights(folder)) == ["model.safetensors"]
+    assert list(provenance._weight_hashes(folder)) == ["model.safetensors"]
     (folder / "0_Transformer" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"0_Transformer holds no model\.safetensors"):
         load_backbone(folder)

@@ -10,7 +10,7 @@ from benchmarks.compare import ATTEMPTS, KEPT, KEPT_IN_CI, best, compare, figure
 from benchmarks.measuring.machine import kind_name, machine_facts
 from benchmarks.suite import results as results_files
 from benchmarks.suite.case import RECORD_KEYS, Case
-from benchmarks.suite.results import GROUPS
+from benchmarks.suite.results import GATE, GROUPS, machines
 from mixkernels.roofline import Peaks
 
 CASE = "attention N=10 float32"
@@ -179,7 +179,7 @@ def test_the_command_fails_when_something_fell_and_compares_machines_of_one_kind
 FAKES = {
     "zen4": {"vendor": "AuthenticAMD", "family": "25", "model": "17", "capability": "AVX512", "native_bfloat16": True},
     "without AVX2": {"vendor": "GenuineIntel", "family": "6", "model": "42", "capability": "DEFAULT"},
-    "emerald": {"vendor": "GenuineIntel", "family": "6", "model": "207", "capability": "AVX512", "tiles": True},
+    "sapphire rapids": {"vendor": "GenuineIntel", "family": "6", "model": "143", "capability": "AVX512", "tiles": True},
     "hidden": {"vendor": "AuthenticAMD", "family": "25", "model": "1", "capability": "DEFAULT"},
 }
 
@@ -192,17 +192,26 @@ def test_the_committed_gate_never_fails_another_kind_of_machine(fake, monkeypatc
     for arguments in (["--quick"], ["--quick", "--device", "cpu-zen3-2-threads"]):
         assert gate.main(arguments) == 0
         out = capsys.readouterr().out
-        assert "no machine of this kind has a committed record (cpu-zen3-2-threads: " in out
+        assert "no machine of this kind has a committed record (" in out
+        assert "cpu-zen3-2-threads: " in out
         assert "nothing compared" in out
 
 
-def test_the_committed_gate_is_used_on_its_own_kind(monkeypatch, capsys):
-    facts = {**machine_facts(), "vendor": "AuthenticAMD", "family": "25", "model": "1", "threads": 1}
-    facts |= {"capability": "AVX2", "native_bfloat16": False, "name": "the same processor, as another host calls it"}
+KINDS = {
+    "cpu-zen3-2-threads": {"vendor": "AuthenticAMD", "model": "1", "capability": "AVX2", "native_bfloat16": False},
+    "cpu-emerald-rapids-2-threads": {"vendor": "GenuineIntel", "model": "207", "capability": "AVX512"},
+}
+
+
+@pytest.mark.parametrize("device", KINDS)
+def test_the_committed_gate_is_used_on_its_own_kind(device, monkeypatch, capsys):
+    (kind,) = (machine for name, machine in machines((GATE,)).items() if name == device)
+    facts = {**kind, "name": "the same processor, as another host calls it"}
+    assert facts.items() >= KINDS[device].items()
     monkeypatch.setattr(gate, "machine_facts", lambda: facts)
     monkeypatch.setattr(gate, "quick_cases", list)
     assert gate.main(["--quick"]) == 0
-    assert "nearest to cpu-zen3-2-threads" in capsys.readouterr().out
+    assert f"nearest to {device}" in capsys.readouterr().out
 
 
 def test_the_quick_cases_are_recorded_on_one_thread_and_a_quick_run_is_judged_by_them(monkeypatch, tmp_path, capsys):

@@ -257,8 +257,8 @@ def case(operator, samples, **options):
                 unavailable=lambda name: "not installed" if name == "absent" else None, **options)
 
 @cases([case("short", [1.0, 2.0, 1.5]), case("noisy", [1.0, 1.0, 9.0]), case("endless", [], long=True)])
-def bench_made_up(stage, benchmark, case, contender):
-    stage.run(benchmark, case, contender)
+def bench_made_up(runner, benchmark, case, contender):
+    runner.run(benchmark, case, contender)
 """
 
 

@@ -320,7 +320,7 @@ def use_in_a_child(path):
     index = build(path, ["a", "b"], ["x", "y"])
     view = index.snapshot()
     # as if another thread were at work when the process is forked
-    index._current._mutex.acquire()
+    index._newest._mutex.acquire()
     child = os.fork()
     if child == 0:
         refused = 0
@@ -332,7 +332,7 @@ def use_in_a_child(path):
                 refused += f"opened in another process (pid {os.getppid()})" in str(error)
         index.close()
         os._exit(refused)
-    index._current._mutex.release()
+    index._newest._mutex.release()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 8, path
     index.add(["c"], ["z"])
     assert list(index) == ["x", "y", "z"], path
