@@ -136,7 +136,11 @@ class PairScorer:
             return CHUNK
         if (dtype := self._model.dtype) not in self._sizes:
             sizes = (CHUNK, _CHUNK_IN_TWELVES)
-            trials = (self._keeps_bits(_TRIED_LENGTH, size, together=False) for size in sizes)
+            # the attention of a whole chunk is tried first: it is faster, and seldom at fault
+            trials = (
+                any(self._keeps_bits(_TRIED_LENGTH, size, together=together) for together in (True, False))
+                for size in sizes
+            )
             self._sizes[dtype] = next((size for size, keeps in zip(sizes, trials, strict=True) if keeps), CHUNK)
         return self._sizes[dtype]
 
