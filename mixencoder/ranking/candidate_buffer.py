@@ -73,15 +73,26 @@ class CandidateBuffer:
             InputError: a chunk lacks a field, or a position is out of range.
         """
         assert self._sizes is not None, "a buffer without sizes only serves to try sizes"
-        sizes = self._sizes.for_queries(queries)
-        for count in self._fill(candidates, score, sizes[0]):
-            start, parts = 0, []
-            piece_sizes = self._sizes.cut(count, sizes)
-            self._pad(count, sum(piece_sizes))
-            for size in piece_sizes:
-                parts.append(self._piece_scores(queries, slice(start, start + size), score))
-                start += size
-            yield self._positions[:count], (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))[:, :count]
+        groups = self._sizes.for_queries(queries)
+        for count in self._fill(candidates, score, min(sizes[0] for sizes, _ in groups)):
+            scores = torch.empty(len(queries), count, dtype=torch.float32, device=self._layers.device)
+            for sizes, numbers in groups:
+                self._score_group([queries[number] for number in numbers], sizes, score, scores, numbers)
+            yield self._positions[:count], scores
+
+    def _score_group(
+        self, queries: Sequence[Query], sizes: tuple[int, ...], score: str, out: Tensor, numbers: list[int]
+    ) -> None:
+        """Score the first candidates of the buffer, in pieces of the given sizes; out (B, C) takes rows `numbers`."""
+        assert self._sizes is not None, "the caller has asked it for the sizes"
+        start, count = 0, out.shape[1]
+        piece_sizes = self._sizes.cut(count, sizes)
+        self._pad(count, sum(piece_sizes))
+        for size in piece_sizes:
+            stop = min(start + size, count)
+            scores = self._piece_scores(queries, slice(start, start + size), score)
+            out[numbers, start:stop] = scores[:, : stop - start]
+            start += size
 
     def _fill(self, candidates: Iterable[Rows], score: str, piece: int) -> Iterator[int]:
         """Copy candidates into the buffer; yield the number of rows when it holds a full piece, and at the end."""

@@ -44,11 +44,20 @@ class PieceSizes:
         # needs no lock: two threads that try at the same time find the same sizes
         self._found: dict[tuple[int, int], tuple[int, ...]] = {}
 
-    def for_queries(self, queries: Sequence[Query]) -> tuple[int, ...]:
-        """Return the sizes, largest first, that may be used for all of the given queries."""
+    def for_queries(self, queries: Sequence[Query]) -> list[tuple[tuple[int, ...], list[int]]]:
+        """Return groups of queries, each with the sizes, falling, in which candidates keep their bits for all of them.
+
+        A group is given by the queries' numbers. There is one group if any size suits all queries.
+        """
         width = padded_length if self._plan.replayed else self._layers.width
-        by_width = [self.for_width(each) for each in {width(query.length) for query in queries}]
-        return tuple(size for size in by_width[0] if all(size in sizes for sizes in by_width)) or (self._plan.piece,)
+        suited = [self.for_width(width(query.length)) for query in queries]
+        common = tuple(size for size in suited[0] if all(size in sizes for sizes in suited))
+        if common:
+            return [(common, list(range(len(queries))))]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for number, sizes in enumerate(suited):
+            groups.setdefault(sizes, []).append(number)
+        return list(groups.items())
 
     def cut(self, count: int, sizes: tuple[int, ...]) -> list[int]:
         """Return sizes of pieces for `count` candidates; their sum is at least `count`."""

@@ -137,6 +137,29 @@ def test_where_a_full_piece_gives_a_candidate_other_bits_elsewhere_pieces_come_i
     assert N <= sum(sizes) <= N + 384
 
 
+def test_queries_that_no_size_suits_together_are_scored_in_sizes_of_their_own(monkeypatch):
+    model = make_model(FORMS[1])
+    # 4 and 9 tokens take products of two widths
+    query_state, context = queries(model, (4, 9, 4)), contexts(model)
+    record_format = RecordFormat(model, "compact", "float32")
+    rows, used = record_format.encode(context), set()
+    want = dense(StreamRanker(model, record_format).rank(query_state, chunks(rows)))
+    ranker = StreamRanker(model, record_format)
+    widths = [ranker._layers.width(length) for length in (4, 9)]
+    sizes = dict(zip(widths, [(512, 64), (384, 48)], strict=True))
+    monkeypatch.setattr(ranker._sizes, "for_width", sizes.__getitem__)
+    piece_scores = CandidateBuffer._piece_scores
+
+    def spied(buffer, queries, rows, score):
+        used.add((tuple(query.length for query in queries), rows.stop - rows.start))
+        return piece_scores(buffer, queries, rows, score)
+
+    monkeypatch.setattr(CandidateBuffer, "_piece_scores", spied)
+    torch.testing.assert_close(dense(ranker.rank(query_state, chunks(rows))), want, rtol=1e-4, atol=1e-4)
+    # a piece is as large as all of them can score
+    assert used == {((4, 4), 64), ((9,), 384), ((9,), 48)}
+
+
 def test_threads_that_rank_at_once_get_what_each_gets_alone():
     model = make_model(FORMS[1])
     query_state, context = queries(model), contexts(model)
