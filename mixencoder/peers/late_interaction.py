@@ -111,7 +111,8 @@ class LateInteraction(TokenPeer):
     """
 
     model_class = LateInteractionModel
-    query_block = 4
+    # in a product with other queries, a query's bits may depend on its columns
+    query_block = 1
     tokens_at_once = 16384
     joins_query = False
 
