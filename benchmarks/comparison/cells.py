@@ -115,11 +115,7 @@ def run_cell(cell: Cell, setting: str, paths: Paths) -> dict[str, Any]:
         )
         train(config)
     trained = time.perf_counter()
-    engine = load_engine(output)
-    engine = engine.with_limits(
-        max_query_length=min(training["max_query_tokens"], engine.read_query.max_length),
-        max_document_length=min(training["max_document_tokens"], engine.read_document.max_length),
-    )
+    engine = load_limited(output, training)
     found = {}
     for entry in compared.reports:
         if entry.path == LONG and not long_lists:
@@ -157,6 +153,15 @@ def _training(compared: ComparedTask, contender: Contender, setting: str) -> dic
     if contender.architecture in READ_JOINTLY:
         fields["negatives"] = JOINT_NEGATIVES
     return {**fields, **contender.training}
+
+
+def load_limited(model: Path, training: dict[str, Any]) -> Engine:
+    """Load a trained model, which reads texts up to the lengths that it was trained with."""
+    engine = load_engine(model)
+    return engine.with_limits(
+        max_query_length=min(training["max_query_tokens"], engine.read_query.max_length),
+        max_document_length=min(training["max_document_tokens"], engine.read_document.max_length),
+    )
 
 
 def measure(engine: Engine, model: Path, entry: Report, scale: Setting, paths: Paths) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.comparison.cells import Paths, measure
+from benchmarks.comparison.cells import Paths, load_limited, measure
 from benchmarks.comparison.settings import CURVES, JOINT_NEGATIVES, READ_JOINTLY, TRAINING, Curve, Setting
 from benchmarks.measuring.provenance import ROOT, commit
-from mixencoder.architectures import load_engine
 from mixencoder.evaluation.files import write_text
 from mixencoder.training.run import RECORD, TrainConfig, train
 from mixencoder.training.snapshots import snapshot_path
@@ -75,11 +74,7 @@ def _measured(model: Path, curve: Curve, paths: Paths, fields: dict[str, Any]) -
     """Measure a point, or read what was measured before an interruption."""
     kept = model / "measured.json"
     if not kept.is_file():
-        engine = load_engine(model)
-        engine = engine.with_limits(
-            max_query_length=min(fields["max_query_tokens"], engine.read_query.max_length),
-            max_document_length=min(fields["max_document_tokens"], engine.read_document.max_length),
-        )
+        engine = load_limited(model, fields)
         reports: dict[str, Any] = {}
         for report in curve.reports:
             reports |= measure(engine, model, report, MEASURED, paths)

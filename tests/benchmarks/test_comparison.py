@@ -5,9 +5,10 @@ import json
 import pytest
 
 from benchmarks.comparison import cells as comparison
+from benchmarks.comparison import curves
 from benchmarks.comparison.cells import Cell, make_record
 from benchmarks.comparison.lists import write_long_lists
-from benchmarks.comparison.settings import ABLATIONS, CONTENDERS, TASKS, ComparedTask, Contender, Report, Setting
+from benchmarks.comparison.settings import ABLATIONS, CONTENDERS, TASKS, ComparedTask, Contender, Curve, Report, Setting
 from benchmarks.comparison.tables import ablation_rows, cells, comparison_rows, growth_rows, part_rows, task_mean
 from mixencoder.errors import InputError
 from tests.training.synthetic import write
@@ -79,6 +80,21 @@ def test_a_cell_is_trained_once_and_measured_on_the_same_queries(paths, tmp_path
     path = tmp_path / "results" / f"tiny.{name}.0.json"
     assert json.loads(path.read_text()) == json.loads(json.dumps(record))
     assert str(tmp_path) not in path.read_text()
+
+
+@pytest.mark.parametrize("name", ["cross-encoder", "mixencoder"])
+def test_a_curve_measures_the_model_after_each_of_its_steps(paths, monkeypatch, name):
+    curve = Curve(TASKS["tiny"].train, TASKS["tiny"].reports, CONTENDERS, batch_size=4, learning_rate=1e-2)
+    monkeypatch.setitem(curves.CURVES, "tiny", curve)
+    record = curves.run_curve("tiny", name, 0, paths, bf16=False, points=(1, 3))
+    assert [point["steps"] for point in record["points"]] == [1, 3]
+    first, last = (point["reports"]["replies.dev"]["provenance"]["weights_sha256"] for point in record["points"])
+    assert first != last
+    assert record["training"]["settings"]["schedule"] == "stable"
+    # what was trained and measured is not done again
+    monkeypatch.setattr(curves, "train", None)
+    monkeypatch.setattr(curves, "measure", None)
+    assert curves.run_curve("tiny", name, 0, paths, bf16=False, points=(1, 3))["points"] == record["points"]
 
 
 def test_a_student_waits_for_its_teacher_and_learns_from_it(paths):
