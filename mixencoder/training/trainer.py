@@ -75,7 +75,8 @@ class ObjectiveTrainer(Trainer):
                 decay = self.args.weight_decay if parameter.dim() > 1 else 0.0
                 groups.setdefault((rate, decay), []).append(parameter)
         self.optimizer = torch.optim.AdamW(
-            [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+            [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()],
+            fused=True,
         )
         return self.optimizer
 

@@ -147,6 +147,25 @@ def test_attention_probabilities_are_not_dropped_in_training(kind, monkeypatch):
     assert asked_for == [0.0] * 3
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_training_in_bfloat16_attends_in_float32_on_a_cpu(trained, monkeypatch):
+    """PyTorch's backward pass of attention in bfloat16 takes several times as long as that in float32."""
+    seen = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query, *rows, **options):
+        out = kernel(query, *rows, **options)
+        seen.append((query.dtype, out.dtype))
+        return out
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", watched)
+    backbone = build_backbone(backbone_config("bert")).train(trained)
+    with torch.set_grad_enabled(trained), torch.autocast("cpu", torch.bfloat16):
+        run(backbone, [0], ROWS)
+    expected = torch.float32 if trained else torch.bfloat16
+    assert seen == [(expected, expected)] * 3
+
+
 @pytest.mark.parametrize("kind", ["bert", "albert", "distilbert"])
 def test_concurrent_passes_do_not_share_a_tap(kind):
     torch.manual_seed(0)
