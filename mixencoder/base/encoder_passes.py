@@ -144,7 +144,9 @@ class ShapeTrial:
     """Finds by experiment which shapes of passes give a text the same bits.
 
     The operators of a backbone layer run on passes in which every text is the same. Two shapes agree if the results
-    have the same bits. The inputs are random, as only the shapes of products decide which routine computes them.
+    have the same bits. Inputs and weights are random: only the shapes of products decide which routine computes them.
+    The terms of every product cancel, so that what is left are rounding errors: another order of summation then changes
+    nearly every number. With ordinary weights, half precision would round nearly every difference away.
     Results are kept by length and number of threads.
 
     Args:
@@ -237,11 +239,12 @@ class ShapeTrial:
             return torch.cat([function(*parts) for parts in zip(*(each.split(texts) for each in inputs), strict=True)])
 
         results = []
-        for shape, layer in sorted(self._linears().items()):
-            results.append(
-                in_passes(lambda part, layer=layer: F.linear(part, layer.weight, layer.bias), rows(shape[0]))
-            )
-            results.append(in_passes(F.gelu, results[-1]))
+        for wide, narrow, has_bias in sorted(self._linears()):
+            weight = torch.randn(narrow, wide, generator=generator, dtype=torch.float32, device="cpu").to(self._dtype)
+            bias = torch.zeros(narrow, dtype=self._dtype, device="cpu") if has_bias else None
+            inputs, weight = _mirrored(rows(wide), -1), _mirrored(weight, 1)
+            results.append(in_passes(lambda part, weight=weight, bias=bias: F.linear(part, weight, bias), inputs))
+            results.append(in_passes(F.gelu, rows(narrow)))
         split = (self._heads, self._width // self._heads)
         query, key, value = (rows(self._width).unflatten(-1, split).transpose(1, 2) for _ in range(3))
         mask = (torch.arange(length, device="cpu") < length - 1).expand(distinct * copies, 1, length, length)
@@ -251,17 +254,26 @@ class ShapeTrial:
             return None
         return tuple(out[0].clone() for out in outputs)
 
-    def _linears(self) -> dict[tuple[int, int, bool], nn.Linear]:
-        """Return the linear layers of the backbone layer, one of each shape."""
-        found = {}
-        for module in self._layer.modules():
-            if isinstance(module, nn.Linear):
-                found[module.in_features, module.out_features, module.bias is not None] = module
-        return found
+    def _linears(self) -> set[tuple[int, int, bool]]:
+        """Return the shapes of the layer's linear layers: number of inputs, of outputs, and whether there is a bias."""
+        linears = (module for module in self._layer.modules() if isinstance(module, nn.Linear))
+        return {(linear.in_features, linear.out_features, linear.bias is not None) for linear in linears}
 
     @property
     def _dtype(self) -> torch.dtype:
         return next(self._layer.parameters()).dtype
+
+
+def _mirrored(rows: Tensor, sign: int) -> Tensor:
+    """Copy the first half of every row to the second, times `sign`, and mix the columns, in the same way for a width.
+
+    Products of rows with sign 1 and rows with sign -1 are zero but for rounding.
+    """
+    width = rows.shape[-1]
+    half = rows[..., : width // 2]
+    odd = rows.new_zeros(*rows.shape[:-1], width % 2)
+    order = torch.randperm(width, generator=torch.Generator().manual_seed(width), device="cpu")
+    return torch.cat([half, sign * half, odd], dim=-1)[..., order].contiguous()
 
 
 def _run_all(

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from mixencoder import MixEncoder
 from mixencoder.base import encoder_passes as passes
+from mixencoder.base.backbones import build_backbone
 from mixencoder.base.encoder_passes import PASS_TOKENS, STEP, EncoderPasses, PassShape
 from mixencoder.base.threads import on_one_thread, run_in_order
 from mixencoder.ranking import pairs as scoring
 from mixencoder.ranking.candidate_buffer import CandidateBuffer
 from mixencoder.ranking.record_format import RecordFormat
 from mixencoder.ranking.streaming import StreamRanker
+from tests.conftest import backbone_config
 from tests.ranking.streaming_cases import chunks, contexts, make_model, queries
 
 ROWS = [[2, *range(5, 5 + n), 3] for n in (1, 3, 8, 9, 20, 20, 20)]
@@ -97,6 +99,30 @@ def test_a_size_whose_products_round_otherwise_is_not_used(model, monkeypatch):
 
     monkeypatch.setattr(passes.F, "linear", rounded)
     shapes = passes.ShapeTrial(model.model.backbone).shapes(16, alone=False)
+    assert [shape.texts for shape in shapes] == [16, 4, 2, 1]
+
+
+def test_a_trial_in_half_precision_sees_another_order_of_summation(monkeypatch):
+    """Rounding to bfloat16 hides all but one difference in 10^5 numbers, unless the trial's terms cancel."""
+    config = backbone_config("bert", hidden_size=384, intermediate_size=384, num_attention_heads=12)
+    backbone = build_backbone(config).to(torch.bfloat16)
+    linear = torch.nn.functional.linear
+
+    def in_two_parts(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        def product(x: Tensor, w: Tensor) -> Tensor:
+            # row by row, so that the number of rows makes no other difference
+            return torch.stack([linear(text, w) for text in x])
+
+        rows, weight, half = rows.float(), weight.float(), rows.shape[-1] // 2
+        out = product(rows, weight)
+        if 100 < rows.shape[:-1].numel() < 200:
+            # as a library whose tiles end here
+            last = weight[-4:]
+            out[..., -4:] = product(rows[..., :half], last[:, :half]) + product(rows[..., half:], last[:, half:])
+        return out.to(torch.bfloat16)
+
+    monkeypatch.setattr(passes.F, "linear", in_two_parts)
+    shapes = passes.ShapeTrial(backbone).shapes(16, alone=False)
     assert [shape.texts for shape in shapes] == [16, 4, 2, 1]
 
 
