@@ -38,6 +38,8 @@ class MixEncoderConfig(EncoderConfig):
             ranking score, with learned a, and pass both means to the classification head too. The codes then start
             near zero, so that the candidate starts as the mean of its tokens.
         dual_scale_init: the initial value of a.
+        query_adapter_size: hidden units of a residual network on the query's vector of the dual term, which starts as
+            the identity: it adapts the dual term while candidates' vectors stay as they are. None: no such network.
         max_query_length, max_document_length: most tokens of a text, special tokens included. None: the backbone's
             number of positions.
         query_truncation_side: "right" keeps the start of a query that is too long; "left" keeps its end, for queries
@@ -69,6 +71,7 @@ class MixEncoderConfig(EncoderConfig):
         classifier_dropout: float = 0.1,
         calibration: Mapping[str, float] | None = None,
         pooling: str = "codes",
+        query_adapter_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.num_context_embeddings = num_context_embeddings
@@ -76,6 +79,7 @@ class MixEncoderConfig(EncoderConfig):
         self.state_row = state_row
         self.context_update = context_update
         self.pooling = pooling
+        self.query_adapter_size = query_adapter_size
         self.dual_term = dual_term
         self.dual_scale_init = dual_scale_init
         super().__init__(
@@ -121,5 +125,12 @@ class MixEncoderConfig(EncoderConfig):
                 "state_row and context_update are both False; expected at least one, as otherwise query and candidate "
                 "do not interact (for that use a dual-encoder)"
             )
+        if self.query_adapter_size is not None:
+            check_integer("query_adapter_size", self.query_adapter_size, 1)
+            if not self.dual_term:
+                raise ValueError(
+                    f"query_adapter_size is {self.query_adapter_size}, but dual_term is False; the adapter changes the "
+                    "dual term's query vector, expected dual_term = True or no adapter"
+                )
         if not is_number(self.dual_scale_init):
             raise ValueError(f"dual_scale_init is {self.dual_scale_init!r}; expected a finite number")

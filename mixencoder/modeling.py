@@ -4,10 +4,11 @@ Everything here takes and returns tensors; texts, batching and devices are in `m
 are encoded independently (`encode_query`, `encode_document`); `interact` is the hot path.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -166,6 +167,28 @@ def _gated(hint: Tensor, u: Tensor, state: Tensor | None, gate: nn.Linear) -> Te
     return torch.lerp(state, u.to(state.dtype), z.to(state.dtype))
 
 
+class _ZeroLinear(nn.Linear):
+    """A linear layer that is initialised to zero."""
+
+
+class QueryAdapter(nn.Module):
+    """A residual network on the dual term's query vector: ``q + |q| / sqrt(d) * W_2 GELU(W_1 q sqrt(d) / |q|)``.
+
+    W_2 starts at zero, so that an untrained adapter changes nothing. Lengths do not matter to the network: encoders
+    differ in how long their vectors are.
+    """
+
+    def __init__(self, d: int, size: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(d, size)
+        self.outer = _ZeroLinear(size, d)
+
+    def forward(self, q: Tensor) -> Tensor:
+        """Adapt (..., d)."""
+        scale = q.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny) / math.sqrt(q.shape[-1])
+        return q + scale * self.outer(F.gelu(self.inner(q / scale)))
+
+
 class MixEncoderModel(TwoTowerModel):
     """Score queries against candidates that were encoded before the query arrived.
 
@@ -183,6 +206,8 @@ class MixEncoderModel(TwoTowerModel):
         self.interaction = nn.ModuleList(InteractionLayer(config) for _ in config.interaction_layers)
         self.gate = nn.Linear(3 * d, d) if config.state_row else None
         self.dual_scale = nn.Parameter(torch.zeros(())) if config.dual_term else None
+        size = config.query_adapter_size
+        self.query_adapter = None if size is None else QueryAdapter(d, size)
         pairs = 2 if config.dual_term else 1
         self.classifier = PairClassifier(d, config, pairs=pairs) if "classification" in config.heads else None
         self.kernel_backend = "auto"
@@ -194,6 +219,10 @@ class MixEncoderModel(TwoTowerModel):
         With the dual term a single code starts at zero, so that a candidate starts as the mean of its tokens. Several
         codes start near zero, as equal codes would stay equal for ever.
         """
+        if isinstance(module, _ZeroLinear):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+            return
         super()._init_weights(module)
         if module is self:
             if self.codes is not None:
@@ -219,6 +248,14 @@ class MixEncoderModel(TwoTowerModel):
         """The interaction layers, in the order in which they run."""
         return cast("list[InteractionLayer]", list(self.interaction))
 
+    def encoder_weights(self) -> dict[str, Tensor]:
+        """Return the weights that `encode_document` reads, backbone and codes, by their names in the state dict."""
+        return {
+            name: weight
+            for name, weight in self.state_dict().items()
+            if name == "codes" or name.startswith("backbone.")
+        }
+
     def start_from_backbone(self) -> None:
         """Copy to each interaction layer the matching weights of the backbone layer that it reads.
 
@@ -232,8 +269,57 @@ class MixEncoderModel(TwoTowerModel):
                 for parameter in self.interaction_layers[-1].output_norm.parameters():
                     parameter.mul_(_NORM_START)
 
+    def forward(
+        self,
+        query_input_ids: Tensor | None = None,
+        query_attention_mask: Tensor | None = None,
+        document_input_ids: Tensor | None = None,
+        document_attention_mask: Tensor | None = None,
+        candidates_per_query: int | None = None,
+        head: str | None = None,
+        mini_batch_size: int | None = None,
+        *,
+        query_state: Mapping[str, Any] | None = None,
+        document_contexts: Tensor | None = None,
+    ) -> RankingScores | Tensor:
+        """As `TwoTowerModel.forward`; or, for an encoder that is not trained, with encodings in place of token ids.
+
+        Args:
+            query_input_ids, query_attention_mask, document_input_ids, document_attention_mask: texts; None with
+                encodings.
+            candidates_per_query, head, mini_batch_size: as in `TwoTowerModel.forward`.
+            query_state: fields of the `QueryState` that `read_query` returns.
+            document_contexts: (N, k, d), from `encode_document`.
+
+        Raises:
+            InputError: the model has no such head.
+        """
+        if query_state is None or document_contexts is None:
+            texts = query_input_ids, query_attention_mask, document_input_ids, document_attention_mask
+            return super().forward(*cast("tuple[Tensor, ...]", texts), candidates_per_query, head, mini_batch_size)
+        candidates = document_contexts
+        if candidates_per_query is not None:
+            candidates = candidates.unflatten(0, (-1, candidates_per_query))
+        return self.interact(self._adapted(QueryState(**query_state)), candidates, head)
+
     def encode_query(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> QueryState:
-        """Run the backbone over queries (B, m) and keep what the interaction layers read.
+        """Encode queries (B, m): `read_query`, and the query adapter if there is one.
+
+        Padding is on the right; attention_mask (B, m) is 1 for tokens, None if there is no padding.
+        """
+        return self._adapted(self.read_query(input_ids, attention_mask))
+
+    def _adapted(self, state: QueryState) -> QueryState:
+        if self.query_adapter is None:
+            return state
+        assert state.pooled is not None, "an adapter belongs to a dual term"
+        if torch.is_grad_enabled():
+            return replace(state, pooled=self.query_adapter(state.pooled))
+        # one query at a time: the bits of a product depend on its number of rows
+        return replace(state, pooled=torch.stack([self.query_adapter(query) for query in state.pooled]))
+
+    def read_query(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> QueryState:
+        """Run the backbone over queries (B, m) and keep what the interaction layers read, without the query adapter.
 
         The pass stops at the last tapped layer, unless the dual term or an ablation needs the final vectors. Padding is
         on the right; attention_mask (B, m) is 1 for tokens, None if there is no padding.

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -104,13 +104,44 @@ class SourceBatchSampler(Sampler[list[int]]):
                 yield from ([offset + index for index in batch] for batch in batches)
 
 
+class ModelInputs(Protocol):
+    """Makes arguments of a model's ``forward`` from texts."""
+
+    def __call__(self, queries: Sequence[str], documents: Sequence[str]) -> dict[str, Any]:
+        """Return the arguments; their names start with ``query_`` or ``document_``."""
+
+
+@dataclass(frozen=True)
+class TokenInputs:
+    """Token ids and masks of texts, for a model whose encoder is trained.
+
+    Args:
+        read_query, read_document: tokenise and truncate.
+        pad_id: the tokenizer's padding id.
+    """
+
+    read_query: TextEncoder
+    read_document: TextEncoder
+    pad_id: int
+
+    def __call__(self, queries: Sequence[str], documents: Sequence[str]) -> dict[str, Any]:
+        """Return ids and masks, padded on the right."""
+        query_ids, query_mask = pad(self.read_query(queries), self.pad_id)
+        document_ids, document_mask = pad(self.read_document(documents), self.pad_id)
+        return {
+            "query_input_ids": query_ids,
+            "query_attention_mask": query_mask,
+            "document_input_ids": document_ids,
+            "document_attention_mask": document_mask,
+        }
+
+
 @dataclass(frozen=True)
 class Collator:
     """Turns examples of one task into tensors for a model's ``forward`` and for the objective.
 
     Args:
-        read_query, read_document: tokenise and truncate.
-        pad_id: the tokenizer's padding id.
+        inputs: makes the model's inputs.
         negatives: most negatives drawn from an example's list.
         seed: seed of the draws.
         in_batch: score every query of a ranking batch with all documents of the batch. False: each only with its own
@@ -119,9 +150,7 @@ class Collator:
         with_lists: also return, for a teacher, the documents of every query that it scores, and the texts.
     """
 
-    read_query: TextEncoder
-    read_document: TextEncoder
-    pad_id: int
+    inputs: ModelInputs
     negatives: int
     seed: int
     in_batch: bool = True
@@ -133,7 +162,7 @@ class Collator:
 
         With B queries, N documents in all and lists of c documents per query, the keys are:
             task, where: task and locations of the examples.
-            query_input_ids, query_attention_mask, document_input_ids, document_attention_mask: the model's inputs.
+            those of `inputs`: the model's inputs.
             candidates_per_query: c if every query has its own list, else None; scores are (B, c) or (B, N).
             targets: the right document's column (ranking), a class number or a score (B,), or grades (B, c).
             excluded: bool, shaped as the scores: other right documents, and padding. Rankings only.
@@ -160,9 +189,7 @@ class Collator:
         queries = [example.query for example in examples]
         if self.with_lists:
             batch["queries"], batch["documents"] = queries, documents
-        batch["query_input_ids"], batch["query_attention_mask"] = pad(self.read_query(queries), self.pad_id)
-        batch["document_input_ids"], batch["document_attention_mask"] = pad(self.read_document(documents), self.pad_id)
-        return batch
+        return batch | self.inputs(queries, documents)
 
     def _rank(self, examples: Sequence[Example], chance: random.Random, batch: dict[str, Any]) -> list[str]:
         """Fill in a ranking batch and return its documents: one right one per query and drawn negatives."""

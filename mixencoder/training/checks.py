@@ -35,13 +35,16 @@ def check_heads(engine: Engine, sources: Sequence[Source], name: str) -> None:
         raise DataError(f"{', '.join(lacking)}: ranking and similarity need a ranking head, which {name} lacks")
 
 
-def check_texts(sources: Sequence[Source], tokenizer: PreTrainedTokenizerBase, on_empty: str = "special") -> None:
+def check_texts(
+    sources: Sequence[Source], tokenizer: PreTrainedTokenizerBase, on_empty: str = "special", *, documents: bool = True
+) -> None:
     """Warn about texts without a token, which are read as the tokenizer's special tokens alone, or raise.
 
     Args:
         sources: the data.
         tokenizer: the model's.
         on_empty: one of `mixencoder.base.empty_texts.ON_EMPTY`.
+        documents: whether documents are texts; if not, they are ids.
 
     Raises:
         DataError: there is such a text, and on_empty is "error"; the message names the row and the text.
@@ -50,7 +53,7 @@ def check_texts(sources: Sequence[Source], tokenizer: PreTrainedTokenizerBase, o
         Suspect(example.where, text)
         for source in sources
         for example in source.examples
-        for text in (example.query, *example.positives, *example.negatives)
+        for text in (example.query, *((*example.positives, *example.negatives) if documents else ()))
         if may_be_tokenless(text)
     ]
     report_tokenless(tokenizer, suspects, on_empty=on_empty)

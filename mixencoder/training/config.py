@@ -98,6 +98,12 @@ class TrainConfig:
     """Weight of the teacher's loss, from 0 to 1; the labels' loss gets the rest."""
     temperature: float = 1.0
     """Temperature of "kl"."""
+    freeze_encoder: bool = False
+    """For a mixencoder: train only the layers on top of the encoder. Every text is encoded once, before the first step,
+    and stored context embeddings stay as they are: an index of the model also serves the trained one."""
+    index: str | Path | None = None
+    """With freeze_encoder: an index of the model. Documents in the data are ids of this index, and its stored vectors are
+    used, so that no texts of documents are needed."""
     freeze_embeddings: bool = True
     """Do not train the backbone's token and position embeddings."""
     freeze_layers: int = 0
@@ -144,6 +150,13 @@ def checked(config: TrainConfig) -> TrainConfig:
     for name, choices in _CHOICES.items():
         if (value := getattr(config, name)) is not None and value not in choices:
             raise InputError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+    if config.index is not None and not config.freeze_encoder:
+        raise InputError(
+            f"index is {config.index!r}, but freeze_encoder is False; the vectors of an index stay as they are, expected "
+            "freeze_encoder=True"
+        )
+    if config.index is not None and config.teacher is not None:
+        raise InputError("index and teacher were both given; a teacher reads texts, which an index may lack")
     if config.distillation_weight > 1:
         raise InputError(f"distillation_weight is {config.distillation_weight}; expected a number from 0 to 1")
     if config.temperature == 0:

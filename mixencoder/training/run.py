@@ -23,10 +23,13 @@ from mixencoder.data.examples import read_source
 from mixencoder.data.sources import Source, content_hash
 from mixencoder.durable import is_vacant
 from mixencoder.errors import DataError, InputError, TruncationWarning
-from mixencoder.training.batches import Collator, ExampleDataset
+from mixencoder.fast import MixEncoder
+from mixencoder.modeling import MixEncoderModel
+from mixencoder.training.batches import Collator, ExampleDataset, ModelInputs, TokenInputs
 from mixencoder.training.checks import check_contrast, check_heads, check_texts, ranking_sources
 from mixencoder.training.config import DataSpec, TrainConfig, checked, data_specs
 from mixencoder.training.folders import RECORD, RunFolder, last_checkpoint
+from mixencoder.training.frozen import FrozenEncodings, stored_documents
 from mixencoder.training.objective import Objective, Teacher
 from mixencoder.training.snapshots import Snapshots, check_snapshots
 from mixencoder.training.start import BUNDLED, Start, checkpoint_path, identity, new_model, trained_model
@@ -136,14 +139,10 @@ def _prepare(config: TrainConfig, specs: list[DataSpec]) -> _Prepared:
         engine = engine.with_head("ranking")
     check_heads(engine, sources, "this model")
     sources = with_known_answers(sources)
-    check_texts(sources, engine.tokenizer, config.on_empty)
+    check_texts(sources, engine.tokenizer, config.on_empty, documents=config.index is None)
     for source in sources:
         logger.info("%s: %d examples, %s", source.name, len(source.examples), source.task)
-    model = engine.model
-    if config.freeze_embeddings:
-        model.backbone.embeddings.requires_grad_(False)
-    for layer in encoder_layers(model.backbone)[: config.freeze_layers]:
-        layer.requires_grad_(False)
+    _freeze(engine, config)
     in_batch = not engine.reads_jointly if config.in_batch is None else config.in_batch
     negatives = config.negatives if config.negatives is not None else (1 if in_batch else 4)
     if not in_batch and negatives < 1:
@@ -151,9 +150,7 @@ def _prepare(config: TrainConfig, specs: list[DataSpec]) -> _Prepared:
     check_contrast(sources, config.batch_size, PartialState().num_processes, negatives)
     reader = _limited(engine, config)
     collator = Collator(
-        reader.read_query,
-        reader.read_document,
-        engine.tokenizer.pad_token_id,
+        _inputs(config, reader, sources),
         negatives,
         config.seed,
         in_batch=in_batch,
@@ -227,6 +224,36 @@ def _start(config: TrainConfig, specs: list[DataSpec]) -> Start:
     if config.model is not None:
         return trained_model(config.model, config.architecture, config.config, sources)
     return new_model(config.architecture or "mixencoder", config.backbone or BUNDLED, config.config, sources)
+
+
+def _freeze(engine: Engine, config: TrainConfig) -> None:
+    """Exclude from training what the configuration says.
+
+    Raises:
+        InputError: freeze_encoder with an architecture other than mixencoder.
+    """
+    model = engine.model
+    if config.freeze_embeddings:
+        model.backbone.embeddings.requires_grad_(False)
+    for layer in encoder_layers(model.backbone)[: config.freeze_layers]:
+        layer.requires_grad_(False)
+    if config.freeze_encoder:
+        if not isinstance(model, MixEncoderModel):
+            raise InputError(
+                f"freeze_encoder is True, but the model is a {type(engine).__name__}; expected a mixencoder, whose layers "
+                "on top of the encoder can be trained alone"
+            )
+        for name in model.encoder_weights():
+            model.get_parameter(name).requires_grad_(False)
+
+
+def _inputs(config: TrainConfig, reader: Engine, sources: list[Source]) -> ModelInputs:
+    """Return what makes the model's inputs: token ids, or encodings that are made now."""
+    if not config.freeze_encoder:
+        return TokenInputs(reader.read_query, reader.read_document, reader.tokenizer.pad_token_id)
+    assert isinstance(reader, MixEncoder), "freezing has checked the architecture"
+    stored = None if config.index is None else stored_documents(reader, config.index, sources)
+    return FrozenEncodings(reader.model, reader.read_query, reader.read_document, sources, stored)
 
 
 def _limited(engine: Engine, config: TrainConfig) -> Engine:

@@ -8,7 +8,7 @@ from mixencoder.data.answers import with_known_answers
 from mixencoder.data.examples import read_source
 from mixencoder.data.sources import Example, Source
 from mixencoder.errors import InputError
-from mixencoder.training.batches import Collator, ExampleDataset, SourceBatchSampler
+from mixencoder.training.batches import Collator, ExampleDataset, SourceBatchSampler, TokenInputs
 
 
 def source(name: str, count: int, weight: float = 1.0) -> Source:
@@ -35,7 +35,7 @@ def test_every_example_comes_once_before_any_comes_twice():
 @pytest.fixture
 def collator(backbone_path) -> Collator:
     model = MixEncoder.from_backbone(backbone_path)
-    return Collator(model.read_query, model.read_document, 0, negatives=1, seed=0)
+    return Collator(TokenInputs(model.read_query, model.read_document, 0), negatives=1, seed=0)
 
 
 def test_ranking_batches_hold_right_documents_then_listed_negatives(collator):
