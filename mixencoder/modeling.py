@@ -219,6 +219,14 @@ class MixEncoderModel(TwoTowerModel):
         """The interaction layers, in the order in which they run."""
         return cast("list[InteractionLayer]", list(self.interaction))
 
+    def encoder_weights(self) -> dict[str, Tensor]:
+        """Return the weights that `encode_document` reads, backbone and codes, by their names in the state dict."""
+        return {
+            name: weight
+            for name, weight in self.state_dict().items()
+            if name == "codes" or name.startswith("backbone.")
+        }
+
     def start_from_backbone(self) -> None:
         """Copy to each interaction layer the matching weights of the backbone layer that it reads.
 
