@@ -348,11 +348,11 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
         layout: str = "projected",
         show_progress_bar: bool | None = None,
     ) -> CandidateIndex:
-        """Make an index of the embeddings that another index of this encoder stores, without encoding texts again.
+        """Copy an index of this encoder with this model's projections, without encoding texts again.
 
         For a model whose interaction was trained further, or for another layout or precision. Ids, texts and metadata
-        are copied. Embeddings are taken as stored: those of an int8 index, for one, were rounded, and everything is
-        computed from the rounded ones. After an interruption the same call continues.
+        stay. Embeddings are taken as stored, in int8 or float16 rounded, and everything is computed from the
+        rounded ones. After an interruption the same call continues.
 
         Args:
             index: in either layout; it stays as it is.

@@ -118,7 +118,7 @@ def project(
     dtype: DtypeOption = None,
     backend: BackendOption = "auto",
 ) -> None:
-    """Make an index for a model of the embeddings stored in another, without encoding texts again."""
+    """Copy an index for a model with the same encoder, without encoding texts again; see docs/candidate-index.md."""
     from mixencoder.fast import MixEncoder
 
     engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)

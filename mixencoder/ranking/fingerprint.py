@@ -71,10 +71,7 @@ class IndexMatch(NamedTuple):
         if not self.manifest.complete:
             advice = "finish it with the model that began it, or delete it and build it again"
         elif stores_embeddings(self.manifest):
-            advice = (
-                "make an index that fits of its stored embeddings with project_index() (mixencoder index project), and "
-                "add to that"
-            )
+            advice = "copy it for this model with project_index() (mixencoder index project), and add to the copy"
         else:
             advice = "use the model that made it, or build it again"
         self._fail(what, f"can be ranked, but not added to: {advice}")

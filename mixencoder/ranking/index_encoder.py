@@ -112,7 +112,7 @@ class IndexAdapter:
         """Turn rows stored in another format, which has E_0, into rows of this one."""
         model, rows = self._encoder.model, len(fields["context"])
         with inference_context(model):
-            context = torch.empty(rows, *model.context_shape, dtype=model.dtype)
+            context = torch.empty(rows, *model.context_shape, dtype=model.dtype, device="cpu")
             stored.read(fields, 0, rows, {"context": context}, 0)
             found = self.record_format.encode(context)
         if stored.precision == self.record_format.precision:
@@ -120,14 +120,14 @@ class IndexAdapter:
             found |= {name: field for name, field in fields.items() if name in found and name in _EMBEDDINGS}
         return found
 
+    def silence_warnings(self) -> None:
+        """Give no warnings of texts that are cut or have no tokens."""
+        self._encoder = self._encoder._replace(read=self._encoder.read.quiet())
+
     def _fingerprint(self) -> dict[str, str]:
         """Return a new index's fingerprint: the model, and its limit of document tokens."""
         identity, parts = self._encoder.identity, part_names(self.record_format.layout)
         return {"name": identity.name, **identity.parts(parts), DOCUMENT_TOKENS: str(self._encoder.read.max_length)}
-
-    def silence_warnings(self) -> None:
-        """Give no warnings of texts that are cut or have no tokens."""
-        self._encoder = self._encoder._replace(read=self._encoder.read.quiet())
 
 
 def open_index(
@@ -160,7 +160,9 @@ def project_index(
     layout: str,
     show_progress_bar: bool | None,
 ) -> CandidateIndex:
-    """Make an index for a model of the embeddings that an index of the same encoder stores; as `MixEncoder` says."""
+    """Copy an index of the same encoder with this model's projections; see `MixEncoder.project_index`."""
+    if not isinstance(index, CandidateIndex):
+        raise InputError(f"index is a {type(index).__name__}; expected an index, as open_index() returns it")
     source = index.snapshot()
     manifest, name = source.manifest, "the index" if index.path is None else str(index.path)
     encoder.match(manifest).check_ranking(name)
@@ -172,7 +174,8 @@ def project_index(
         )
     if not (report := index.verify()).ok:
         raise IndexDamagedError(f"{name} is damaged; nothing was copied: {report.damages[0]}")
-    adapter = IndexAdapter(encoder, precision or settings["precision"], layout, settings["on_overflow"])
+    precision = settings["precision"] if precision is None else precision
+    adapter = IndexAdapter(encoder, precision, layout, settings["on_overflow"])
     stored = RecordFormat(encoder.model, "compact", settings["precision"])
     made = adapter.create(path, store_text=manifest.store_text)
     made.build_from(source, partial(adapter.converted, stored), show_progress_bar=show_progress_bar)
