@@ -26,7 +26,7 @@ from mixencoder.index import CandidateIndex, Snapshot
 from mixencoder.index.candidate_index import BuildEstimate
 from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.ranking.identity import ModelIdentity
-from mixencoder.ranking.index_encoder import DocumentEncoder, IndexAdapter, estimate_index, open_index
+from mixencoder.ranking.index_encoder import DocumentEncoder, IndexAdapter, estimate_index, open_index, project_index
 from mixencoder.ranking.index_ranker import IndexRanker
 from mixencoder.ranking.pairs import PairScorer
 from mixencoder.ranking.query_cache import QueryStateCache
@@ -234,7 +234,7 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
 
         Raises:
             InputError: there is no query or no document, a text is not a string, or an option is invalid.
-            IndexMismatchError: another model made the index, or this model's weights have changed since.
+            IndexMismatchError: another encoder made the index, or this model's encoder has changed since.
             UnknownIdError: the index does not hold one of the ids.
             DuplicateIdError: an id is given twice.
             NonFiniteError: a score is NaN or infinite.
@@ -315,20 +315,16 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
             check_documents(documents)
         batch_size = positive_integer(batch_size, "batch_size")
         index = IndexAdapter(self._document_encoder, precision, layout, on_overflow).create(path, store_text=store_text)
-        index.build(
-            documents,
-            ids,
-            metadata=metadata,
-            embeddings=embeddings,
-            batch_size=batch_size,
-            show_progress_bar=show_progress_bar,
-        )
+        progress = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
+        index.build(documents, ids, metadata=metadata, embeddings=embeddings, **progress)
         return index
 
     def open_index(
         self, path: str | Path, *, read_only: bool = False, check_sizes: bool = True, verify: bool = False
     ) -> CandidateIndex:
-        """Open an index that this checkpoint made with weights of this dtype; opening writes nothing.
+        """Open an index that this model's encoder made with weights of this dtype; opening writes nothing.
+
+        If the interaction has changed since, a "projected" index can be ranked, but not added to: see `project_index`.
 
         Args:
             path: its folder.
@@ -337,11 +333,40 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
             verify: also compare all stored data with checksums, which reads all of it.
 
         Raises:
-            IndexMismatchError: it was made by another model or with other settings; the message names both.
+            IndexMismatchError: it was made by another encoder or with other settings; the message names both.
             IndexStateError: there is no index, it is unfinished, or its format is newer.
             IndexDamagedError: files are missing, cut short or unreadable, or, with verify, a checksum is wrong.
         """
         return open_index(self._document_encoder, path, read_only=read_only, check_sizes=check_sizes, verify=verify)
+
+    def project_index(
+        self,
+        index: CandidateIndex,
+        path: str | Path | None = None,
+        *,
+        precision: str | None = None,
+        layout: str = "projected",
+        show_progress_bar: bool | None = None,
+    ) -> CandidateIndex:
+        """Copy an index of this encoder with this model's projections, without encoding texts again.
+
+        For a model whose interaction was trained further, or for another layout or precision. Ids, texts and metadata
+        stay. Embeddings are taken as stored, in int8 or float16 rounded, and everything is computed from the
+        rounded ones. After an interruption the same call continues.
+
+        Args:
+            index: in either layout; it stays as it is.
+            path, layout: as in `index`.
+            precision: None takes that of the index.
+            show_progress_bar: as in `encode_document`.
+
+        Raises:
+            IndexMismatchError: another encoder made the index, or it stores no context embeddings.
+            IndexDamagedError: a checksum of the index is wrong.
+            InputError, IndexStateError, IndexStorageError, IndexLockedError: as `index`.
+        """
+        options = {"precision": precision, "layout": layout, "show_progress_bar": show_progress_bar}
+        return project_index(self._document_encoder, index, path, **options)
 
     def estimate_index(
         self,
@@ -402,10 +427,7 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
         candidates = self._check_candidates(candidates)
         self._check_score(score)
         batch, count = len(query_state), len(candidates)
-        pairs = Pairs(
-            torch.arange(batch).repeat_interleave(count),
-            torch.arange(count).repeat(batch),
-        )
+        pairs = Pairs(torch.arange(batch).repeat_interleave(count), torch.arange(count).repeat(batch))
         return self._pair_scorer.score(query_state, candidates, pairs, head="ranking", score=score).view(batch, count)
 
     def _score_pairs(

@@ -1,4 +1,4 @@
-"""``mixencoder index build | add | remove | info | verify | compact``: candidates encoded once and kept on disk."""
+"""``mixencoder index build | add | project | remove | info | verify | compact | repair``: candidates kept on disk."""
 
 import itertools
 import json
@@ -102,6 +102,29 @@ def add(
     with engine.with_limits(on_empty=on_empty).open_index(path) as index:
         result = index.add(texts, ids, batch_size=batch_size, show_progress_bar=on_terminal())
         say(f"{result.added:,} added, {result.skipped:,} held already, {result.cut:,} cut; now {len(index):,}")
+
+
+@app.command()
+@command
+def project(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of an index of the same encoder.")],
+    path: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new index.")],
+    precision: Annotated[
+        str | None, typer.Option(help="float32, float16, bfloat16 or int8.", show_default="that of SOURCE")
+    ] = None,
+    layout: Annotated[str, typer.Option(help="projected or compact.")] = "projected",
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    backend: BackendOption = "auto",
+) -> None:
+    """Copy an index for a model with the same encoder, without encoding texts again; see docs/candidate-index.md."""
+    from mixencoder.fast import MixEncoder
+
+    engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
+    options = {"precision": precision, "layout": layout, "show_progress_bar": on_terminal()}
+    with engine.open_index(source, read_only=True) as index, engine.project_index(index, path, **options) as made:
+        say(f"{path} holds {len(made):,} candidates")
 
 
 @app.command()

@@ -3,7 +3,7 @@
 Arrays lie in append-only files, everything else in one SQLite file beside them; docs/candidate-index.md describes the
 format and its guarantees. This package knows no model. Bottom up: `schema` (the fields of a row), `rows` (which rows
 are live), `shards` and `memory` (arrays on disk and in memory), `catalogue` (SQLite), `folder` (generations, pointer,
-lock), `view` (reading), `transaction` and `writer` (writing), `verification`, `compaction`, `newest_commit`,
+lock), `view` (reading), `transaction` and `writer` (writing), `copying`, `verification`, `compaction`, `newest_commit`,
 `candidate_index` (the class).
 """
 

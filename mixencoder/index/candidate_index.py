@@ -18,6 +18,7 @@ from torch import Tensor
 from mixencoder.base.inputs import positive_integer
 from mixencoder.errors import IndexDamagedError, IndexStateError
 from mixencoder.index.compaction import compact
+from mixencoder.index.copying import Convert, copy_documents
 from mixencoder.index.documents import Document, batches, check_distinct, id_list, json_object, read_documents
 from mixencoder.index.folder import FolderStore, Generation
 from mixencoder.index.manifest import Manifest
@@ -27,7 +28,7 @@ from mixencoder.index.schema import Schema
 from mixencoder.index.shards import rows_per_shard
 from mixencoder.index.verification import Verification, verify
 from mixencoder.index.view import Entry, Snapshot
-from mixencoder.index.writer import COMMIT_TEXTS, AddResult, Encode, Project, Repair, Writer
+from mixencoder.index.writer import COMMIT_TEXTS, AddResult, CheckAdding, Encode, Project, Repair, Writer
 from mixencoder.progress import ProgressBar, progress_bar
 
 _ENTRY_BYTES = 96
@@ -73,11 +74,12 @@ class CandidateIndex:
         *,
         encode: Encode | None = None,
         project: Project | None = None,
+        check_adding: CheckAdding | None = None,
         read_only: bool = False,
     ) -> None:
         self.path = store.path if isinstance(store, FolderStore) else None
         self.read_only = read_only
-        self._encode, self._project = encode, project
+        self._encode, self._project, self._check_adding = encode, project, check_adding
         self._newest = NewestCommit(store)
 
     @classmethod
@@ -89,6 +91,7 @@ class CandidateIndex:
         *,
         encode: Encode | None = None,
         project: Project | None = None,
+        check_adding: CheckAdding | None = None,
         settings: Mapping[str, Any] | None = None,
         store_text: bool = True,
     ) -> Self:
@@ -100,6 +103,8 @@ class CandidateIndex:
             fingerprint: identifies what encodes the documents, part by part; "name" is shown and never compared.
             encode: turns texts into rows.
             project: turns embeddings (N, ...) into fields, one row each.
+            check_adding: decides whether rows may be added, to this or an unfinished index; None compares fingerprints
+                when building is resumed.
             settings: a JSON object stored with the index and returned as `settings`.
             store_text: whether to keep the texts.
 
@@ -113,7 +118,7 @@ class CandidateIndex:
         kept = json.loads(json_object(dict(settings or {}), "settings"))
         manifest = Manifest(schema, dict(fingerprint), kept, store_text, rows_per_shard(schema), False)
         store = MemoryStore() if path is None else FolderStore(path)
-        index = cls(store, encode=encode, project=project)
+        index = cls(store, encode=encode, project=project, check_adding=check_adding)
         if store.prepare():
             index._check_resumable(manifest)
         with store.lock():
@@ -131,6 +136,7 @@ class CandidateIndex:
         *,
         encode: Encode | None = None,
         project: Project | None = None,
+        check_adding: CheckAdding | None = None,
         read_only: bool = False,
         check_sizes: bool = True,
         verify: bool = False,
@@ -140,7 +146,7 @@ class CandidateIndex:
         Args:
             path: the folder; a leading ``~`` is the home folder.
             fingerprint: as in `create`; None opens the index of any model, to read, verify, remove or compact.
-            encode, project: as in `create`.
+            encode, project, check_adding: as in `create`.
             read_only: whether writing raises.
             check_sizes: raise if array files are too short; False for `verify` and `repair`.
             verify: read everything and raise if anything is damaged; otherwise neither opening nor ranking notices a
@@ -153,7 +159,8 @@ class CandidateIndex:
             IndexDamagedError: files are missing, cut short or unreadable; with verify, anything is damaged.
             IndexStorageError: the system cannot read it.
         """
-        index = cls(FolderStore(path), encode=encode, project=project, read_only=read_only)
+        options: dict[str, Any] = {"encode": encode, "project": project, "check_adding": check_adding}
+        index = cls(FolderStore(path), read_only=read_only, **options)
         manifest = index._newest.generation().manifest
         if fingerprint is not None:
             manifest.check_fingerprint(str(path), fingerprint)
@@ -169,6 +176,16 @@ class CandidateIndex:
         if check_sizes:
             index.snapshot()
         return index
+
+    @classmethod
+    def read_manifest(cls, path: str | Path) -> Manifest:
+        """Return the manifest of an index, complete or not.
+
+        Raises:
+            InputError, IndexStateError, IndexDamagedError, IndexStorageError: as `open`.
+        """
+        with cls(FolderStore(path)) as index:
+            return index._newest.generation().manifest
 
     @staticmethod
     def estimate(schema: Schema, count: int, *, text_bytes: int = 0) -> Estimate:
@@ -192,15 +209,27 @@ class CandidateIndex:
 
         Args, Raises: as `add`, and IndexStateError: the index is complete already.
         """
-        with self._writing(building=True) as generation:
+        with self._building() as generation:
             source = read_documents(documents, ids, metadata, embeddings)
             with _progress(source, show_progress_bar) as progress:
-                result = self._writer(generation, batch_size, progress).add(
-                    batches(source, COMMIT_TEXTS), resuming=True
-                )
-            generation.writer().complete()
-            generation.manifest = dataclasses.replace(generation.manifest, complete=True)
-        return result
+                writer = self._writer(generation, batch_size, progress)
+                return writer.add(batches(source, COMMIT_TEXTS), resuming=True)
+
+    def build_from(self, source: Snapshot, convert: Convert, *, show_progress_bar: bool | None = None) -> None:
+        """Fill a new index with the documents of another, committing every 1,024, and mark it complete; as `build`.
+
+        Args:
+            source: the documents; their ids, texts, metadata and numbers of rows stay.
+            convert: turns their stored rows into rows of this index.
+            show_progress_bar: as in `add`.
+
+        Raises:
+            IndexStateError: the index is complete already, or holds other documents.
+            IndexLockedError, IndexStorageError: as `add`.
+        """
+        bar = progress_bar(len(source), "Index", "document", show_progress_bar)
+        with self._building() as generation, bar as progress:
+            copy_documents(source, generation, convert, progress)
 
     def add(
         self,
@@ -227,10 +256,11 @@ class CandidateIndex:
             InputError: a text, id, metadata object or embedding cannot be used, or their numbers differ.
             DuplicateIdError: an id is given twice, or the index holds it already.
             IndexStateError: the index is closed, read-only, unfinished, or opened without a model.
+            IndexMismatchError: the model that encodes is not the one whose rows the index holds.
             IndexLockedError: another writer is at work.
             IndexStorageError: the disk is full, read-only or failing; what was committed before is intact.
         """
-        with self._writing() as generation:
+        with self._adding() as generation:
             source = read_documents(documents, ids, metadata, embeddings)
             groups = [source] if isinstance(source, list) else batches(source, COMMIT_TEXTS)
             with _progress(source, show_progress_bar) as progress:
@@ -256,9 +286,9 @@ class CandidateIndex:
         Raises:
             UnknownIdError: the index holds no such document.
             DuplicateIdError: an id is given twice.
-            InputError, IndexStateError, IndexLockedError, IndexStorageError: as `add`.
+            InputError, IndexStateError, IndexMismatchError, IndexLockedError, IndexStorageError: as `add`.
         """
-        with self._writing() as generation:
+        with self._adding() as generation:
             source = list(read_documents(documents, ids, metadata, embeddings))
             check_distinct(source)
             with _progress(source, show_progress_bar) as progress:
@@ -305,9 +335,9 @@ class CandidateIndex:
 
         Raises:
             IndexDamagedError: the catalogue itself is damaged.
-            IndexStateError, IndexLockedError, IndexStorageError: as `add`.
+            IndexStateError, IndexMismatchError, IndexLockedError, IndexStorageError: as `add`.
         """
-        with self._writing() as generation:
+        with self._adding() as generation:
             report = verify(generation.writer(), generation.arrays, generation.manifest.schema)
             result = self._writer(generation, batch_size).repair(report)
             compact(self._newest.store(), generation)
@@ -425,6 +455,22 @@ class CandidateIndex:
             store.delete_leftovers()
             yield generation
 
+    @contextmanager
+    def _adding(self, *, building: bool = False) -> Generator[Generation]:
+        """As `_writing`, for calls that add rows; raises before anything is written if they do not belong here."""
+        if self._check_adding is not None:
+            self._check_adding(self._newest.store().name, self._newest.generation().manifest)
+        with self._writing(building=building) as generation:
+            yield generation
+
+    @contextmanager
+    def _building(self) -> Generator[Generation]:
+        """As `_adding`, for the first build; marks the index complete."""
+        with self._adding(building=True) as generation:
+            yield generation
+            generation.writer().complete()
+            generation.manifest = dataclasses.replace(generation.manifest, complete=True)
+
     def _writer(self, generation: Generation, batch_size: int = 32, progress: ProgressBar | None = None) -> Writer:
         size = positive_integer(batch_size, "batch_size")
         return Writer(generation, self._encode, self._project, size, progress)
@@ -436,7 +482,10 @@ class CandidateIndex:
                 f"{name} holds a complete index of {len(self):,} documents; open it to add to it, or "
                 "choose another folder"
             )
-        found.check_fingerprint(name, manifest.fingerprint)
+        if self._check_adding is None:
+            found.check_fingerprint(name, manifest.fingerprint)
+        else:
+            self._check_adding(name, found)
         found.check_settings(f"{name} is an unfinished index", manifest, "Pass the same, or delete the folder")
 
 

@@ -100,6 +100,16 @@ class Listing:
         found = self._catalogue.texts(sorted(set(first_rows)))
         return [found[row] for row in first_rows]
 
+    def records(self, positions: Sequence[int] | np.ndarray | Tensor) -> list[EntryRecord]:
+        """Return documents by position as the catalogue keeps them.
+
+        Raises:
+            InputError: there is no such position.
+        """
+        first_rows = self._first_rows(positions)
+        found = self._catalogue.entries(first_rows)
+        return [found[row] for row in first_rows]
+
     def get(self, id: str) -> Entry:
         """Return a document by id, without its rows.
 

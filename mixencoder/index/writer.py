@@ -11,6 +11,7 @@ from mixencoder.errors import DuplicateIdError, IndexDamagedError, IndexStateErr
 from mixencoder.index.catalogue import Catalogue, EntryRecord
 from mixencoder.index.documents import Document, batches
 from mixencoder.index.folder import Generation
+from mixencoder.index.manifest import Manifest
 from mixencoder.index.messages import quoted_ids
 from mixencoder.index.rows import RowMap
 from mixencoder.index.transaction import Transaction, transaction
@@ -57,6 +58,13 @@ class Project(Protocol):
 
     def __call__(self, embeddings: Tensor, /) -> dict[str, Tensor]:
         """Return the fields (N, *shape) of embeddings (N, ...), one row each."""
+
+
+class CheckAdding(Protocol):
+    """A function that decides whether what encode and project make belongs in an index."""
+
+    def __call__(self, what: str, manifest: Manifest, /) -> None:
+        """Raise IndexMismatchError if it does not; `what` names the index, for the message."""
 
 
 class Repair(NamedTuple):

@@ -2,8 +2,9 @@
 
 Candidates given as texts or tensors: `pairs` runs the model itself.
 
-An index of candidates: `index_encoder` creates, fills and opens it; `record_format` says what it stores of a candidate.
-It is ranked by a faster implementation without gradients, in which each file calls the next ones:
+An index of candidates: `index_encoder` creates, fills and opens it; `record_format` says what it stores of a candidate;
+`fingerprint` says whether a model may rank it and add to it. It is ranked by a faster implementation without gradients,
+in which each file calls the next ones:
 
 ================== ================================================================
 `index_ranker`     documents of an index -> rankings with ids and texts

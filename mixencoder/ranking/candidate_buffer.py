@@ -46,7 +46,7 @@ class CandidateBuffer:
         self._graphs = CudaGraphs(layers.device) if plan.replayed else None
         self._positions = torch.zeros(plan.piece, dtype=torch.int64, device=layers.device)
         options = {"dtype": layers.dtype, "device": layers.device}
-        self._projected = record_format.layout == "projected"
+        self._projected = record_format.has_projection
         if self._projected:
             # queries of contexts and state in one tensor, as the products read them
             self._queries = torch.empty(plan.piece, layers.rows, layers.d, **options)
@@ -183,7 +183,7 @@ class CandidateBuffer:
         """The first layer's inputs: stored with the candidates, or computed from their context embeddings."""
         part = {name: tensor[rows] for name, tensor in self._parts.items()}
         if not self._projected:
-            return self._layers.project(self._workspace(rows), 0, part["context"], hint)
+            return self._layers.project(self._workspace(rows), 0, part.get("context"), hint)
         return Inputs(
             part.get("context"),
             self._queries[rows],

@@ -2,18 +2,31 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from mixencoder.bundled import default_checkpoint
+from mixencoder.index.schema import raw_bytes
 from mixencoder.modeling import MixEncoderModel
+from mixencoder.ranking.record_format import RecordFormat
 from mixencoder.ranking.weights_version import KeptForWeights, weights_version
 
 
 class ModelIdentity:
-    """A model and its tokenizer as an index's fingerprint names them.
+    """A model and its tokenizer as an index's fingerprint names them, part by part.
+
+    ========== ===========================================================================
+    part       what
+    ========== ===========================================================================
+    encoder    hash of the weights that E_0 depends on (`MixEncoderModel.encoder_weights`)
+    projection hash of the weights that `RecordFormat` projects E_0 with
+    weights    hash of all weights
+    tokenizer  hash of the tokenizer
+    dtype      of the weights; a candidate's rows depend on it too
+    ========== ===========================================================================
 
     Args:
         model, tokenizer: several engines may share them.
@@ -34,26 +47,43 @@ class ModelIdentity:
         quoted = f' "{checkpoint}"' if checkpoint else ""
         return f"MixEncoder{quoted} (d={config.hidden_size}, k={config.num_context_embeddings})"
 
-    def parts(self) -> dict[str, str]:
-        """Compute hashes of weights and tokenizer, and name the dtype, on which a candidate's rows depend too.
+    def parts(self, names: Iterable[str]) -> dict[str, str]:
+        """Compute parts by name.
 
-        Reads every weight: some 0.1 s for a model of MiniLM's size.
+        Hashing reads every weight that the part covers: some 0.1 s for all weights of a model of MiniLM's size.
         """
-        return self._parts.put(weights_version(self._model), self._computed_parts())
+        return self._keep(weights_version(self._model), {name: self._computed(name) for name in names})
 
-    def remembered_parts(self, version: int) -> dict[str, str]:
+    def remembered_parts(self, version: int, names: Iterable[str]) -> dict[str, str]:
         """Return `parts`, computed again only if the version of the weights (`weights_version`) is another one."""
-        return self._parts.get(version, self._computed_parts)
+        kept = self._parts.get(version, dict)
+        found = {name: kept.get(name) or self._computed(name) for name in names}
+        return found if found.keys() <= kept.keys() else self._keep(version, found)
 
-    def _computed_parts(self) -> dict[str, str]:
-        weights = hashlib.sha256()
-        for name, tensor in sorted(self._model.state_dict().items()):
-            weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    def _keep(self, version: int, found: dict[str, str]) -> dict[str, str]:
+        self._parts.put(version, {**self._parts.get(version, dict), **found})
+        return found
+
+    def _computed(self, name: str) -> str:
+        compute: dict[str, Callable[[], str]] = {
+            "encoder": lambda: _hash(self._model.encoder_weights()),
+            "projection": lambda: _hash(RecordFormat(self._model, "projected").projection_weights()),
+            "weights": lambda: _hash(self._model.state_dict()),
+            "tokenizer": self._hash_of_tokenizer,
+            "dtype": lambda: str(self._model.dtype).removeprefix("torch."),
+        }
+        return compute[name]()
+
+    def _hash_of_tokenizer(self) -> str:
         core = getattr(self._tokenizer, "backend_tokenizer", None)
         contents = core.to_str() if core is not None else json.dumps(self._tokenizer.get_vocab(), sort_keys=True)
-        return {
-            "weights": weights.hexdigest()[:16],
-            "tokenizer": hashlib.sha256(contents.encode()).hexdigest()[:16],
-            "dtype": str(self._model.dtype).removeprefix("torch."),
-        }
+        return hashlib.sha256(contents.encode()).hexdigest()[:16]
+
+
+def _hash(weights: Mapping[str, Tensor]) -> str:
+    """Return a hash of weights and their names."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(raw_bytes(tensor.detach().cpu().contiguous()))
+    return found.hexdigest()[:16]

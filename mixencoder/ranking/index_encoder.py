@@ -1,28 +1,34 @@
-"""Create, fill, open and estimate indexes for a model. `mixencoder.fast` is the caller.
+"""Create, fill, open, copy and estimate indexes for a model. `mixencoder.fast` is the caller.
 
 `mixencoder.index` stores rows and knows no model. This file connects the two: it gives an index the functions that turn
-texts into rows, and the fingerprint by which an index made by another model is rejected.
+texts into rows, and the fingerprint by which an index made by another model is rejected (`fingerprint`).
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from mixencoder.base.inference_context import inference_context
 from mixencoder.base.tokenization import TextEncoder
-from mixencoder.errors import IndexDamagedError, InputError
+from mixencoder.errors import IndexDamagedError, IndexMismatchError, InputError
 from mixencoder.index import CandidateIndex, Encoded
 from mixencoder.index.candidate_index import BuildEstimate
+from mixencoder.index.manifest import Manifest
 from mixencoder.modeling import MixEncoderModel
+from mixencoder.ranking.fingerprint import DOCUMENT_TOKENS, IndexMatch, match_index, part_names, stores_embeddings
 from mixencoder.ranking.identity import ModelIdentity
 from mixencoder.ranking.record_format import RecordFormat
+from mixencoder.ranking.weights_version import weights_version
 
 OVERFLOWS = ("truncate", "chunk", "error")
 """For documents that are longer than the model's limit: cut them, split them into several rows, or raise."""
+_EMBEDDINGS = ("context", "context_scale")
+"""Fields of E_0."""
 _TIMED_TEXTS = 64
 """Texts that an estimate encodes to measure the time."""
 
@@ -44,6 +50,11 @@ class DocumentEncoder(NamedTuple):
     """Turns documents into token ids, within the engine's limit of document tokens."""
     encode_rows: EncodeRows
     """Turns token ids into context embeddings (N, k, d)."""
+
+    def match(self, manifest: Manifest, *, version: int | None = None) -> IndexMatch:
+        """Compare an index with the model and its limit of document tokens; version as in `match_index`."""
+        limit = self.read.max_length
+        return match_index(self.model, self.identity, manifest, version=version, document_tokens=limit)
 
 
 class IndexAdapter:
@@ -71,9 +82,10 @@ class IndexAdapter:
         return CandidateIndex.create(
             path,
             self.record_format.schema,
-            fingerprint(self._encoder),
+            self._fingerprint(),
             encode=self.encode,
             project=self.project,
+            check_adding=self.check_adding,
             settings=self.settings,
             store_text=store_text,
         )
@@ -92,31 +104,82 @@ class IndexAdapter:
         with inference_context(self._encoder.model):
             return self.record_format.encode(torch.as_tensor(embeddings))
 
+    def check_adding(self, what: str, manifest: Manifest) -> None:
+        """Raise if what `encode` and `project` make does not belong in an index; a `CheckAdding`."""
+        self._encoder.match(manifest, version=weights_version(self._encoder.model)).check_adding(what)
+
+    def converted(self, stored: RecordFormat, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Turn rows stored in another format, which has E_0, into rows of this one."""
+        model, rows = self._encoder.model, len(fields["context"])
+        with inference_context(model):
+            context = torch.empty(rows, *model.context_shape, dtype=model.dtype, device="cpu")
+            stored.read(fields, 0, rows, {"context": context}, 0)
+            found = self.record_format.encode(context)
+        if stored.precision == self.record_format.precision:
+            # int8 numbers would not stay the same if they were scaled and rounded again
+            found |= {name: field for name, field in fields.items() if name in found and name in _EMBEDDINGS}
+        return found
+
     def silence_warnings(self) -> None:
         """Give no warnings of texts that are cut or have no tokens."""
         self._encoder = self._encoder._replace(read=self._encoder.read.quiet())
+
+    def _fingerprint(self) -> dict[str, str]:
+        """Return a new index's fingerprint: the model, and its limit of document tokens."""
+        identity, parts = self._encoder.identity, part_names(self.record_format.layout)
+        return {"name": identity.name, **identity.parts(parts), DOCUMENT_TOKENS: str(self._encoder.read.max_length)}
 
 
 def open_index(
     encoder: DocumentEncoder, path: str | Path, *, read_only: bool, check_sizes: bool, verify: bool
 ) -> CandidateIndex:
-    """Open an index that was made with this model.
+    """Open an index that this model can rank.
 
     Raises:
-        IndexMismatchError: it was made with another model or other settings; the message names both.
+        IndexMismatchError: it was made with another encoder or other settings; the message names both.
         IndexStateError: there is no index, or it is unfinished.
         IndexDamagedError: the index is damaged.
     """
-    options: dict[str, Any] = {"read_only": read_only, "check_sizes": check_sizes}
-    made_by = fingerprint(encoder)
-    with CandidateIndex.open(path, made_by, **options) as index:
-        settings = index.settings
-    known = ("precision", "layout", "on_overflow")
+    manifest = CandidateIndex.read_manifest(path)
+    encoder.match(manifest).check_ranking(str(path))
+    settings, known = manifest.settings, ("precision", "layout", "on_overflow")
     if set(settings) != set(known):
         raise IndexDamagedError(f"{path} has the settings {', '.join(settings) or 'none'}; expected {', '.join(known)}")
     adapter = IndexAdapter(encoder, **settings)
-    options["verify"] = verify
-    return CandidateIndex.open(path, made_by, encode=adapter.encode, project=adapter.project, **options)
+    functions = {"encode": adapter.encode, "project": adapter.project, "check_adding": adapter.check_adding}
+    options = {"read_only": read_only, "check_sizes": check_sizes, "verify": verify}
+    return CandidateIndex.open(path, manifest.fingerprint, **functions, **options)
+
+
+def project_index(
+    encoder: DocumentEncoder,
+    index: CandidateIndex,
+    path: str | Path | None,
+    *,
+    precision: str | None,
+    layout: str,
+    show_progress_bar: bool | None,
+) -> CandidateIndex:
+    """Copy an index of the same encoder with this model's projections; see `MixEncoder.project_index`."""
+    if not isinstance(index, CandidateIndex):
+        raise InputError(f"index is a {type(index).__name__}; expected an index, as open_index() returns it")
+    source = index.snapshot()
+    manifest, name = source.manifest, "the index" if index.path is None else str(index.path)
+    encoder.match(manifest).check_ranking(name)
+    settings = manifest.settings
+    if not stores_embeddings(manifest):
+        raise IndexMismatchError(
+            f"{name} stores only the mean of the context embeddings (its model does not update contexts); expected an "
+            "index that stores all of them. Build a new index from the texts"
+        )
+    if not (report := index.verify()).ok:
+        raise IndexDamagedError(f"{name} is damaged; nothing was copied: {report.damages[0]}")
+    precision = settings["precision"] if precision is None else precision
+    adapter = IndexAdapter(encoder, precision, layout, settings["on_overflow"])
+    stored = RecordFormat(encoder.model, "compact", settings["precision"])
+    made = adapter.create(path, store_text=manifest.store_text)
+    made.build_from(source, partial(adapter.converted, stored), show_progress_bar=show_progress_bar)
+    return made
 
 
 def estimate_index(
@@ -151,9 +214,3 @@ def estimate_index(
     catalogue = CandidateIndex.estimate(schema, len(documents), text_bytes=text_bytes).catalogue
     array_bytes = round(len(documents) * rows / len(sample)) * schema.row_bytes
     return BuildEstimate(len(documents), array_bytes, catalogue, seconds)
-
-
-def fingerprint(encoder: DocumentEncoder) -> dict[str, str]:
-    """Return an index's fingerprint: the model, and its limit of document tokens."""
-    identity = encoder.identity
-    return {"name": identity.name, **identity.parts(), "document tokens": str(encoder.read.max_length)}

@@ -1,6 +1,6 @@
 """Rank the documents of an index for a model's queries: all of them, or those with given ids."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from mixencoder.index import CandidateIndex, Chunk, Snapshot
 from mixencoder.index.messages import quoted_ids
 from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.progress import NoProgress, ProgressBar, progress_bar
+from mixencoder.ranking.fingerprint import match_index
 from mixencoder.ranking.identity import ModelIdentity
 from mixencoder.ranking.record_format import RecordFormat
 from mixencoder.ranking.streaming import Rows, RowSource, StreamRanker
@@ -31,13 +32,13 @@ class IndexRanker:
 
     Args:
         model: with a ranking head.
-        identity: of the model; an index that another model made is rejected.
+        identity: of the model; an index of another encoder is rejected.
     """
 
     def __init__(self, model: MixEncoderModel, identity: ModelIdentity) -> None:
         self._model, self._identity = model, identity
-        # by layout, precision and products
-        self._rankers: KeptForWeights[dict[tuple[str, str, str], StreamRanker]] = KeptForWeights()
+        # by what is read of a candidate, precision and products
+        self._rankers: KeptForWeights[dict[tuple[tuple[str, ...], str, str], StreamRanker]] = KeptForWeights()
 
     def rank(
         self,
@@ -57,15 +58,14 @@ class IndexRanker:
         top_k = positive_integer_or_none(top_k, "top_k")
         prefilter = positive_integer_or_none(prefilter, "prefilter")
         groups = _groups(states, ids)
-        version, identity = weights_version(self._model), self._identity
+        version = weights_version(self._model)
         view = index if isinstance(index, Snapshot) else index.snapshot()
-        manifest = view.manifest
-        # only the model must be the same: engines may differ in their limit of document tokens
-        expected = {**manifest.fingerprint, "name": identity.name, **identity.remembered_parts(version)}
-        manifest.check_fingerprint("the index", expected)
-        if return_documents and not manifest.store_text:
+        # only the model counts: engines may differ in their limit of document tokens
+        match = match_index(self._model, self._identity, view.manifest, version=version)
+        match.check_ranking("the index")
+        if return_documents and not view.manifest.store_text:
             raise InputError("return_documents needs texts, but the index stores none (store_text=False)")
-        ranker = self._ranker(version, manifest.settings, products)
+        ranker = self._ranker(version, match.record_format(), products)
         options: dict[str, Any] = {"score": score, "prefilter": prefilter, "repeats": view.rows > len(view)}
 
         def rank_group(queries: Sequence[QueryState], names: Sequence[str] | None) -> TopK:
@@ -80,11 +80,10 @@ class IndexRanker:
             for scores, positions in zip(activated(best.scores, activation_fn), best.ids, strict=True)
         ]
 
-    def _ranker(self, version: int, settings: Mapping[str, str], products: str) -> StreamRanker:
+    def _ranker(self, version: int, record_format: RecordFormat, products: str) -> StreamRanker:
         rankers = self._rankers.get(version, dict)
-        key = settings["layout"], settings["precision"], products
+        key = tuple(record_format.parts), record_format.precision, products
         if key not in rankers:
-            record_format = RecordFormat(self._model, settings["layout"], settings["precision"])
             rankers[key] = StreamRanker(self._model, record_format, products=products)
         return rankers[key]
 

@@ -9,6 +9,7 @@ An index stores the tensors of `RecordFormat.encode`. When ranking, `mixencoder.
 back into floating point by `RecordFormat.read`.
 """
 
+import copy
 import math
 from collections.abc import Mapping
 
@@ -93,6 +94,27 @@ class RecordFormat:
         return Schema(tuple(fields))
 
     @property
+    def has_projection(self) -> bool:
+        """Whether a record holds what the first interaction layer computes."""
+        return not self.parts.keys() <= {"context", "hint"}
+
+    def without_projection(self) -> "RecordFormat":
+        """Return the format that reads of such records only E_0, or its mean."""
+        reduced = copy.copy(self)
+        reduced.parts = {name: shape for name, shape in self.parts.items() if name in ("context", "hint")}
+        return reduced
+
+    def projection_weights(self) -> dict[str, Tensor]:
+        """Return the weights that a record depends on besides E_0, by name."""
+        layer = self._model.interaction_layers[0]
+        names = ("query", "key", "value") if "own_logits" in self.parts else ()
+        names = (*names, "state_query") if "state_query" in self.parts else names
+        found = {f"{name}.{kind}": getattr(getattr(layer, name), kind) for name in names for kind in ("weight", "bias")}
+        if "gate" in self.parts:
+            found["gate.weight"], found["gate.bias"] = self._gate_of_hint()
+        return found
+
+    @property
     def bytes_per_candidate(self) -> int:
         """Bytes that the arrays take for each candidate."""
         return self.schema.row_bytes
@@ -167,14 +189,17 @@ class RecordFormat:
             parts |= {"context_query": query, "context_value": layer.value(context)}
             parts["own_logits"] = own.permute(0, 2, 3, 1)
         if "gate" in self.parts:
-            gate = self._model.gate
-            assert gate is not None, "a model with a state row has a gate"
-            weight = gate.weight[:, : context.shape[-1]]
             parts |= {
                 "state_query": layer.state_query(hint),
-                "gate": torch.nn.functional.linear(hint, weight, gate.bias),
+                "gate": torch.nn.functional.linear(hint, *self._gate_of_hint()),
             }
         return {name: parts[name] for name in self.parts}
+
+    def _gate_of_hint(self) -> tuple[Tensor, Tensor]:
+        """Return the weights (d, d) of the hint in the gate, and its bias."""
+        gate = self._model.gate
+        assert gate is not None, "a model with a state row has a gate"
+        return gate.weight[:, : gate.out_features], gate.bias
 
     def _stored(self, name: str, part: Tensor) -> dict[str, Tensor]:
         """Return the fields of a part, by the suffix of their name; int8 parts are scaled and rounded."""

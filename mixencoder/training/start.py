@@ -31,8 +31,7 @@ class Start(NamedTuple):
 
 def identity(model: Any, tokenizer: Any) -> str:
     """Return a hash of a model's weights and its tokenizer."""
-    parts = ModelIdentity(model, tokenizer).parts()
-    return f"{parts['weights']} {parts['tokenizer']}"
+    return " ".join(ModelIdentity(model, tokenizer).parts(("weights", "tokenizer")).values())
 
 
 def checkpoint_path(name: str | Path) -> str | Path:

@@ -125,7 +125,7 @@ def test_an_index_of_weights_that_changed_is_refused_and_a_new_one_agrees(checkp
     # fills the cache of queries and what the ranker prepared
     engine.rank("how to cook rice", index)
     change(engine.model)
-    with pytest.raises(IndexMismatchError, match="weights"):
+    with pytest.raises(IndexMismatchError, match="encoder"):
         engine.rank("how to cook rice", index)
     fresh = engine.rank("how to cook rice", engine.index(TEXTS, precision="float32"))
     direct = engine.rank("how to cook rice", TEXTS)
@@ -151,15 +151,17 @@ def test_a_kept_value_is_computed_once_for_a_version():
 def test_identities_and_caches_are_copied_without_what_they_remember(copied, tokenizer):
     model = make_model(FORMS[1])
     identity, cache = ModelIdentity(model, tokenizer), QueryStateCache(max_bytes=12345)
-    parts = identity.parts()
+    names = ("weights", "encoder", "projection", "tokenizer")
+    parts = identity.parts(names)
     ids = torch.tensor([[2, 5, 3]])
     cache.fetch(model, [[2, 5, 3]], lambda rows: model.encode_query(ids, torch.ones_like(ids)))
     other, empty = copied(identity), copied(cache)
-    assert other.parts() == parts
+    assert other.parts(names) == parts
     assert (empty.max_bytes, empty.nbytes) == (12345, 0)
     assert cache.nbytes > 0
     empty.fetch(model, [[2, 5, 3]], lambda rows: model.encode_query(ids, torch.ones_like(ids)))
     assert empty.nbytes > 0
     # what was remembered is that of other weights
     scale_data(other._model)
-    assert other.remembered_parts(weights_version(other._model))["weights"] != parts["weights"]
+    changed = other.remembered_parts(weights_version(other._model), names)
+    assert [name for name in names if changed[name] != parts[name]] == ["weights", "encoder", "projection"]
