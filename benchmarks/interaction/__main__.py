@@ -19,7 +19,7 @@ from mixencoder.evaluation.files import write_text
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.interaction", description=__doc__)
-    parser.add_argument("--features", type=Path, required=True, help="folder that benchmarks.interaction.features wrote")
+    parser.add_argument("--features", type=Path, required=True, help="folder that `features` wrote")
     parser.add_argument("--backbone", required=True, help="the encoder that made them")
     parser.add_argument("--device", required=True, help="name of the machine, of the folder of results")
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="these alone")
@@ -50,7 +50,7 @@ def main() -> None:
         record |= {"threads": torch.get_num_threads(), **found}
         write_text(path, json.dumps(record, indent=1) + "\n")
         last = found["points"][-1]["unseen"]
-        print(f"{name}: {({key: round(value, 4) for key, value in last.items()})}", flush=True)
+        print(f"{name}: { ({key: round(value, 4) for key, value in last.items()}) }", flush=True)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,9 @@ class FrozenEncoder:
     def __init__(self, path: str) -> None:
         tokenizer = AutoTokenizer.from_pretrained(path)
         self.model = AutoModel.from_pretrained(path).eval()
-        self.read_query = TextEncoder(tokenizer, max_length=MAX_QUERY_TOKENS, truncation_side="left", role="query", notices=None)
+        self.read_query = TextEncoder(
+            tokenizer, max_length=MAX_QUERY_TOKENS, truncation_side="left", role="query", notices=None
+        )
         self.read_document = TextEncoder(tokenizer, max_length=MAX_DOCUMENT_TOKENS, notices=None)
         self.pad_id = tokenizer.pad_token_id
 
@@ -93,7 +95,9 @@ def encode_queries(encoder: FrozenEncoder, texts: Sequence[str]) -> Queries:
 
     encoder.passes(rows, keep)
     offsets = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
-    tokens = {layer: torch.cat([kept[number][place] for number in range(len(rows))]) for place, layer in ((0, -1), (1, -2))}
+    tokens = {
+        layer: torch.cat([kept[number][place] for number in range(len(rows))]) for place, layer in ((0, -1), (1, -2))
+    }
     return Queries(means, tokens, offsets)
 
 
@@ -185,10 +189,7 @@ def task_lists(encoder: FrozenEncoder, task: RankingTask, codes: dict[str, Tenso
         encode_queries(encoder, task.queries),
         encode_documents(encoder, texts, codes),
         [[place[number] for number in listed] for listed in task.candidates],
-        [
-            [qrels.get(name, 0) for name in names]
-            for names, qrels in zip(task.document_ids, task.qrels, strict=True)
-        ],
+        [[qrels.get(name, 0) for name in names] for names, qrels in zip(task.document_ids, task.qrels, strict=True)],
         texts=(list(task.queries), texts),
     )
 
@@ -223,7 +224,9 @@ def main() -> None:
         )
     for name, most in SOURCES.items():
         short = Path(name).name.partition(".")[0]
-        write(f"train.{short}", lambda name=name, most=most: source_lists(encoder, options.data_dir / name, most, codes))
+        write(
+            f"train.{short}", lambda name=name, most=most: source_lists(encoder, options.data_dir / name, most, codes)
+        )
 
 
 if __name__ == "__main__":

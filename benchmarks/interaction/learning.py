@@ -26,6 +26,8 @@ MEASURE = "nDCG@10"
 SHARES = (0.0, 0.25, 0.5, 1.0, 2.0)
 """Factors of the interaction that are measured beside the dual term."""
 BATCH = 32
+UNMINED = ("ubuntu_irc",)
+"""Sources without mined negatives: most replies that are similar to a query would answer it as well."""
 POINTS = (500, 2000, 5000, 10000, 20000)
 """Steps after which a run is measured, as far as it goes."""
 _MOST_PAIRS = 4096
@@ -161,15 +163,18 @@ class Batches:
     """
 
     def __init__(self, sources: Mapping[str, Lists], variant: Variant, seed: int) -> None:
-        self._sources, self._variant = list(sources.values()), variant
+        self._sources, self._variant = list(sources.items()), variant
         self._chance = random.Random(seed)
         # small sources less often, but not in proportion
-        self._weights = [len(source.candidates) ** 0.5 for source in self._sources]
+        self._weights = [len(source.candidates) ** 0.5 for source in sources.values()]
 
     def __call__(self) -> tuple[Lists, list[int], Tensor, Tensor]:
-        """Return a source, numbers of queries, numbers of documents (B, c), and which of them are no negatives (B, c)."""
+        """Return a source, queries and documents (B, c) by number, and which documents are no negatives (B, c)."""
         chance, variant = self._chance, self._variant
-        source = chance.choices(self._sources, self._weights)[0]
+        name, source = chance.choices(self._sources, self._weights)[0]
+        wanted, others = variant.mined, variant.others
+        if name in UNMINED:
+            wanted, others = 0, wanted + others
         rows = chance.sample(range(len(source.candidates)), min(BATCH, len(source.candidates)))
         right = [
             [number for number, grade in zip(source.candidates[row], source.grades[row], strict=True) if grade]
@@ -180,12 +185,11 @@ class Batches:
         assert source.mined is not None, "sources have mined documents"
         for place, row in enumerate(rows):
             listed = [n for n, grade in zip(source.candidates[row], source.grades[row], strict=True) if not grade]
-            hard = [*chance.sample(listed, min(variant.mined // 2, len(listed)))]
+            hard = chance.sample(listed, min(wanted // 2, len(listed)))
             mined = source.mined[row].tolist()
-            hard += chance.sample(mined, min(variant.mined - len(hard), len(mined)))
-            others = [firsts[(place + 1 + step) % len(rows)] for step in range(min(variant.others, len(rows) - 1))]
-            wrong = hard + others
-            wrong += [firsts[place]] * (variant.mined + variant.others - len(wrong))
+            hard += chance.sample(mined, min(wanted - len(hard), len(mined)))
+            wrong = hard + [firsts[(place + 1 + step) % len(rows)] for step in range(min(others, len(rows) - 1))]
+            wrong += [firsts[place]] * (wanted + others - len(wrong))
             columns.append([firsts[place], *wrong])
             excluded.append([False, *(number in right[place] for number in wrong)])
         return source, rows, torch.tensor(columns), torch.tensor(excluded)

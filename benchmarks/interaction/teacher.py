@@ -30,7 +30,7 @@ def unit_vectors(encoder: FrozenEncoder, rows: Sequence[Sequence[int]]) -> Tenso
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.interaction.teacher", description=__doc__)
-    parser.add_argument("--features", type=Path, required=True, help="folder that benchmarks.interaction.features wrote")
+    parser.add_argument("--features", type=Path, required=True, help="folder that `features` wrote")
     parser.add_argument("--encoder", required=True, help="the larger encoder, for example all-mpnet-base-v2")
     options = parser.parse_args()
     encoder = FrozenEncoder(options.encoder)
@@ -41,7 +41,10 @@ def main() -> None:
         lists: Lists = torch.load(path, weights_only=False)
         assert lists.texts is not None, "features keep the texts"
         queries, documents = lists.texts
-        vectors = unit_vectors(encoder, encoder.read_query(queries)), unit_vectors(encoder, encoder.read_document(documents))
+        vectors = (
+            unit_vectors(encoder, encoder.read_query(queries)),
+            unit_vectors(encoder, encoder.read_document(documents)),
+        )
         with replacing(output) as temporary:
             torch.save(vectors, temporary)
         print(f"{path.stem}: {len(queries)} queries, {len(documents)} documents", flush=True)

@@ -58,7 +58,9 @@ VARIANTS: dict[str, Variant] = {
     "spans-4": replace(BASE, what="k = 4 spans, 8 mined", form="spans-4", contexts=4, **_HARD),
     "spans-8": replace(BASE, what="k = 8 spans, 8 mined", form="spans-8", contexts=8, **_HARD),
     "codes-4": replace(BASE, what="k = 4 random codes, 8 mined", form="codes-4", contexts=4, **_HARD),
-    "mean-and-codes": replace(BASE, what="mean beside 3 random codes, 8 mined", form="mean+codes-4", contexts=4, **_HARD),
+    "mean-and-codes": replace(
+        BASE, what="mean beside 3 random codes, 8 mined", form="mean+codes-4", contexts=4, **_HARD
+    ),
     "directions-4": replace(BASE, what="k = 4 principal directions, 8 mined", form="directions-4", contexts=4, **_HARD),
     "mean-and-spans": replace(BASE, what="mean beside 3 spans, 8 mined", form="mean+spans-4", contexts=4, **_HARD),
     # (d) layers
@@ -67,11 +69,14 @@ VARIANTS: dict[str, Variant] = {
     # (f) a teacher
     "taught": replace(BASE, what="taught by all-mpnet-base-v2, 8 mined", teacher=True, **_HARD),
     "taught-heads": replace(
-        BASE, what="no interaction: heads taught by all-mpnet-base-v2", interacts=False, heads="both", teacher=True, **_HARD
+        BASE,
+        what="no interaction: heads taught by all-mpnet-base-v2",
+        interacts=False,
+        heads="both",
+        teacher=True,
+        **_HARD,
     ),
-    "taught-spans-4": replace(
-        BASE, what="k = 4 spans, taught", form="spans-4", contexts=4, teacher=True, **_HARD
-    ),
+    "taught-spans-4": replace(BASE, what="k = 4 spans, taught", form="spans-4", contexts=4, teacher=True, **_HARD),
     # (g) longer
     "longer": replace(BASE, what="8 mined, 10,000 steps", steps=10000, **_HARD),
 }

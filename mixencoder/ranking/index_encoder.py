@@ -16,7 +16,7 @@ from torch import Tensor
 from mixencoder.base.inference_context import inference_context
 from mixencoder.base.tokenization import TextEncoder
 from mixencoder.errors import IndexDamagedError, IndexMismatchError, InputError
-from mixencoder.index import CandidateIndex, Encoded
+from mixencoder.index import CandidateIndex, Encoded, Snapshot
 from mixencoder.index.candidate_index import BuildEstimate
 from mixencoder.index.manifest import Manifest
 from mixencoder.modeling import MixEncoderModel
@@ -29,6 +29,8 @@ OVERFLOWS = ("truncate", "chunk", "error")
 """For documents that are longer than the model's limit: cut them, split them into several rows, or raise."""
 _EMBEDDINGS = ("context", "context_scale")
 """Fields of E_0."""
+_READ_DOCUMENTS = 4096
+"""Documents read at once."""
 _TIMED_TEXTS = 64
 """Texts that an estimate encodes to measure the time."""
 
@@ -180,6 +182,34 @@ def project_index(
     made = adapter.create(path, store_text=manifest.store_text)
     made.build_from(source, partial(adapter.converted, stored), show_progress_bar=show_progress_bar)
     return made
+
+
+def read_embeddings(encoder: DocumentEncoder, index: CandidateIndex | Snapshot, ids: Sequence[str]) -> Tensor:
+    """Read the context embeddings (n, k, d) of documents out of an index of the same encoder, in the model's dtype.
+
+    Raises:
+        IndexMismatchError: another encoder made the index, or it stores no context embeddings.
+        UnknownIdError: there is no such document.
+        InputError: a document has several rows (on_overflow="chunk").
+    """
+    model, view = encoder.model, index if isinstance(index, Snapshot) else index.snapshot()
+    manifest = view.manifest
+    encoder.match(manifest, version=weights_version(model)).check_ranking("the index")
+    if not stores_embeddings(manifest):
+        raise IndexMismatchError(
+            "the index stores only the mean of the context embeddings (its model does not update contexts); expected an "
+            "index that stores all of them"
+        )
+    stored = RecordFormat(model, "compact", manifest.settings["precision"])
+    positions = view.positions(ids)
+    found = torch.empty(len(ids), *model.context_shape, dtype=model.dtype)
+    for first in range(0, len(ids), _READ_DOCUMENTS):
+        part = positions[first : first + _READ_DOCUMENTS]
+        chunk = view.gather(part)
+        if len(chunk.positions) > len(part):
+            raise InputError("a document of the index has several rows; expected one row each, without on_overflow chunk")
+        stored.read(chunk.fields, 0, len(part), {"context": found}, first)
+    return found
 
 
 def estimate_index(

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from mixencoder.base.inference_context import inference_context
 from mixencoder.base.tokenization import TextEncoder
 from mixencoder.data.sources import Source
 from mixencoder.errors import NonFiniteError
+from mixencoder.fast import MixEncoder
 from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.progress import progress_bar
 
@@ -149,5 +151,14 @@ def _finite(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
-def stored_documents(engine: "MixEncoder", path: str, sources: Sequence[Source]) -> StoredDocuments:
-    raise NotImplementedError
+def stored_documents(engine: MixEncoder, path: str | Path, sources: Sequence[Source]) -> StoredDocuments:
+    """Read the embeddings of the documents that the data name by id out of an index.
+
+    Raises:
+        UnknownIdError: the index holds no such document.
+        IndexMismatchError, IndexStateError, IndexDamagedError: the index cannot be used with this model.
+    """
+    examples = [example for source in sources for example in source.examples]
+    ids = list(dict.fromkeys(name for e in examples for name in (*e.positives, *e.negatives)))
+    with engine.open_index(path, read_only=True) as index:
+        return StoredDocuments({name: row for row, name in enumerate(ids)}, engine.read_embeddings(index, ids))
