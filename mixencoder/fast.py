@@ -29,6 +29,7 @@ from mixencoder.ranking.identity import ModelIdentity
 from mixencoder.ranking.index_encoder import DocumentEncoder, IndexAdapter, estimate_index, open_index
 from mixencoder.ranking.index_ranker import IndexRanker
 from mixencoder.ranking.pairs import PairScorer
+from mixencoder.ranking.prefilter import check_prefilter
 from mixencoder.ranking.query_cache import QueryStateCache
 from mixkernels import select_backend
 
@@ -169,7 +170,7 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
         activation_fn: Activation | None = ...,
         score: str = ...,
         return_probabilities: bool = ...,
-        prefilter: int | None = ...,
+        prefilter: int | str | None = ...,
         products: str = ...,
     ) -> list[RankResult]: ...
 
@@ -187,7 +188,7 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
         activation_fn: Activation | None = ...,
         score: str = ...,
         return_probabilities: bool = ...,
-        prefilter: int | None = ...,
+        prefilter: int | str | None = ...,
         products: str = ...,
     ) -> list[list[RankResult]]: ...
 
@@ -205,7 +206,7 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
         activation_fn: Activation | None = None,
         score: str = "full",
         return_probabilities: bool = False,
-        prefilter: int | None = None,
+        prefilter: int | str | None = "auto",
         products: str = "native",
     ) -> list[RankResult] | list[list[RankResult]]:
         """Rank documents for a query, best first, ties to the lower corpus_id.
@@ -223,7 +224,9 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
                 shape. It does not change the order.
             return_probabilities: also return the `probability` of each score.
             prefilter: with an index and the dual term: fully score only this many documents, the best by dual score,
-                which costs little (docs/candidate-index.md has the measured loss).
+                which is faster and may lose a result (docs/candidate-index.md has the measured loss). None scores all.
+                "auto" takes about ten per result, at least 100, if there are more than four times as many documents;
+                it scores all if top_k is None, score is not "full", or the model has no dual term.
             products: with an index, what matrix products compute in: "native"; "bfloat16", if the device has
                 instructions for it; or "int8", on a CPU. The last two are faster and change scores slightly.
 
@@ -241,7 +244,7 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
             ForkedProcessError: this process was forked from one that had computed with threads.
         """
         if not isinstance(documents, CandidateIndex | Snapshot):
-            if prefilter is not None or products != "native":
+            if check_prefilter(prefilter) not in (None, "auto") or products != "native":
                 raise InputError("prefilter and products are for an index; make one of the documents with index()")
             options: dict[str, Any] = {"ids": ids, "return_documents": return_documents, "batch_size": batch_size}
             options |= {"show_progress_bar": show_progress_bar, "activation_fn": activation_fn, "score": score}
