@@ -37,7 +37,7 @@ PREFILTERS = (25, 50, 100, 200, 400)
 COUNTS = (1000, 5000, 20_000)
 """Sizes of the parts of the pool, besides all of it."""
 MAX_TOKENS = 192
-"""Tokens that are read of a document, as in `benchmarks.index.precision`."""
+"""Most tokens that are read of a document, as in `benchmarks.index.precision`."""
 
 
 class Collection(NamedTuple):
@@ -171,16 +171,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--queries", type=int, default=300, help="most queries of a collection")
     parser.add_argument("--limit", type=int, help="most documents of each source, to try the command")
     options = parser.parse_args(arguments)
-    engine = MixEncoder.from_pretrained(options.model).with_limits(max_document_length=MAX_TOKENS)
+    engine = MixEncoder.from_pretrained(options.model)
     if not engine.config.dual_term:
         parser.error(f"{options.model} has no dual term, so nothing can be prefiltered")
+    most_tokens = min(MAX_TOKENS, engine.config.backbone_config.max_position_embeddings)
+    engine = engine.with_limits(max_document_length=most_tokens)
     limit = "" if options.limit is None else f" --limit {options.limit}"
     document = {
         "provenance": {
             "command": f"python -m benchmarks.index.prefilter --data-dir DATA --queries {options.queries}{limit}",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "model": "bundled default" if options.model is None else Path(options.model).name,
-            "max_document_length": MAX_TOKENS,
+            "max_document_length": most_tokens,
             "top_k": TOP_K,
             "commit": commit(),
             "versions": versions(),

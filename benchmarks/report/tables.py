@@ -266,6 +266,22 @@ def prefilter_table() -> str:
     return markdown(rows)
 
 
+def prefilter_changes_table() -> str:
+    """In how many queries every prefilter changes the best ten; on any processor, as nothing is timed."""
+    paths = sorted(RESULTS.glob("cpu-*/index_prefilter.json"))
+    if not paths:
+        return "Not recorded yet: `python -m benchmarks.index.prefilter` does it."
+    header = ["collection", "N", "prefilter", "other documents", "other order", "mean overlap", "nDCG@10"]
+    rows = [header, ["---"] * len(header)]
+    for record in json.loads(paths[0].read_text(encoding="utf-8"))["records"]:
+        if record["prefilter"] != "all" or "ndcg_at_10" in record:
+            shares = (f"{record[name]:.1%}" for name in ("other_set", "other_order", "overlap_at_10"))
+            ndcg = f"{record['ndcg_at_10']:.4f}" if "ndcg_at_10" in record else ""
+            name = "none" if record["prefilter"] == "all" else record["prefilter"]
+            rows.append([record["collection"], f"{record['documents']:,}", name, *shares, ndcg])
+    return markdown(rows)
+
+
 def million_table() -> str:
     """Time and memory of a large index."""
     path = FOLDER / "index_million.json"
@@ -366,6 +382,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "index": index_table,
     "precision": precision_table,
     "prefilter": prefilter_table,
+    "prefilter changes": prefilter_changes_table,
     "million": million_table,
     "attention": attention_table,
     "training": training_table,
