@@ -10,8 +10,8 @@ LEAST_KEPT = 100
 """Least number of documents that "auto" fully scores."""
 KEPT_PER_RESULT = 10
 """Documents that "auto" fully scores for each one that is returned."""
-LEAST_SAVING = 4
-"""With "auto" a prefilter is used only if it fully scores less than one in this many documents."""
+LEAST_RATIO = 4
+"""With "auto", a prefilter is used only with more than this many documents for each one that it keeps."""
 
 
 def check_prefilter(prefilter: Any) -> int | str | None:
@@ -39,7 +39,7 @@ def chosen_prefilter(
 
     - all documents are wanted (top_k is None);
     - a single term of the score is wanted, or the model has no dual term;
-    - there are at most four times as many documents: little time would be saved, and each of them could be lost.
+    - there are at most four times as many documents: little time would be saved.
 
     Args:
         prefilter: a valid value (`check_prefilter`); integers and None are returned unchanged.
@@ -54,4 +54,4 @@ def chosen_prefilter(
         return None
     wanted = max(LEAST_KEPT, KEPT_PER_RESULT * top_k)
     kept = -(-wanted // ON_CPU.granule) * ON_CPU.granule
-    return kept if documents > LEAST_SAVING * kept else None
+    return kept if documents > LEAST_RATIO * kept else None
