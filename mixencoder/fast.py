@@ -5,30 +5,27 @@ scored in the same call (docs/determinism.md): texts are encoded in passes whose
 (`mixencoder.base.encoder_passes`), and pairs are scored in blocks of one shape (`mixencoder.ranking.pairs`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mixencoder.base.encoding import EncodingEngine
 from mixencoder.base.engine import Request
 from mixencoder.base.inference_context import inference
-from mixencoder.base.inputs import as_list, check_documents, positive_integer
+from mixencoder.base.inputs import as_list, positive_integer
 from mixencoder.base.modeling import HeadedModel
-from mixencoder.base.results import Activation, RankResult, check_encoded
+from mixencoder.base.results import Activation, RankResult
 from mixencoder.base.scores import Pairs
 from mixencoder.bundled import default_checkpoint
 from mixencoder.errors import InputError
 from mixencoder.index import CandidateIndex, Snapshot
-from mixencoder.index.candidate_index import BuildEstimate
 from mixencoder.modeling import MixEncoderModel, QueryState
-from mixencoder.ranking.identity import ModelIdentity
-from mixencoder.ranking.index_encoder import DocumentEncoder, IndexAdapter, estimate_index, open_index, project_index
 from mixencoder.ranking.index_ranker import IndexRanker
+from mixencoder.ranking.indexing_engine import IndexingEngine
 from mixencoder.ranking.pairs import PairScorer
+from mixencoder.ranking.prefilter import check_prefilter
 from mixencoder.ranking.query_cache import QueryStateCache
 from mixkernels import select_backend
 
@@ -36,7 +33,7 @@ SCORES = ("full", "interaction", "dual")
 """Parts of the ranking score: the sum, ``h . e`` alone, or the dual term alone."""
 
 
-class MixEncoder(EncodingEngine[QueryState, Tensor]):
+class MixEncoder(IndexingEngine):
     """Score and rank candidates for a query.
 
     Make one with `from_pretrained` (the bundled default, a directory, or a hub id), or with `from_backbone` (an
@@ -59,7 +56,7 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
     model_class = MixEncoderModel
     score_terms = SCORES
     encoded_types = (Tensor,)
-    _derived = (*EncodingEngine._derived, "identity", "_index_ranker", "_pair_scorer", "_query_states")
+    _derived = (*IndexingEngine._derived, "_index_ranker", "_pair_scorer", "_query_states")
 
     def __init__(self, model: MixEncoderModel, tokenizer: Any, *, backend: str = "auto") -> None:
         select_backend(None if backend == "auto" else backend)
@@ -133,7 +130,6 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
         super()._derive()
         self._pair_scorer = PairScorer(self.model)
         self._query_states = QueryStateCache()
-        self.identity = ModelIdentity(self.model, self.tokenizer)
         self._index_ranker = IndexRanker(self.model, self.identity)
 
     def _sizes(self) -> str:
@@ -145,10 +141,6 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
     def _with_model(self, model: HeadedModel) -> Self:
         assert isinstance(model, MixEncoderModel), "the model of a MixEncoder is a MixEncoderModel"
         return type(self)(model, self.tokenizer, backend=self.backend)
-
-    @property
-    def _document_encoder(self) -> DocumentEncoder:
-        return DocumentEncoder(self.model, self.identity, self.read_document, self.encode_rows)
 
     @property
     def backend(self) -> str:
@@ -169,7 +161,7 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
         activation_fn: Activation | None = ...,
         score: str = ...,
         return_probabilities: bool = ...,
-        prefilter: int | None = ...,
+        prefilter: int | str | None = ...,
         products: str = ...,
     ) -> list[RankResult]: ...
 
@@ -187,7 +179,7 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
         activation_fn: Activation | None = ...,
         score: str = ...,
         return_probabilities: bool = ...,
-        prefilter: int | None = ...,
+        prefilter: int | str | None = ...,
         products: str = ...,
     ) -> list[list[RankResult]]: ...
 
@@ -205,7 +197,7 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
         activation_fn: Activation | None = None,
         score: str = "full",
         return_probabilities: bool = False,
-        prefilter: int | None = None,
+        prefilter: int | str | None = "auto",
         products: str = "native",
     ) -> list[RankResult] | list[list[RankResult]]:
         """Rank documents for a query, best first, ties to the lower corpus_id.
@@ -223,7 +215,9 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
                 shape. It does not change the order.
             return_probabilities: also return the `probability` of each score.
             prefilter: with an index and the dual term: fully score only this many documents, the best by dual score,
-                which costs little (docs/candidate-index.md has the measured loss).
+                which is faster and may lose a result (docs/candidate-index.md has the measured loss). None scores all.
+                "auto" takes about ten per result, at least 100, if there are more than four times as many documents;
+                it scores all if top_k is None, score is not "full", or the model has no dual term.
             products: with an index, what matrix products compute in: "native"; "bfloat16", if the device has
                 instructions for it; or "int8", on a CPU. The last two are faster and change scores slightly.
 
@@ -241,7 +235,7 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
             ForkedProcessError: this process was forked from one that had computed with threads.
         """
         if not isinstance(documents, CandidateIndex | Snapshot):
-            if prefilter is not None or products != "native":
+            if check_prefilter(prefilter) not in (None, "auto") or products != "native":
                 raise InputError("prefilter and products are for an index; make one of the documents with index()")
             options: dict[str, Any] = {"ids": ids, "return_documents": return_documents, "batch_size": batch_size}
             options |= {"show_progress_bar": show_progress_bar, "activation_fn": activation_fn, "score": score}
@@ -268,123 +262,6 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
             self._add_probabilities(rankings)
         return rankings[0] if isinstance(query, str) else rankings
 
-    def index(
-        self,
-        documents: Iterable[str] | None = None,
-        ids: Iterable[str] | None = None,
-        path: str | Path | None = None,
-        *,
-        precision: str = "float16",
-        layout: str = "projected",
-        on_overflow: str = "truncate",
-        metadata: Iterable[Mapping[str, Any] | None] | None = None,
-        embeddings: Tensor | np.ndarray | None = None,
-        store_text: bool = True,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-    ) -> CandidateIndex:
-        """Encode documents once into an index that `rank` reads, in memory or in a folder.
-
-        In a folder it is committed every 1,024 texts; after an interruption the same call continues from there.
-
-        Texts that are cut or hold no token are counted and warned of (`notices`), here and when more are added.
-
-        Args:
-            documents: any number of texts; an iterator is read piece by piece.
-            ids: a name for each; None takes a hash of the text, so that equal texts become one document.
-            path: a new or empty folder, or an unfinished index; None keeps the index in memory.
-            precision: "float32", "float16", "bfloat16" or "int8": how numbers are stored (docs/candidate-index.md).
-            layout: "projected" stores everything that the first interaction layer can compute without a query;
-                "compact" only the context embeddings, which takes less space and more time.
-            on_overflow: "truncate" cuts documents that are longer than the model reads, "chunk" splits them and ranks
-                each by its best part, "error" rejects them.
-            metadata: a JSON object or None for each document, stored with it.
-            embeddings: (N, k, d) from `encode_document`, used instead of encoding texts.
-            store_text: store the texts, for `return_documents` and for repairing damage.
-            batch_size, show_progress_bar: as in `encode_document`.
-
-        Raises:
-            InputError: an option or a text cannot be used.
-            IndexStateError: path holds a complete index (use `open_index`) or other files.
-            IndexMismatchError: the unfinished index at path is of another model or has other settings.
-            DuplicateIdError: an id is given twice.
-            IndexStorageError: the disk is full, read-only or failing.
-            IndexLockedError: another process or thread is writing the index.
-        """
-        if documents is not None:
-            check_documents(documents)
-        batch_size = positive_integer(batch_size, "batch_size")
-        index = IndexAdapter(self._document_encoder, precision, layout, on_overflow).create(path, store_text=store_text)
-        progress = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
-        index.build(documents, ids, metadata=metadata, embeddings=embeddings, **progress)
-        return index
-
-    def open_index(
-        self, path: str | Path, *, read_only: bool = False, check_sizes: bool = True, verify: bool = False
-    ) -> CandidateIndex:
-        """Open an index that this model's encoder made with weights of this dtype; opening writes nothing.
-
-        If the interaction has changed since, a "projected" index can be ranked, but not added to: see `project_index`.
-
-        Args:
-            path: its folder.
-            read_only: the index raises an error when written to.
-            check_sizes: raise if files are too short; pass False to open such an index for `CandidateIndex.repair`.
-            verify: also compare all stored data with checksums, which reads all of it.
-
-        Raises:
-            IndexMismatchError: it was made by another encoder or with other settings; the message names both.
-            IndexStateError: there is no index, it is unfinished, or its format is newer.
-            IndexDamagedError: files are missing, cut short or unreadable, or, with verify, a checksum is wrong.
-        """
-        return open_index(self._document_encoder, path, read_only=read_only, check_sizes=check_sizes, verify=verify)
-
-    def project_index(
-        self,
-        index: CandidateIndex,
-        path: str | Path | None = None,
-        *,
-        precision: str | None = None,
-        layout: str = "projected",
-        show_progress_bar: bool | None = None,
-    ) -> CandidateIndex:
-        """Copy an index of this encoder with this model's projections, without encoding texts again.
-
-        For a model whose interaction was trained further, or for another layout or precision. Ids, texts and metadata
-        stay. Embeddings are taken as stored, in int8 or float16 rounded, and everything is computed from the
-        rounded ones. After an interruption the same call continues.
-
-        Args:
-            index: in either layout; it stays as it is.
-            path, layout: as in `index`.
-            precision: None takes that of the index.
-            show_progress_bar: as in `encode_document`.
-
-        Raises:
-            IndexMismatchError: another encoder made the index, or it stores no context embeddings.
-            IndexDamagedError: a checksum of the index is wrong.
-            InputError, IndexStateError, IndexStorageError, IndexLockedError: as `index`.
-        """
-        options = {"precision": precision, "layout": layout, "show_progress_bar": show_progress_bar}
-        return project_index(self._document_encoder, index, path, **options)
-
-    def estimate_index(
-        self,
-        documents: Iterable[str],
-        *,
-        precision: str = "float16",
-        layout: str = "projected",
-        on_overflow: str = "truncate",
-        batch_size: int = 32,
-    ) -> BuildEstimate:
-        """Estimate the bytes and the time that an index of documents takes, by encoding a few of them.
-
-        Raises:
-            InputError: an option or a text cannot be used.
-        """
-        options = {"precision": precision, "layout": layout, "on_overflow": on_overflow, "batch_size": batch_size}
-        return estimate_index(self._document_encoder, list(check_documents(documents)), **options)
-
     @inference
     def query_states(self, texts: Iterable[str], *, batch_size: int = 32) -> list[QueryState]:
         """Encode queries, one state (B = 1) each, or take them from a bounded cache of earlier ones.
@@ -399,16 +276,6 @@ class MixEncoder(EncodingEngine[QueryState, Tensor]):
             return self._finite_queries(rows, batch_size, show_progress_bar=False)
 
         return self._query_states.fetch(self.model, self.read_query(as_list(texts, "query")), encode)
-
-    @inference
-    def encode_rows(self, rows: Sequence[Sequence[int]], *, batch_size: int = 32) -> Tensor:
-        """Encode documents given as token ids, special tokens included: (N, k, d).
-
-        Raises:
-            NonFiniteError: the model's result is NaN or infinite.
-        """
-        encoded = self._encode_documents(rows, positive_integer(batch_size, "batch_size"), show_progress_bar=False)
-        return check_encoded(encoded, "documents", self.dtype)
 
     @inference
     def interact(self, query_state: QueryState, candidates: Tensor, *, score: str = "full") -> Tensor:

@@ -296,7 +296,9 @@ class MixEncoderModel(TwoTowerModel):
         """
         if query_state is None or document_contexts is None:
             texts = query_input_ids, query_attention_mask, document_input_ids, document_attention_mask
-            return super().forward(*cast("tuple[Tensor, ...]", texts), candidates_per_query, head, mini_batch_size)
+            return super().forward(
+                *cast("tuple[Tensor, Tensor, Tensor, Tensor]", texts), candidates_per_query, head, mini_batch_size
+            )
         candidates = document_contexts
         if candidates_per_query is not None:
             candidates = candidates.unflatten(0, (-1, candidates_per_query))

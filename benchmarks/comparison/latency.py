@@ -2,7 +2,8 @@
 
 A query of 16 tokens against 1,000 candidates of 128, float32: from the query's text to the best ten. Candidates are
 encoded ahead and held in memory where the architecture allows it, MixEncoder's in an index with default settings
-(projected, float16). In turns, medians. Untrained models take the same time as trained ones.
+(projected, float16) and fully scored; "mixencoder, prefilter" is the same index with the default prefilter. In turns,
+medians. Untrained models take the same time as trained ones.
 Writes benchmarks/results/DEVICE/comparison_latency.json.
 """
 
@@ -10,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,11 @@ def measure(backbone: Path) -> dict[str, Any]:
                 engine._query_states = QueryStateCache(max_bytes=0)
                 index = engine.index(documents)
                 sizes[name] = index.info()["row_bytes"]
-                calls[name] = lambda engine=engine, query=query, index=index: engine.rank(query, index, TOP_K)
+                calls[name] = partial(engine.rank, query, index, TOP_K, prefilter=None)
+                if engine.config.dual_term:
+                    quick = f"{name}, prefilter"
+                    scale[quick], sizes[quick] = scale[name], sizes[name]
+                    calls[quick] = partial(engine.rank, query, index, TOP_K, prefilter="auto")
                 continue
             candidates = engine.encode_document(documents)
             sizes[name] = stored_bytes(candidates) / CANDIDATES

@@ -9,7 +9,7 @@ benchmarks/results/DEVICE/index_precision.json.
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,22 @@ def measure(
 ) -> dict[str, Any]:
     """Quality and time per query of one way to rank."""
     engine.query_states(list(queries.values()))
+    options = {"prefilter": None, **options}
     start = time.perf_counter()
     rankings = [engine.rank(text, index, TOP_K, **options) for text in queries.values()]
     seconds = (time.perf_counter() - start) / len(queries)
+    best = [[entry["id"] for entry in ranking] for ranking in rankings]
+    return {"ndcg_at_10": ndcg(queries, best, qrels), "seconds_per_query": seconds, "best": best}
+
+
+def ndcg(queries: Iterable[str], best: Iterable[Sequence[str]], qrels: dict[str, dict[str, int]]) -> float:
+    """nDCG@10, mean over queries, which are given by id, each with the ids of its best documents in order."""
     run = {
-        query: {entry["id"]: float(-rank) for rank, entry in enumerate(ranking)}
-        for query, ranking in zip(queries, rankings, strict=True)
+        query: {name: float(-rank) for rank, name in enumerate(names)}
+        for query, names in zip(queries, best, strict=True)
     }
-    ndcg = ir_measures.calc_aggregate([ir_measures.nDCG @ 10], {name: qrels[name] for name in queries}, run)
-    return {
-        "ndcg_at_10": float(next(iter(ndcg.values()))),
-        "seconds_per_query": seconds,
-        "best": [[entry["id"] for entry in ranking] for ranking in rankings],
-    }
+    found = ir_measures.calc_aggregate([ir_measures.nDCG @ 10], {name: qrels[name] for name in run}, run)
+    return float(next(iter(found.values())))
 
 
 def overlap(found: Sequence[Sequence[str]], expected: Sequence[Sequence[str]]) -> float:

@@ -129,7 +129,7 @@ def _ours(index: CandidateIndex, products: str) -> Contender:
     interaction = interaction_cost(MINILM, len(index), 1, QUERY_TOKENS, dtype, stored_bytes=stored)
     own_limit = {"products": "int8"} if products == "int8" else {}
     return Contender(
-        partial(engine(MixEncoder).rank, query_text(), index, TOP_K, products=products),
+        partial(engine(MixEncoder).rank, query_text(), index, TOP_K, prefilter=None, products=products),
         query_cost(MINILM, QUERY_TOKENS, dtype).and_then(interaction),
         facts={"stored_bytes": stored, "stored": "projected float16"} | own_limit,
     )

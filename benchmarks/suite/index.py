@@ -163,7 +163,8 @@ def _prepare_rank(names: Collection[str]) -> Prepared:
     return Prepared(
         {
             "index": Contender(
-                partial(mix.rank, query_text(), index, TOP_K), once.and_then(rest(stored_bytes=_row_bytes()))
+                partial(mix.rank, query_text(), index, TOP_K, prefilter=None),
+                once.and_then(rest(stored_bytes=_row_bytes())),
             ),
             "plain PyTorch": Contender(
                 by_hand,

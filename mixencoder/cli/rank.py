@@ -32,8 +32,12 @@ def rank(
     ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="How many to show.", show_default="all")] = None,
     prefilter: Annotated[
-        int | None, typer.Option(min=1, help="With an index: fully score only the N best by dual score.")
-    ] = None,
+        str,
+        typer.Option(
+            metavar="auto|all|N",
+            help="With an index: fully score only the N best by dual score, or all; auto depends on --top-k.",
+        ),
+    ] = "auto",
     column: ColumnOption = None,
     format: FormatOption = None,
     on_empty: OnEmptyOption = "special",
@@ -49,12 +53,13 @@ def rank(
     from mixencoder.data.candidates import read_candidates
 
     _check_query(query)
+    kept = _prefilter(prefilter)
     check_on_empty(on_empty)
     if (candidates is None) == (index is None):
         raise InputError("expected either --candidates FILE or --index DIR")
     found = None
     if candidates is not None:
-        if prefilter is not None:
+        if isinstance(kept, int):
             raise InputError("--prefilter is for an index; make one with mixencoder index build")
         found = read_candidates(candidates, column=column, format=format)
     elif not (column is format is None):
@@ -82,7 +87,7 @@ def rank(
         if len(documents) == 0:
             raise InputError(f"{index} holds no candidate; add some with mixencoder index add")
         times.append(f"opening {_count(documents)} {_milliseconds(time.perf_counter() - start)}")
-        options |= {"return_documents": documents.store_text, "prefilter": prefilter}
+        options |= {"return_documents": documents.store_text, "prefilter": kept}
     options["return_probabilities"] = engine.config.calibration is not None
     start = time.perf_counter()
     results = engine.rank(query, documents, top_k=top_k, **options)
@@ -102,6 +107,15 @@ def _check_query(query: str) -> None:
         raise InputError("the query is empty; expected some text")
     if (fault := unicode_fault(query)) is not None:
         raise InputError(f"the query {fault}; expected text in the terminal's encoding")
+
+
+def _prefilter(value: str) -> int | str | None:
+    """Return the option as `MixEncoder.rank` takes it."""
+    if value in ("auto", "all"):
+        return None if value == "all" else value
+    if value.isascii() and value.isdigit() and int(value) > 0:
+        return int(value)
+    raise InputError(f"--prefilter is {value!r}; expected auto, all or a positive integer")
 
 
 def _count(candidates: Sized) -> str:

@@ -169,11 +169,7 @@ def project_index(
     manifest, name = source.manifest, "the index" if index.path is None else str(index.path)
     encoder.match(manifest).check_ranking(name)
     settings = manifest.settings
-    if not stores_embeddings(manifest):
-        raise IndexMismatchError(
-            f"{name} stores only the mean of the context embeddings (its model does not update contexts); expected an "
-            "index that stores all of them. Build a new index from the texts"
-        )
+    _check_embeddings(name, manifest)
     if not (report := index.verify()).ok:
         raise IndexDamagedError(f"{name} is damaged; nothing was copied: {report.damages[0]}")
     precision = settings["precision"] if precision is None else precision
@@ -195,11 +191,7 @@ def read_embeddings(encoder: DocumentEncoder, index: CandidateIndex | Snapshot, 
     model, view = encoder.model, index if isinstance(index, Snapshot) else index.snapshot()
     manifest = view.manifest
     encoder.match(manifest, version=weights_version(model)).check_ranking("the index")
-    if not stores_embeddings(manifest):
-        raise IndexMismatchError(
-            "the index stores only the mean of the context embeddings (its model does not update contexts); expected an "
-            "index that stores all of them"
-        )
+    _check_embeddings("the index", manifest)
     stored = RecordFormat(model, "compact", manifest.settings["precision"])
     positions = view.positions(ids)
     found = torch.empty(len(ids), *model.context_shape, dtype=model.dtype)
@@ -207,9 +199,19 @@ def read_embeddings(encoder: DocumentEncoder, index: CandidateIndex | Snapshot, 
         part = positions[first : first + _READ_DOCUMENTS]
         chunk = view.gather(part)
         if len(chunk.positions) > len(part):
-            raise InputError("a document of the index has several rows; expected one row each, without on_overflow chunk")
+            raise InputError(
+                'a document of the index has several rows; expected an index without on_overflow="chunk", or other ids'
+            )
         stored.read(chunk.fields, 0, len(part), {"context": found}, first)
     return found
+
+
+def _check_embeddings(what: str, manifest: Manifest) -> None:
+    if not stores_embeddings(manifest):
+        raise IndexMismatchError(
+            f"{what} stores only the mean of the context embeddings (its model does not update contexts); expected an "
+            "index that stores all of them. Build a new index from the texts"
+        )
 
 
 def estimate_index(

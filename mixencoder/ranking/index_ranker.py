@@ -16,6 +16,7 @@ from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.progress import NoProgress, ProgressBar, progress_bar
 from mixencoder.ranking.fingerprint import match_index
 from mixencoder.ranking.identity import ModelIdentity
+from mixencoder.ranking.prefilter import check_prefilter, chosen_prefilter
 from mixencoder.ranking.record_format import RecordFormat
 from mixencoder.ranking.streaming import Rows, RowSource, StreamRanker
 from mixencoder.ranking.weights_version import KeptForWeights, weights_version
@@ -48,7 +49,7 @@ class IndexRanker:
         *,
         ids: Iterable[str] | Iterable[Iterable[str]] | None,
         show_progress_bar: bool | None,
-        prefilter: int | None,
+        prefilter: int | str | None,
         return_documents: bool,
         activation_fn: Activation | None,
         score: str,
@@ -56,7 +57,7 @@ class IndexRanker:
     ) -> list[list[RankResult]]:
         """Rank for every query, given as one state each (B = 1); arguments, results and errors of `MixEncoder.rank`."""
         top_k = positive_integer_or_none(top_k, "top_k")
-        prefilter = positive_integer_or_none(prefilter, "prefilter")
+        prefilter = check_prefilter(prefilter)
         groups = _groups(states, ids)
         version = weights_version(self._model)
         view = index if isinstance(index, Snapshot) else index.snapshot()
@@ -66,13 +67,16 @@ class IndexRanker:
         if return_documents and not view.manifest.store_text:
             raise InputError("return_documents needs texts, but the index stores none (store_text=False)")
         ranker = self._ranker(version, match.record_format(), products)
-        options: dict[str, Any] = {"score": score, "prefilter": prefilter, "repeats": view.rows > len(view)}
+        options: dict[str, Any] = {"score": score, "repeats": view.rows > len(view)}
+        has_dual = self._model.config.dual_term
 
         def rank_group(queries: Sequence[QueryState], names: Sequence[str] | None) -> TopK:
             positions = None if names is None else _positions(view, names)
             total = view.rows if positions is None else len(positions)
+            documents = len(view if positions is None else positions)
+            kept = chosen_prefilter(prefilter, documents, top_k, score=score, has_dual=has_dual)
             with progress_bar(total, "Candidates", "row", show_progress_bar) as bar:
-                return ranker.rank(queries, _ViewRows(view, positions, bar), top_k, **options)
+                return ranker.rank(queries, _ViewRows(view, positions, bar), top_k, prefilter=kept, **options)
 
         return [
             _entries(view, scores, positions, return_documents)

@@ -102,8 +102,8 @@ class TrainConfig:
     """For a mixencoder: train only the layers on top of the encoder. Every text is encoded once, before the first step,
     and stored context embeddings stay as they are: an index of the model also serves the trained one."""
     index: str | Path | None = None
-    """With freeze_encoder: an index of the model. Documents in the data are ids of this index, and its stored vectors are
-    used, so that no texts of documents are needed."""
+    """With freeze_encoder: an index of the model. Documents in the data are ids of this index, and its stored vectors
+    are used, so that no texts of documents are needed."""
     freeze_embeddings: bool = True
     """Do not train the backbone's token and position embeddings."""
     freeze_layers: int = 0
@@ -152,8 +152,8 @@ def checked(config: TrainConfig) -> TrainConfig:
             raise InputError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
     if config.index is not None and not config.freeze_encoder:
         raise InputError(
-            f"index is {config.index!r}, but freeze_encoder is False; the vectors of an index stay as they are, expected "
-            "freeze_encoder=True"
+            f"index is {config.index!r}, but freeze_encoder is False; the vectors of an index stay as they are, so "
+            "expected freeze_encoder=True"
         )
     if config.index is not None and config.teacher is not None:
         raise InputError("index and teacher were both given; a teacher reads texts, which an index may lack")

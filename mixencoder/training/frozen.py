@@ -113,13 +113,13 @@ class FrozenEncodings:
             for kept, parts in ((keys, state.keys), (values, state.values)):
                 for layer in layers:
                     part = parts[layer].cpu()
-                    kept[layer] = _room(kept[layer], ends[-1], part[0], torch.float16)
+                    tokens = kept[layer] = _room(kept[layer], ends[-1], part[0], torch.float16)
                     for row, number in enumerate(numbers):
-                        kept[layer][ends[number] - len(rows[number]) : ends[number]] = part[row, : len(rows[number])]
+                        tokens[self._offsets[number] : ends[number]] = part[row, : len(rows[number])]
             for name in vectors:
                 if (found := getattr(state, name)) is not None:
-                    vectors[name] = _room(vectors[name], len(rows), found, found.dtype)
-                    vectors[name][numbers] = found[: len(numbers)].cpu()
+                    kept_vectors = vectors[name] = _room(vectors[name], len(rows), found, found.dtype)
+                    kept_vectors[numbers] = found[: len(numbers)].cpu()
         self._keys, self._values = [_finite(part) for part in keys], [_finite(part) for part in values]
         self._pooled, self._first = vectors["pooled"], vectors["first"]
 

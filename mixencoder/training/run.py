@@ -240,8 +240,8 @@ def _freeze(engine: Engine, config: TrainConfig) -> None:
     if config.freeze_encoder:
         if not isinstance(model, MixEncoderModel):
             raise InputError(
-                f"freeze_encoder is True, but the model is a {type(engine).__name__}; expected a mixencoder, whose layers "
-                "on top of the encoder can be trained alone"
+                f"freeze_encoder is True, but the model is a {type(engine).__name__}; expected a mixencoder, whose "
+                "layers on top of the encoder can be trained alone"
             )
         for name in model.encoder_weights():
             model.get_parameter(name).requires_grad_(False)

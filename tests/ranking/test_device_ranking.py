@@ -32,7 +32,7 @@ def test_a_view_on_a_device_is_ranked_as_the_index_is_and_keeps_its_state(device
     index.remove(["3", "4", "900"])
     view = index.snapshot().to(device)
     assert {array.device.type for shard in view._shards for array in shard.fields.values()} == {device}
-    ways = [{}, {"ids": ["7", "2", "500"]}, {"prefilter": 20}, {"score": "dual"}]
+    ways = [{}, {"ids": ["7", "2", "500"]}, {"prefilter": None}, {"prefilter": 20}, {"score": "dual"}]
     expected = [model.rank(QUERIES, index, 30, **options) for options in ways]
     best = expected[0][0][0]
     index.remove([best["id"]])

@@ -5,7 +5,7 @@ import torch
 
 from mixencoder import MixEncoder
 from mixencoder.data.examples import read_source
-from mixencoder.errors import InputError
+from mixencoder.errors import InputError, UnknownIdError
 from mixencoder.training.batches import Collator, TokenInputs
 from mixencoder.training.frozen import FrozenEncodings
 from mixencoder.training.objective import Objective
@@ -64,6 +64,26 @@ def test_only_the_layers_on_top_change_and_an_index_serves_the_trained_model(tmp
     assert any(name.startswith("interaction.") for name in changed)
     assert "query_adapter.outer.weight" in changed
     assert engine.rank("how", index, top_k=3) != before.rank("how", index, top_k=3)
+
+
+def test_documents_of_an_index_are_named_by_id_and_give_the_same_training(tmp_path, backbone_path, words):
+    before = MixEncoder.from_backbone(backbone_path, **FIELDS)
+    before.save_pretrained(tmp_path / "before")
+    rows = partner_pairs(words, 40)
+    texts = sorted({row["positive"] for row in rows})
+    # as long as the texts, since batches are drawn by length
+    ids = {text: text.replace(" ", "_") for text in texts}
+    before.index(texts, ids.values(), tmp_path / "index", precision="float32").close()
+    shared = {"backbone": None, "config": {}, "model": tmp_path / "before"}
+    one = train(options(tmp_path, backbone_path, words, data=[DataSpec(rows)], **shared))
+    named = [{"query": row["query"], "positive": ids[row["positive"]]} for row in rows]
+    fields = {"data": [DataSpec(named)], "index": tmp_path / "index", "output": tmp_path / "other"}
+    other = train(options(tmp_path, backbone_path, words, **shared, **fields))
+    for name, weight in one.model.state_dict().items():
+        torch.testing.assert_close(other.model.state_dict()[name], weight, rtol=0, atol=1e-5, msg=name)
+    fields |= {"data": [DataSpec([*named, {"query": "how", "positive": "unknown"}])], "output": tmp_path / "third"}
+    with pytest.raises(UnknownIdError, match="unknown"):
+        train(options(tmp_path, backbone_path, words, **shared, **fields))
 
 
 def test_a_relation_is_learned_without_training_the_encoder(tmp_path, backbone_path, words):

@@ -1,0 +1,57 @@
+"""How many documents of an index are fully scored: the option ``prefilter`` of `MixEncoder.rank`."""
+
+from typing import Any
+
+from mixencoder.base.inputs import positive_integer
+from mixencoder.errors import InputError
+from mixencoder.ranking.plan import ON_CPU
+
+LEAST_KEPT = 100
+"""Least number of documents that "auto" fully scores."""
+KEPT_PER_RESULT = 10
+"""Documents that "auto" fully scores for each one that is returned."""
+LEAST_RATIO = 4
+"""With "auto", a prefilter is used only with more than this many documents for each one that it keeps."""
+
+
+def check_prefilter(prefilter: Any) -> int | str | None:
+    """Return a valid value of the option: "auto", None, or a positive integer of any kind as an int.
+
+    Raises:
+        InputError: the value is something else.
+    """
+    if prefilter is None or (isinstance(prefilter, str) and prefilter == "auto"):
+        return prefilter
+    try:
+        return positive_integer(prefilter, "prefilter")
+    except InputError:
+        raise InputError(f'prefilter is {prefilter!r}; expected a positive integer, "auto" or None') from None
+
+
+def chosen_prefilter(
+    prefilter: int | str | None, documents: int, top_k: int | None, *, score: str = "full", has_dual: bool
+) -> int | None:
+    """Return how many documents to score fully, the best by dual score; None scores all.
+
+    "auto" takes ten documents per result, at least 100: the measured best ten change in few queries then
+    (docs/candidate-index.md). The number is rounded up to a multiple of 32, because the smallest piece that is scored
+    has 32 candidates, so the added documents cost nothing. "auto" is None if
+
+    - all documents are wanted (top_k is None);
+    - a single term of the score is wanted, or the model has no dual term;
+    - there are at most four times as many documents: little time would be saved.
+
+    Args:
+        prefilter: a valid value (`check_prefilter`); integers and None are returned unchanged.
+        documents: how many are ranked.
+        top_k: how many are returned.
+        score: as in `MixEncoder.rank`.
+        has_dual: whether the model has a dual term.
+    """
+    if not isinstance(prefilter, str):
+        return prefilter
+    if top_k is None or score != "full" or not has_dual:
+        return None
+    wanted = max(LEAST_KEPT, KEPT_PER_RESULT * top_k)
+    kept = -(-wanted // ON_CPU.granule) * ON_CPU.granule
+    return kept if documents > LEAST_RATIO * kept else None
