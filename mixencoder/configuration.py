@@ -40,6 +40,8 @@ class MixEncoderConfig(EncoderConfig):
         dual_scale_init: the initial value of a.
         query_adapter_size: hidden units of a residual network on the query's vector of the dual term, which starts as
             the identity: it adapts the dual term while candidates' vectors stay as they are. None: no such network.
+        context_norm: Euclidean length to which every context embedding is scaled, so that stored vectors of any length
+            serve (`MixEncoder.from_vectors`). None: as the encoder gives them.
         max_query_length, max_document_length: most tokens of a text, special tokens included. None: the backbone's
             number of positions.
         query_truncation_side: "right" keeps the start of a query that is too long; "left" keeps its end, for queries
@@ -72,6 +74,7 @@ class MixEncoderConfig(EncoderConfig):
         calibration: Mapping[str, float] | None = None,
         pooling: str = "codes",
         query_adapter_size: int | None = None,
+        context_norm: float | None = None,
         **kwargs: Any,
     ) -> None:
         self.num_context_embeddings = num_context_embeddings
@@ -80,6 +83,7 @@ class MixEncoderConfig(EncoderConfig):
         self.context_update = context_update
         self.pooling = pooling
         self.query_adapter_size = query_adapter_size
+        self.context_norm = context_norm
         self.dual_term = dual_term
         self.dual_scale_init = dual_scale_init
         super().__init__(
@@ -132,5 +136,7 @@ class MixEncoderConfig(EncoderConfig):
                     f"query_adapter_size is {self.query_adapter_size}, but dual_term is False; the adapter changes the "
                     "dual term's query vector, expected dual_term = True or no adapter"
                 )
+        if self.context_norm is not None and (not is_number(self.context_norm) or self.context_norm <= 0):
+            raise ValueError(f"context_norm is {self.context_norm!r}; expected a positive number or None")
         if not is_number(self.dual_scale_init):
             raise ValueError(f"dual_scale_init is {self.dual_scale_init!r}; expected a finite number")

@@ -32,6 +32,14 @@ from mixkernels import select_backend
 SCORES = ("full", "interaction", "dual")
 """Parts of the ranking score: the sum, ``h . e`` alone, or the dual term alone."""
 
+_PROBES = (
+    "A short sentence.",
+    "How do I undo the last commit without losing my changes?",
+    "The committee approved the budget for the next year after a long discussion about schools and roads.",
+    "Water boils at a lower temperature on a mountain, because the pressure of the air is lower there.",
+)
+"""Texts whose vectors show how long an encoder's vectors are."""
+
 
 class MixEncoder(IndexingEngine):
     """Score and rank candidates for a query.
@@ -125,6 +133,42 @@ class MixEncoder(IndexingEngine):
             poolings = {"mean": {}, **({"first": {"pooling": "first"}} if num_context_embeddings == 1 else {})}
         model, tokenizer = cls._make_untrained(name_or_path, num_labels, device, dtype, fields, poolings=poolings)
         return cls(model, tokenizer, backend=backend)
+
+    @classmethod
+    def from_vectors(
+        cls,
+        encoder: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        backend: str = "auto",
+        **config: Any,
+    ) -> "MixEncoder":
+        """Make an untrained MixEncoder for vectors that an encoder made before, normalised or not, without their texts.
+
+        ``model.index(embeddings=vectors, ids=ids)`` stores the vectors, and ``mixencoder train --freeze-encoder
+        --index`` trains the query's side and the interaction on them; the vectors stay. Before training, rank with
+        ``score="dual"``: the cosine of query and vector.
+
+        Args:
+            encoder: the directory or hub id of the encoder that made the vectors, as the mean of its final token
+                vectors, or as the first one's if the folder of a sentence-transformers model says so.
+            device, dtype, backend: as in `from_pretrained`.
+            config: fields of `MixEncoderConfig` other than num_context_embeddings, which is 1, and dual_term, which is
+                True. By default `query_adapter_size` is the width of the vectors, and `context_norm` is the mean length
+                of this encoder's vectors of some texts.
+
+        Raises:
+            CheckpointError, UnsupportedBackboneError, InputError: the encoder or a value cannot be used.
+        """
+        fields: dict[str, Any] = {"num_context_embeddings": 1, "dual_term": True}
+        if given := sorted(fields.keys() & config.keys()):
+            raise InputError(f"{' and '.join(given)} cannot be chosen: a document has one vector, compared by cosine")
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend}
+        plain = cls.from_backbone(encoder, **fields, **options)
+        lengths = plain.encode_document(_PROBES, show_progress_bar=False).float().norm(dim=-1)
+        defaults = {"query_adapter_size": plain.config.hidden_size, "context_norm": float(lengths.mean())}
+        return cls.from_backbone(encoder, **fields, **{**defaults, **config}, **options)
 
     def _derive(self) -> None:
         super()._derive()

@@ -352,6 +352,18 @@ class MixEncoderModel(TwoTowerModel):
         C are the codes, T a candidate's final token vectors. With the pooling "first", E_0 is the first row of T.
         """
         tokens = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return self.scaled_contexts(self._pooled(tokens, attention_mask))
+
+    def scaled_contexts(self, contexts: Tensor) -> Tensor:
+        """Scale context embeddings (..., d) to the configured length, if there is one."""
+        norm = self.config.context_norm
+        if norm is None:
+            return contexts
+        wide = contexts.to(torch.promote_types(contexts.dtype, torch.float32))
+        return (wide * (norm / wide.square().sum(dim=-1, keepdim=True).sqrt())).to(contexts.dtype)
+
+    def _pooled(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Pool token vectors (N, n, d) into context embeddings (N, k, d)."""
         if self.codes is None:
             return tokens[:, :1]
         wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))

@@ -57,6 +57,16 @@ def train(
     distillation_weight: Annotated[
         float | None, typer.Option(help="Weight of the teacher's loss, 0 to 1; the labels' loss gets the rest.")
     ] = None,
+    freeze_encoder: Annotated[
+        bool | None,
+        typer.Option(
+            "--freeze-encoder",
+            help="Train only what is on top of the encoder (mixencoder): texts are encoded once, indexes stay valid.",
+        ),
+    ] = None,
+    index: Annotated[
+        str | None, typer.Option(help="With --freeze-encoder: an index whose ids the data name as documents.")
+    ] = None,
     bf16: Annotated[bool | None, typer.Option(help="Autocast to bfloat16.")] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     on_empty: Annotated[

@@ -102,9 +102,21 @@ class IndexAdapter:
             return Encoded(self.record_format.encode(context), [len(rows) for rows in windows.rows], windows.cut)
 
     def project(self, embeddings: Tensor) -> dict[str, Tensor]:
-        """Turn given context embeddings (N, k, d) into stored rows."""
-        with inference_context(self._encoder.model):
-            return self.record_format.encode(torch.as_tensor(embeddings))
+        """Turn given context embeddings (N, k, d), with k = 1 also (N, d), into stored rows.
+
+        Raises:
+            InputError: an embedding is zero, so that it cannot be scaled to the length that the model expects.
+        """
+        model, context = self._encoder.model, torch.as_tensor(embeddings)
+        if context.dim() == 2 and model.context_shape[0] == 1:
+            context = context.unsqueeze(1)
+        if model.config.context_norm is not None and not context.flatten(1).any(dim=1).all():
+            raise InputError(
+                f"an embedding is zero, and cannot be scaled to the length {model.config.context_norm:.4g} of this "
+                "model's context embeddings; expected vectors of texts"
+            )
+        with inference_context(model):
+            return self.record_format.encode(model.scaled_contexts(context))
 
     def check_adding(self, what: str, manifest: Manifest) -> None:
         """Raise if what `encode` and `project` make does not belong in an index; a `CheckAdding`."""

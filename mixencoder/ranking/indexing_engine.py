@@ -70,7 +70,7 @@ class IndexingEngine(EncodingEngine[QueryState, Tensor]):
             on_overflow: "truncate" cuts documents that are longer than the model reads, "chunk" splits them and ranks
                 each by its best part, "error" rejects them.
             metadata: a JSON object or None for each document, stored with it.
-            embeddings: (N, k, d) from `encode_document`, used instead of encoding texts.
+            embeddings: (N, k, d) from `encode_document`, used instead of encoding texts; with k = 1 also (N, d).
             store_text: store the texts, for `return_documents` and for repairing damage.
             batch_size, show_progress_bar: as in `encode_document`.
 
