@@ -13,7 +13,15 @@ from typing import Any
 from benchmarks.comparison.settings import CONTENDERS
 from benchmarks.comparison.tables import cells, read_records, task_mean
 from benchmarks.measuring.provenance import ROOT
-from benchmarks.report.tables import ATTENTION, COMPARISONS, FOLDER, share_of_limit, suite_records
+from benchmarks.report.tables import (
+    ATTENTION,
+    COMPARISONS,
+    FOLDER,
+    MACHINES,
+    index_records,
+    share_of_limit,
+    suite_records,
+)
 from benchmarks.suite.case import Record
 from benchmarks.suite.results import read_results
 
@@ -122,10 +130,32 @@ def cost_picture() -> Picture | None:
     series.append(_series("limit of mixencoder", least, LIMIT, mark=""))
     shape = own[0]["shape"]
     title = f"a query of {shape['m']} tokens, candidates of {shape['n']}, {shape['L']} layers, d = {shape['d']}"
-    panel = Panel(title, "candidates N", "milliseconds from text to ranking", tuple(series))
+    label = "milliseconds from text to ranking"
+    panels = [Panel(title, "candidates N", label, tuple(series))]
+    for device, records in list(index_records().items())[:1]:
+        lines = {
+            _INDEX_LINES[name]: [(r["N"], r["seconds"][name] * 1000) for r in records if name in r["seconds"]]
+            for name in _INDEX_LINES
+        }
+        series = [
+            _series(line, points, RIVAL if line == "dual-encoder" else OURS) for line, points in lines.items() if points
+        ]
+        title = f"out of an index on disk: {MACHINES.get(device, device)}"
+        panels.append(Panel(title, "candidates N", label, tuple(series)))
     return Picture(
-        "Time of a query against the number of candidates, on log axes, with the limit of this machine.", (panel,)
+        "Time of a query against the number of candidates, on log axes: six architectures with the limit of the machine, "
+        "and out of an index with and without the prefilter.",
+        tuple(panels),
     )
+
+
+_INDEX_LINES = {
+    "text to ranking, index on disk, projected float16": "all fully scored",
+    "text to ranking, index on disk, projected float16 int8 products": "all, int8 products",
+    "text to ranking, index on disk, projected float16 prefilter, default": "with the default prefilter",
+    "dual-encoder": "dual-encoder",
+}
+"""Name in the records of `benchmarks.index.speed` -> label of a line."""
 
 
 def memory_picture() -> Picture | None:

@@ -18,6 +18,13 @@ from benchmarks.suite.results import RESULTS, case_name, read_results
 DEVICE = "cpu-zen3-2-threads"
 """The machine whose results the documents show."""
 FOLDER = RESULTS / DEVICE
+MACHINES = {
+    "cpu-zen3-2-threads": "AMD Zen 3 (AVX2), two threads",
+    "cpu-emerald-rapids-2-threads": "Intel Emerald Rapids (AVX-512, bfloat16, AMX), two threads",
+}
+"""Device -> what documents call it."""
+PREFILTERED = "with prefilter"
+"""Column of the bundled model's settings, which fully scores only the best by dual score."""
 GPU_FOLDER = RESULTS / "nvidia-h200"
 ATTENTION = "candidate_attention"
 STEP = "candidate_attention training step"
@@ -205,36 +212,57 @@ def quality_table() -> str:
     return markdown_table(quality_rows(*found))
 
 
+_DISK = "text to ranking, index on disk, projected float16"
+_INDEX_COLUMNS = {
+    "query pass": ("seconds", "tokenise and query pass"),
+    "bare products": ("seconds", "products"),
+    "text to ranking": ("seconds", _DISK),
+    "cross-encoder": ("ratios", f"cross-encoder / {_DISK}"),
+    "plain PyTorch": ("beside", "plain eager"),
+    "late interaction": ("beside", "late interaction"),
+    "dual-encoder": ("beside", "dual-encoder"),
+    "int8 products": ("seconds", f"{_DISK} int8 products"),
+    "cross-encoder / int8 products": ("ratios", f"cross-encoder / {_DISK} int8 products"),
+    PREFILTERED: ("seconds", f"{_DISK} prefilter, default"),
+    f"{PREFILTERED} / dual-encoder": ("prefiltered", "dual-encoder"),
+}
+"""Column -> kind of figure, and its name in a record."""
+
+
+def index_records() -> dict[str, list[dict[str, Any]]]:
+    """Return {device: records of rankings out of an index} for every CPU that was measured, newest first."""
+    found = {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))
+        for path in RESULTS.glob("cpu-*/index_speed.json")
+    }
+    newest = sorted(found, key=lambda device: found[device]["provenance"]["started"], reverse=True)
+    return {device: found[device]["records"] for device in newest}
+
+
 def index_table() -> str:
     """For every N the time from a query's text to its ranking through an index on disk, and rivals as multiples."""
-    path = FOLDER / "index_speed.json"
-    disk = "text to ranking, index on disk, projected float16"
-    columns = {
-        "query pass": ("seconds", "tokenise and query pass"),
-        "bare products": ("seconds", "products"),
-        "text to ranking": ("seconds", disk),
-        "cross-encoder": ("ratios", f"cross-encoder / {disk}"),
-        "plain PyTorch": ("beside", "plain eager"),
-        "late interaction": ("beside", "late interaction"),
-        "dual-encoder": ("beside", "dual-encoder"),
-        "int8 products": ("seconds", f"{disk} int8 products"),
-        "cross-encoder / int8 products": ("ratios", f"cross-encoder / {disk} int8 products"),
-    }
+    return "\n\n".join(
+        f"{MACHINES.get(device, device)}:\n\n{_index_rows(records)}" for device, records in index_records().items()
+    )
+
+
+def _index_rows(records: Sequence[dict[str, Any]]) -> str:
+    columns = {name: cells for name, cells in _INDEX_COLUMNS.items() if any(_index_cell(r, *cells) for r in records)}
     rows = [["N", *columns], ["---"] * (1 + len(columns))]
-    for record in json.loads(path.read_text(encoding="utf-8"))["records"]:
-        row = [f"{record['N']:,}"]
-        for kind, name in columns.values():
-            if name not in record["ratios" if kind == "ratios" else "seconds"]:
-                row.append("")
-            elif kind == "seconds":
-                row.append(f"{record['seconds'][name] * 1000:,.1f} ms")
-            else:
-                ratio = (
-                    record["ratios"][name] if kind == "ratios" else record["seconds"][name] / record["seconds"][disk]
-                )
-                row.append(multiple(ratio))
-        rows.append(row)
+    rows += [[f"{record['N']:,}", *(_index_cell(record, *cells) for cells in columns.values())] for record in records]
     return markdown(rows)
+
+
+def _index_cell(record: dict[str, Any], kind: str, name: str) -> str:
+    seconds = record["seconds"]
+    if name not in record["ratios" if kind == "ratios" else "seconds"]:
+        return ""
+    if kind == "seconds":
+        return f"{seconds[name] * 1000:,.1f} ms"
+    if kind == "prefiltered":
+        own = _INDEX_COLUMNS[PREFILTERED][1]
+        return multiple(seconds[own] / seconds[name]) if own in seconds else ""
+    return multiple(record["ratios"][name] if kind == "ratios" else seconds[name] / seconds[_DISK])
 
 
 def _precision_records() -> list[dict]:
