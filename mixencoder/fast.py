@@ -167,7 +167,10 @@ class MixEncoder(IndexingEngine):
         options: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend}
         plain = cls.from_backbone(encoder, **fields, **options)
         lengths = plain.encode_document(_PROBES, show_progress_bar=False).float().norm(dim=-1)
-        defaults: dict[str, Any] = {"query_adapter_size": plain.config.hidden_size, "context_norm": float(lengths.mean())}
+        defaults: dict[str, Any] = {
+            "query_adapter_size": plain.config.hidden_size,
+            "context_norm": float(lengths.mean()),
+        }
         return cls.from_backbone(encoder, **fields, **{**defaults, **config}, **options)
 
     def _derive(self) -> None:

@@ -176,6 +176,10 @@ def similar_documents(queries: Tensor, documents: Tensor, known: Sequence[set[in
     for row in range(len(q)):
         best = (c @ q[row]).topk(min(wanted + len(known[row]), len(c))).indices.tolist()
         wrong = [number for number in best if number not in known[row]][SKIPPED:wanted]
+        if not wrong:
+            raise ValueError(
+                f"query {row} has no wrong document; expected a source of at least {SKIPPED + 2} documents"
+            )
         found.append((wrong * MINED)[:MINED])
     return torch.tensor(found)
 

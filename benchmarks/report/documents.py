@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from benchmarks.measuring.provenance import ROOT
-from benchmarks.report.pictures import PICTURES, picture_path
+from benchmarks.report.pictures import PICTURES, RECORDED_BY, picture_path
 from benchmarks.report.tables import TABLES
 
 _BEGIN = re.compile(r"<!-- ([a-z ]+) (table|picture): begin -->")
@@ -51,5 +51,5 @@ def _block(name: str, kind: str, folder: Path) -> str:
         return TABLES[name]()
     picture = PICTURES[name]()
     if picture is None:
-        return "Not recorded yet."
+        return f"Not recorded yet: `{RECORDED_BY[name]}` does it." if name in RECORDED_BY else "Not recorded yet."
     return f"![{picture.alt}]({Path(os.path.relpath(picture_path(name), folder)).as_posix()})"

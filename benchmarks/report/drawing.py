@@ -13,9 +13,9 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from benchmarks.report.pictures import LIMIT, OURS, Panel, Picture, Series
+from benchmarks.report.pictures import LIMIT, OURS, BandedSeries, Panel, Picture, Series
 
 _SETTINGS = {
     "svg.hashsalt": "mixencoder",
@@ -100,12 +100,18 @@ def _draw_panel(axes: Axes, panel: Panel, styles: Mapping[str, tuple[str, str]])
             zorder=4 if one.role == OURS else 3,
             label=one.label,
         )
+        if isinstance(one, BandedSeries) and one.low:
+            axes.fill_between(one.x, one.low, one.high, color=colour, alpha=0.12, linewidth=0, zorder=2)
         for note, x, y in zip(one.notes, one.x, one.y, strict=False):
             axes.annotate(
                 note, (x, y), xytext=(7, 0), textcoords="offset points", va="center", fontsize=8, color=colour
             )
     axes.set_xscale("log")
     _plain(axes.xaxis, one_two_five=False)
+    if all(isinstance(one, BandedSeries) for one in panel.series):
+        # few points, less than two decades apart
+        axes.xaxis.set_major_locator(FixedLocator(sorted({x for one in panel.series for x in one.x})))
+        axes.xaxis.set_minor_locator(NullLocator())
     if panel.y_log:
         axes.set_yscale("log")
         low, high = axes.get_ylim()

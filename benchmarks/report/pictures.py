@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison.settings import CONTENDERS
-from benchmarks.comparison.tables import cells, read_records, task_mean
+from benchmarks.comparison.settings import CONTENDERS, CURVE_CONTENDERS
+from benchmarks.comparison.tables import COLUMNS, Figure, cells, read_records, task_mean
 from benchmarks.measuring.provenance import ROOT
+from benchmarks.report.learning_tables import CURVE_LABELS, CURVES_COMMAND, curve_reports, curves_of, read_curves
 from benchmarks.report.tables import (
     ATTENTION,
     COMPARISONS,
@@ -42,6 +43,15 @@ class Series:
     joined: bool = True
     notes: tuple[str, ...] = ()
     """Texts next to the points."""
+
+
+@dataclass(frozen=True)
+class BandedSeries(Series):
+    """Points with intervals."""
+
+    low: tuple[float, ...] = ()
+    """Lower ends of the intervals; empty for none."""
+    high: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -271,10 +281,43 @@ def quality_picture() -> Picture | None:
     return Picture("Mean quality over four tasks against the time of a query, for six architectures.", tuple(panels))
 
 
+# -- quality against steps of training ---------------------------------------------------------------------------------
+
+
+def curves_picture() -> Picture | None:
+    """Quality after every number of steps, with intervals; one panel per report."""
+    records = read_curves()
+    panels = []
+    for report, (_, measure) in curve_reports().items():
+        if found := curves_of(records, report):
+            series = tuple(_curve(contender, figures) for contender, figures in found.items())
+            panels.append(Panel(COLUMNS[report], "steps of training", measure, series, y_log=False))
+    if not panels:
+        return None
+    alt = "Quality against steps of training, on a log axis, with 95% intervals, one panel for each data set."
+    return Picture(alt, tuple(panels))
+
+
+def _curve(contender: str, figures: Mapping[int, Figure]) -> BandedSeries:
+    intervals = [figure.interval for figure in figures.values() if figure.interval]
+    low, high = zip(*intervals, strict=True) if len(intervals) == len(figures) else ((), ())
+    return BandedSeries(
+        CURVE_LABELS[contender],
+        tuple(map(float, figures)),
+        _rounded(figure.value for figure in figures.values()),
+        OURS if CURVE_CONTENDERS[contender].architecture == "mixencoder" else RIVAL,
+        low=_rounded(low),
+        high=_rounded(high),
+    )
+
+
 PICTURES: Mapping[str, Callable[[], Picture | None]] = {
     "cost": cost_picture,
     "memory": memory_picture,
     "roofline": roofline_picture,
     "quality": quality_picture,
+    "curves": curves_picture,
 }
 """By the name in a document's marks."""
+RECORDED_BY = {"curves": CURVES_COMMAND}
+"""Name of a picture -> the command that records its data, for the text in place of a picture without data."""

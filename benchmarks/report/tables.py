@@ -11,6 +11,7 @@ from benchmarks.comparison.tables import read_records as read_comparison
 from benchmarks.gpu.records import read_records as read_gpu_records
 from benchmarks.gpu.records import targets
 from benchmarks.measuring.markdown import markdown, markdown_table
+from benchmarks.report.learning_tables import adapting_table, curves_table, interaction_table
 from benchmarks.report.process_tables import startup_table, threads_table
 from benchmarks.suite.case import Record
 from benchmarks.suite.results import RESULTS, case_name, read_results
@@ -426,6 +427,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "comparison growth": lambda: _comparison(growth_rows),
     "ablation": ablation_table,
     "ablation medium": lambda: ablation_table("medium"),
+    "curves": curves_table,
+    "interaction variants": interaction_table,
+    "adapting": adapting_table,
     "gpu attention": gpu_attention_table,
     "gpu summary": lambda: gpu_attention_table(_SUMMARY_RIVALS),
     "gpu targets": gpu_targets_table,
