@@ -153,8 +153,8 @@ def cost_picture() -> Picture | None:
         title = f"out of an index on disk: {MACHINES.get(device, device)}"
         panels.append(Panel(title, "candidates N", label, tuple(series)))
     return Picture(
-        "Time of a query against the number of candidates, on log axes: six architectures with the limit of the machine, "
-        "and out of an index with and without the prefilter.",
+        "Time of a query against the number of candidates, on log axes: six architectures with the limit of the "
+        "machine, and out of an index with and without the prefilter.",
         tuple(panels),
     )
 

@@ -42,8 +42,8 @@ def columns_of(table: str) -> list[dict[str, str]]:
 # -- learning curves ---------------------------------------------------------------------------------------------------
 
 
-def curve(task, contender, figures, seed=0, hours=2.0, trained_before=0.0):
-    """A record: figures are {report: {steps: value}}; trained_before are the hours of a process that only trained."""
+def curve(task, contender, figures, seed=0):
+    """A record: figures are {report: {steps: value}}."""
     measure = "accuracy" if task == "nli" else "R@1"
     steps = sorted({count for values in figures.values() for count in values})
     points = [
@@ -60,9 +60,7 @@ def curve(task, contender, figures, seed=0, hours=2.0, trained_before=0.0):
         }
         for count in steps
     ]
-    record = {"task": task, "contender": contender, "seed": seed, "points": points}
-    record |= {"seconds": {"train": hours * 3600, "measure": 5.0}, "training": {"seconds": trained_before * 3600}}
-    return record
+    return {"task": task, "contender": contender, "seed": seed, "points": points}
 
 
 TEN, HUNDRED, NLI = "ubuntu_irc_1in10.dev", "ubuntu_irc_1in100.dev", "mnli_matched.dev"
@@ -73,19 +71,18 @@ def curves(give):
     """Two contenders of replies and one of NLI."""
     give("curves/replies.mixencoder.0.json", curve("replies", "mixencoder", {TEN: {125: 0.5, 4000: 0.7}}))
     both = {TEN: {125: 0.4, 4000: 0.8}, HUNDRED: {125: 0.2, 4000: 0.3}}
-    # trained in one process, measured in another
-    give("curves/replies.cross-encoder.0.json", curve("replies", "cross-encoder", both, hours=0, trained_before=9))
-    give("curves/nli.mixencoder-published.0.json", curve("nli", "mixencoder-published", {NLI: {125: 0.35}}, hours=1))
+    give("curves/replies.cross-encoder.0.json", curve("replies", "cross-encoder", both))
+    give("curves/nli.mixencoder-published.0.json", curve("nli", "mixencoder-published", {NLI: {125: 0.35}}))
 
 
 def test_curves_are_shown_for_the_contenders_that_exist(curves):
     table = learning_tables.curves_table()
     assert cells_of(table) == [
-        ["measured", "contender", "125 steps", "4,000 steps", "hours of training"],
-        ["NLI, accuracy", "mixencoder, as published", "0.350", "", "1.0"],
-        ["replies 1 in 10, R@1", "cross-encoder", "0.400", "0.800", "9.0"],
-        ["replies 1 in 10, R@1", "mixencoder, with the dual term", "0.500", "0.700", "2.0"],
-        ["replies 1 in 100, R@1", "cross-encoder", "0.200", "0.300", "9.0"],
+        ["measured", "contender", "125 steps", "4,000 steps"],
+        ["NLI, accuracy", "mixencoder, as published", "0.350", ""],
+        ["replies 1 in 10, R@1", "cross-encoder", "0.400", "0.800"],
+        ["replies 1 in 10, R@1", "mixencoder, with the dual term", "0.500", "0.700"],
+        ["replies 1 in 100, R@1", "cross-encoder", "0.200", "0.300"],
     ]
     assert table.endswith("\n\ncpu-some, 1 thread; commit 0123456")
 
@@ -103,11 +100,10 @@ def test_the_picture_of_curves_has_a_panel_for_each_report_and_bands_of_interval
 
 
 def test_seeds_of_a_curve_are_averaged_and_have_no_band(curves, give):
-    second = curve("replies", "mixencoder", {TEN: {125: 0.6, 4000: 0.8}}, seed=1, hours=4)
+    second = curve("replies", "mixencoder", {TEN: {125: 0.6, 4000: 0.8}}, seed=1)
     give("curves/replies.mixencoder.1.json", second)
     ours = pictures.curves_picture().panels[1].series[1]
     assert (ours.y, ours.low, ours.high) == ((0.55, 0.75), (), ())
-    assert columns_of(learning_tables.curves_table())[2]["hours of training"] == "3.0"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed (extra plots)")
