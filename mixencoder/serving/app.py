@@ -1,0 +1,93 @@
+"""Assemble the application: routes, error forms, and the gate in front of them."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from mixencoder import __version__
+from mixencoder.fast import MixEncoder
+from mixencoder.index import CandidateIndex
+from mixencoder.serving import candidates
+from mixencoder.serving.dialects import cohere_jina, native, tei, vllm
+from mixencoder.serving.dialects.error_forms import error_body
+from mixencoder.serving.errors import RequestError
+from mixencoder.serving.gate import Gate
+from mixencoder.serving.metrics import CONTENT_TYPE
+from mixencoder.serving.service import Service
+from mixencoder.serving.settings import ServeConfig
+
+_SHOWN_FAULTS = 5
+_KINDS = {401: "authentication", 403: "forbidden", 404: "not_found", 429: "overloaded", 503: "unhealthy"}
+
+
+def create_app(config: ServeConfig, engine: MixEncoder, index: CandidateIndex | None = None) -> FastAPI:
+    """Return the application (ASGI) of a server.
+
+    Args:
+        config: the settings.
+        engine: a model with a ranking head.
+        index: an index that the quiet form of this engine opened (`mixencoder.serving.ranking.quiet_engine`), or None.
+
+    Raises:
+        InputError: the model has no ranking head.
+    """
+    engine.model.check_head("ranking")
+    service = Service(config, engine, index)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        service.start()
+        yield
+        await service.close()
+
+    app = FastAPI(
+        title="MixEncoder",
+        version=__version__,
+        description="Ranking by cross-attention, with candidates encoded ahead of time.",
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    app.add_middleware(Gate, keys=config.api_keys, limits=config.limits, metrics=service.metrics, error_form=error_body)
+    for routes in (tei, cohere_jina, vllm, native, candidates):
+        app.include_router(routes.router(service))
+
+    @app.get("/health", tags=["MixEncoder"])
+    async def health() -> Response:
+        """Answer 200 while requests are served, else 503."""
+        ready = service.ready
+        return JSONResponse({"status": "ok" if ready else "unavailable"}, 200 if ready else 503)
+
+    @app.get("/metrics", tags=["MixEncoder"])
+    async def metrics() -> Response:
+        """Return counts and times in Prometheus' text format."""
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return _response(request, RequestError(422, "validation", _faults(error)))
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        kind = _KINDS.get(error.status_code, "validation")
+        headers = dict(error.headers or {})
+        return _response(request, RequestError(error.status_code, kind, error.detail, headers))
+
+    return app
+
+
+def _response(request: Request, error: RequestError) -> Response:
+    return JSONResponse(error_body(request.url.path, error), error.status, headers=error.headers)
+
+
+def _faults(error: RequestValidationError) -> str:
+    """Return what is wrong with a request, without quoting its values."""
+    found = [
+        f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        for fault in error.errors()
+    ]
+    more = f" (and {len(found) - _SHOWN_FAULTS} more)" if len(found) > _SHOWN_FAULTS else ""
+    return "; ".join(found[:_SHOWN_FAULTS]) + more

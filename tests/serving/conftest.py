@@ -1,0 +1,69 @@
+"""A calibrated tiny model, an index of it, and servers of both, asked in this process."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra serve is not installed")
+pytest.importorskip("prometheus_client", reason="the extra serve is not installed")
+pytest.importorskip("httpx", reason="fastapi's TestClient needs httpx")
+
+from fastapi.testclient import TestClient
+
+from mixencoder import CandidateIndex, MixEncoder
+from mixencoder.serving.app import create_app
+from mixencoder.serving.ranking import quiet_engine
+from mixencoder.serving.settings import ServeConfig
+from tests.serving.cases import DOCUMENTS, IDS, METADATA
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint: str) -> MixEncoder:
+    """Return a tiny model whose scores are calibrated."""
+    engine = MixEncoder.from_pretrained(checkpoint)
+    engine.config.calibration = {"temperature": 2.0, "bias": -0.5}
+    return engine
+
+
+@pytest.fixture(scope="session")
+def stored(model: MixEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an index, to be read or copied."""
+    path = tmp_path_factory.mktemp("stored") / "index"
+    model.index(DOCUMENTS, IDS, path, metadata=METADATA).close()
+    return path
+
+
+@pytest.fixture
+def folder(stored: Path, tmp_path: Path) -> Path:
+    """Return a copy of the index to change."""
+    return Path(shutil.copytree(stored, tmp_path / "index"))
+
+
+@pytest.fixture
+def open_index(model: MixEncoder) -> Iterator[Callable[..., CandidateIndex]]:
+    """Return a function that opens an index as the server does."""
+    with ExitStack() as stack:
+        yield lambda path, **options: stack.enter_context(quiet_engine(model).open_index(path, **options))
+
+
+@pytest.fixture
+def serve(model: MixEncoder, open_index: Callable[..., CandidateIndex]) -> Iterator[Callable[..., TestClient]]:
+    """Return a function that starts a server with settings and returns a client of it."""
+    with ExitStack() as stack:
+
+        def start(path: Path | None = None, engine: MixEncoder = model, **settings: Any) -> TestClient:
+            config = ServeConfig(**settings)
+            index = None if path is None else open_index(path, read_only=not config.allow_writes)
+            return stack.enter_context(TestClient(create_app(config, engine, index), raise_server_exceptions=False))
+
+        yield start
+
+
+@pytest.fixture
+def client(serve: Callable[..., TestClient], stored: Path) -> TestClient:
+    """Return a client of a read-only server with an index."""
+    return serve(stored)
