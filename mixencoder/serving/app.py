@@ -49,6 +49,9 @@ def create_app(config: ServeConfig, engine: MixEncoder, index: CandidateIndex | 
         version=__version__,
         description="Ranking by cross-attention, with candidates encoded ahead of time.",
         lifespan=lifespan,
+        # these pages would load scripts from another site
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.service = service
     app.add_middleware(Gate, keys=config.api_keys, limits=config.limits, metrics=service.metrics, error_form=error_body)
@@ -85,9 +88,9 @@ def _response(request: Request, error: RequestError) -> Response:
 
 def _faults(error: RequestValidationError) -> str:
     """Return what is wrong with a request, without quoting its values."""
-    found = [
-        f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
-        for fault in error.errors()
-    ]
+    found = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(tei.FORM))
+        found.append(f"{where}: {fault['msg'][0].lower()}{fault['msg'][1:]}")
     more = f" (and {len(found) - _SHOWN_FAULTS} more)" if len(found) > _SHOWN_FAULTS else ""
     return "; ".join(found[:_SHOWN_FAULTS]) + more

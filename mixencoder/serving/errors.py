@@ -54,6 +54,6 @@ def request_error(error: MixEncoderError) -> RequestError | None:
         message = "another process is writing the index; try again"
         return RequestError(503, "unhealthy", message, {"Retry-After": "1"})
     if isinstance(error, IndexStorageError):
-        message = "the index cannot be written or read now; nothing of this request was stored"
+        message = "the index cannot be written or read now; send the request again later"
         return RequestError(503, "unhealthy", message)
     return None

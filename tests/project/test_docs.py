@@ -23,7 +23,19 @@ PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), ROOT / "mixencoder" / "
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.S | re.M)
 PACKAGES = ("mixencoder", "mixencoder.peers", "mixencoder.evaluation", "mixkernels")
 MODULE_RUNNERS = {"python", "python3", "ncu", "torchrun"}
-OTHER_PROGRAMS = {"cp", "git", "mkdir", "ncu", "proton-viewer", "pyrefly", "pytest", "ruff", "sphinx-build", "venv"}
+OTHER_PROGRAMS = {
+    "cp",
+    "curl",
+    "git",
+    "mkdir",
+    "ncu",
+    "proton-viewer",
+    "pyrefly",
+    "pytest",
+    "ruff",
+    "sphinx-build",
+    "venv",
+}
 OTHER_PROGRAMS |= {".ci/run", ".ci/instruction_sets", "triton.profiler.proton"}
 
 

@@ -1,11 +1,12 @@
 """Changing the index over HTTP: what is acknowledged is on disk, and only where the server allows it."""
 
 import json
-import os
+import subprocess
+import sys
 
 import pytest
 
-from tests.serving.cases import DOCUMENTS, IDS, METADATA, QUERY, expected
+from tests.serving.cases import IDS, METADATA, QUERY, expected
 
 NEW = {"id": "a/../b\n", "text": "the cat sat in paris", "metadata": {"page": 3}}
 
@@ -52,7 +53,7 @@ def test_an_unknown_id_removes_nothing(writer, model, folder):
 
 
 def test_ids_that_look_like_paths_are_only_ids(writer, folder):
-    before = {str(path) for path in folder.parent.rglob("*")}
+    before = {path for path in folder.parent.rglob("*") if not path.name.endswith(("-wal", "-shm"))}
     ids = ["/etc/passwd", "../x", "..", "C:\\x", "~", "a\0b", "index.json", "%2e%2e"]
     candidates = [{"id": id, "text": "dog"} for id in ids]
     response = writer.put("/v1/candidates", json={"candidates": candidates})
@@ -64,11 +65,8 @@ def test_ids_that_look_like_paths_are_only_ids(writer, folder):
     found = writer.post("/v1/rank", json={"queries": [QUERY], "ids": ["/etc/passwd", ".."]}).json()["rankings"][0]
     assert {entry["id"] for entry in found} == {"/etc/passwd", ".."}
     assert delete(writer, [entry["id"] for entry in candidates]).json()["candidates"] == len(IDS)
-    after = {str(path) for path in folder.parent.rglob("*")}
-    assert {os.path.basename(path) for path in after - before} <= {os.path.basename(path) for path in before} | {
-        "catalogue.sqlite-wal",
-        "catalogue.sqlite-shm",
-    }
+    after = {path for path in folder.parent.rglob("*") if not path.name.endswith(("-wal", "-shm"))}
+    assert before == after
 
 
 def test_a_server_is_read_only_unless_told_otherwise(client, serve):
@@ -101,9 +99,6 @@ def test_candidates_that_cannot_be_stored_change_nothing(writer, model, folder, 
 
 
 def test_a_lock_of_another_process_is_503_and_retried(writer, model, folder):
-    import subprocess
-    import sys
-
     code = (
         "import sys, fcntl\n"
         "from mixencoder.index.folder import FolderStore\n"
@@ -129,4 +124,3 @@ def test_what_another_process_adds_is_ranked_without_a_restart(client, serve, mo
     found = client.post("/v1/rank", json={"queries": [QUERY], "ids": "all"}).json()["rankings"][0]
     assert NEW["id"] in {entry["id"] for entry in found}
     assert METADATA[0] in [entry.get("metadata") for entry in found]
-    assert DOCUMENTS

@@ -40,17 +40,21 @@ def message(response, path: str) -> str:
     ],
 )
 def test_wrong_types_are_refused_with_where_they_are(client, path, change):
-    body = {**BODIES[path], **{name: value for name, value in change.items() if name in BODIES[path]}}
-    response = client.post(path, json=body)
+    changed = {name: value for name, value in change.items() if name in BODIES[path]}
+    response = client.post(path, json={**BODIES[path], **changed})
     assert response.status_code == 422
-    assert message(response, path)
+    places = tuple(f"body.{name}" for name in changed)
+    assert message(response, path).startswith((*places, "expected text_1", "neither"))
 
 
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize(
     "content",
-    [b"{", b"", b"[1]", b'{"query": NaN}', b'{"query": [Infinity]}', b'{"x": -1e999}', b"\xff", b'"\xed\xa0\x80"']
-    + [b"[" * 100_000, b'{"top_n": ' + b"9" * 5000 + b"}", b"null", b"{}"],
+    [
+        *(b"{", b"", b"[1]", b"null", b"{}", b"\xff", b'"\xed\xa0\x80"'),
+        *(b'{"query": NaN}', b'{"query": [Infinity]}', b'{"x": -1e999}'),
+        *(b"[" * 100_000, b'{"top_n": ' + b"9" * 5000 + b"}"),
+    ],
     ids=lambda content: repr(content[:20]),
 )
 def test_what_is_no_json_object_is_refused(client, path, content):
@@ -70,6 +74,26 @@ def test_half_a_surrogate_pair_is_refused_and_not_quoted(client):
         content = json.dumps({**body, "query": "\ud83d"})
         response = client.post(path, content=content, headers={"Content-Type": "application/json"})
         assert response.status_code == 422
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_a_body_that_does_not_say_that_it_is_json_is_refused(client, path):
+    for headers in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}):
+        response = client.post(path, content=json.dumps(BODIES[path]), headers=headers)
+        assert response.status_code == 415
+        assert "application/json" in message(response, path)
+    headers = {"Content-Type": "Application/JSON; charset=utf-8"}
+    assert client.post(path, content=json.dumps(BODIES[path]), headers=headers).status_code == 200
+
+
+def test_names_and_ids_of_a_request_are_quoted_only_in_part(client):
+    content = json.dumps({**BODIES["/v1/rank"], "\ud83d": 1, "x" * 100_000: 2})
+    response = client.post("/v1/rank", content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == 422
+    assert len(response.content) < 3000
+    response = client.post("/rerank", json={"query": QUERY, "ids": ["x" * 19_000]})
+    assert response.status_code == 404
+    assert len(response.content) < 5000
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -197,9 +221,11 @@ def test_keys_come_from_a_file_and_from_the_environment(tmp_path):
 
 @pytest.mark.parametrize(
     "field",
-    [{"port": -1}, {"port": 65_536}, {"port": 1.5}, {"threads": 0}, {"threads": True}, {"gather_seconds": -1.0}]
-    + [{"gather_seconds": float("nan")}, {"host": ""}, {"names": ("",)}, {"names": "x"}, {"allow_writes": 1}]
-    + [{"api_keys": ("short",)}],
+    [
+        *({"port": -1}, {"port": 65_536}, {"port": 1.5}, {"threads": 0}, {"threads": True}),
+        *({"gather_seconds": -1.0}, {"gather_seconds": float("nan")}, {"host": ""}, {"names": ("",)}),
+        *({"names": "x"}, {"allow_writes": 1}, {"api_keys": ("short",)}),
+    ],
 )
 def test_settings_that_cannot_be_used_are_refused(field):
     with pytest.raises(InputError, match=next(iter(field)) if "api_keys" not in field else "API keys"):

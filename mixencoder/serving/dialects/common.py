@@ -75,6 +75,8 @@ class StrictRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
+            if self.body_field is not None and not _says_json(request):
+                raise HTTPException(415, "the Content-Type is not application/json")
             return await handler(StrictRequest(request.scope, request.receive))
 
         return strict
@@ -100,6 +102,11 @@ def split_ids(ids: list[str] | str | None, *, documents: bool) -> tuple[str, ...
 def new_id(prefix: str) -> str:
     """Return an id for an answer."""
     return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def _says_json(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 def _refuse(constant: str) -> float:

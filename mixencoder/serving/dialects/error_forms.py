@@ -4,11 +4,15 @@ Sources: the OpenAPI page of text-embeddings-inference (`error`, `error_type`); 
 and Jina (`detail`); the OpenAI-compatible server of vLLM (`error` with `message`, `type`, `code`).
 """
 
+import dataclasses
 from typing import Any
 
 from pydantic import BaseModel
 
 from mixencoder.serving.errors import RequestError
+
+_LONGEST = 2000
+"""Characters of a message."""
 
 
 class TeiError(BaseModel):
@@ -42,7 +46,12 @@ class OpenAIError(BaseModel):
 
 
 def error_body(path: str, error: RequestError) -> dict[str, Any]:
-    """Return the body of an error for a path."""
+    """Return the body of an error for a path.
+
+    A message may quote names and ids of the request, so it is cut, and what UTF-8 cannot encode is replaced.
+    """
+    message = error.message if len(error.message) <= _LONGEST else f"{error.message[:_LONGEST]}..."
+    error = dataclasses.replace(error, message=message.encode("utf-8", "replace").decode("utf-8"))
     if path.rstrip("/") == "/rerank":
         form: BaseModel = TeiError(error=error.message, error_type=error.kind, message=error.message)
     elif path.rstrip("/") in ("/v1/rerank", "/v2/rerank"):
@@ -61,9 +70,10 @@ def error_responses(form: type[BaseModel], *further: int) -> dict[int | str, dic
         404: "There is no such model, index or candidate.",
         408: "The body did not arrive in time.",
         413: "A limit is exceeded.",
+        415: "The body has another Content-Type than application/json.",
         422: "A field or a text cannot be used.",
         429: "The server has no room now; Retry-After says when to try again.",
         503: "The server stops, or another process writes the index.",
     }
-    listed = (400, 401, 404, 408, 413, 422, 429, 503, *further)
+    listed = (400, 401, 404, 408, 413, 415, 422, 429, 503, *further)
     return {status: {"model": form, "description": described[status]} for status in sorted(listed)}

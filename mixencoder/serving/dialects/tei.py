@@ -86,13 +86,17 @@ class Info(BaseModel):
     index: dict[str, Any] | None = Field(None, description="Number of candidates, and whether they may be changed.")
 
 
+FORM = "form "
+"""Prefix of the names of the two forms of a body of `/rerank`."""
+
+
 def _dialect(body: Any) -> str:
     has_documents = "documents" in body if isinstance(body, dict) else isinstance(body, RerankRequest)
-    return "documents" if has_documents else "texts"
+    return f"{FORM}documents" if has_documents else f"{FORM}texts"
 
 
 AnyRerankRequest = Annotated[
-    Annotated[TeiRerankRequest, Tag("texts")] | Annotated[RerankRequest, Tag("documents")],
+    Annotated[TeiRerankRequest, Tag(f"{FORM}texts")] | Annotated[RerankRequest, Tag(f"{FORM}documents")],
     Discriminator(_dialect),
 ]
 
