@@ -1,4 +1,7 @@
-"""Gather concurrent requests into passes that one worker thread runs; bound the queue; drop abandoned requests."""
+"""Gather concurrent requests into passes that one worker thread runs; bound the queue; drop abandoned requests.
+
+A large request takes several passes, and others have their turn in between.
+"""
 
 import asyncio
 import contextlib
@@ -11,7 +14,11 @@ from typing import Any, Generic, TypeVar
 from mixencoder.serving.errors import overloaded
 
 PASS_WEIGHT = 512
-"""Texts of a pass: a pass ends when the next request would exceed it. A larger request is a pass of its own."""
+"""Most texts of a pass."""
+SHARE = 128
+"""Most texts of one request in a pass."""
+UNFINISHED = object()
+"""What a pass returns for a job that needs another pass."""
 
 T = TypeVar("T")
 
@@ -22,11 +29,14 @@ class Job(Generic[T]):
     Attributes:
         work: what to do.
         weight: about how many texts it holds.
+        state: what the passes that ran it leave for the next one; None before the first.
         abandoned: whether its client has gone; set by the event loop, read by the worker.
+        started: whether a pass has run it.
     """
 
     def __init__(self, work: T, weight: int) -> None:
-        self.work, self.weight, self.abandoned = work, weight, False
+        self.work, self.weight, self.abandoned, self.started = work, weight, False, False
+        self.state: Any = None
         self.done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
 
@@ -37,7 +47,7 @@ class Batcher(Generic[T]):
     jobs gather without further delay.
 
     Args:
-        run: runs the jobs of a pass in the worker thread; returns a result or an exception for each.
+        run: runs the jobs of a pass in the worker thread; returns for each a result, an exception or `UNFINISHED`.
         queue: most jobs that wait.
         gather_seconds: see above.
         observe: called after each pass with its number of jobs and its seconds.
@@ -66,8 +76,8 @@ class Batcher(Generic[T]):
         self._task = asyncio.get_running_loop().create_task(self._work())
 
     def __len__(self) -> int:
-        """Return the number of waiting jobs."""
-        return len(self._waiting)
+        """Return the number of jobs that wait for their first pass."""
+        return sum(not job.started for job in self._waiting)
 
     @property
     def running(self) -> bool:
@@ -80,15 +90,15 @@ class Batcher(Generic[T]):
         Raises:
             RequestError: 429, the queue is full.
         """
-        if len(self._waiting) >= self._limit:
-            raise overloaded(f"{len(self._waiting)} requests are waiting; try again later", self._retry_after())
+        if len(self) >= self._limit:
+            raise overloaded(f"{len(self)} requests are waiting; try again later", self._retry_after())
         job = Job(work, weight)
         self._waiting.append(job)
         self._arrived.set()
         return job
 
     def abandon(self, job: Job[T]) -> None:
-        """Drop a job; if a pass runs it already, its result is thrown away."""
+        """Drop a job; if a pass runs it now, the result of this pass is thrown away."""
         job.abandoned = True
         job.done.cancel()
         with contextlib.suppress(ValueError):
@@ -117,7 +127,12 @@ class Batcher(Generic[T]):
             self._pass_seconds += 0.2 * (seconds - self._pass_seconds)
             self._observe(len(jobs), seconds)
             for job, result in zip(jobs, results, strict=True):
-                if not job.done.done():
+                job.started = True
+                if job.done.done():
+                    continue
+                if result is UNFINISHED:
+                    self._waiting.append(job)
+                else:
                     job.done.set_exception(result) if isinstance(result, Exception) else job.done.set_result(result)
 
     async def _wait_for_jobs(self) -> bool:
@@ -133,9 +148,9 @@ class Batcher(Generic[T]):
 
     def _take(self) -> list[Job[T]]:
         jobs, weight = [], 0
-        while self._waiting and (not jobs or weight + self._waiting[0].weight <= PASS_WEIGHT):
+        while self._waiting and weight + min(self._waiting[0].weight, SHARE) <= PASS_WEIGHT:
             jobs.append(self._waiting.popleft())
-            weight += jobs[-1].weight
+            weight += min(jobs[-1].weight, SHARE)
         return jobs
 
     def _retry_after(self) -> int:

@@ -1,14 +1,16 @@
 """The one place where the server calls the model: answers the rankings of a pass, gathering what can be gathered.
 
 Texts of all requests are encoded together, each distinct text once; a score does not depend on what else is in the pass
-(docs/determinism.md). Runs in the worker thread of `mixencoder.serving.batching`.
+(docs/determinism.md). A request with many texts takes several passes. Runs in the worker thread of
+`mixencoder.serving.batching`.
 """
 
 import copy
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,21 +23,35 @@ from mixencoder.errors import MixEncoderError
 from mixencoder.fast import MixEncoder
 from mixencoder.index import CandidateIndex, Snapshot
 from mixencoder.modeling import QueryState
-from mixencoder.serving.batching import Job
+from mixencoder.serving.batching import SHARE, UNFINISHED, Job
 from mixencoder.serving.work import RESULTS_OF_INDEX, Hit, Ranked, Ranking, Reading
 
-ENCODED_AT_ONCE = 256
-"""Texts between two looks at whether their clients are still there."""
+_Row = tuple[int, ...]
+"""Token ids of a text."""
 _SIDES = {None: None, "start": "right", "end": "left"}
 """The truncation side for each value of `Reading.keep`."""
 
 
-class _Tokens(NamedTuple):
-    """The token rows of a request's documents, and the counts of its texts."""
+@dataclass
+class _Progress:
+    """How far the passes have come with a request."""
 
-    documents: list[tuple[int, ...]]
-    total: int
+    rows: list[_Row]
+    """The token row of each document."""
+    tokens: int
+    """Tokens of the queries and documents."""
     cut: int
+    """Number of texts that lost tokens."""
+    missing: list[_Row]
+    """Distinct rows that are not encoded yet."""
+    encoded: dict[_Row, Tensor] = field(default_factory=dict)
+    """Context embeddings (k, d) of the others."""
+    scores: list[Tensor] = field(default_factory=list)
+    """With pairs: the scores of the first ones."""
+
+    def ranked(self, rankings: list[list[Hit]]) -> Ranked:
+        """Return the answer to the request."""
+        return Ranked(rankings, self.tokens, self.cut)
 
 
 class Ranker:
@@ -51,8 +67,11 @@ class Ranker:
         self.calibrated = engine.config.calibration is not None
         self._engines = {keep: quiet_engine(engine, side) for keep, side in _SIDES.items()}
 
-    def run(self, jobs: Sequence[Job[Ranking]]) -> list[Ranked | Exception]:
-        """Answer the rankings of a pass; an error of one does not affect the others."""
+    def run(self, jobs: Sequence[Job[Ranking]]) -> list[Any]:
+        """Run a pass: for each request return a `Ranked`, an exception or `UNFINISHED`.
+
+        An error of one request does not affect the others.
+        """
         try:
             return self._run(jobs)
         except MixEncoderError as error:
@@ -66,46 +85,48 @@ class Ranker:
             return self._engines[None].probability(scores)
         return torch.sigmoid(scores.double()).cpu().numpy()
 
-    def _run(self, jobs: Sequence[Job[Ranking]]) -> list[Ranked | Exception]:
-        results: dict[int, Ranked | Exception] = {}
-        tokens: dict[int, _Tokens] = {}
+    def _run(self, jobs: Sequence[Job[Ranking]]) -> list[Any]:
+        results: dict[int, Any] = {}
         for number, job in enumerate(jobs):
             try:
-                tokens[number] = self._read(job.work)
+                job.state = self._begin(job.work) if job.state is None else job.state
             except MixEncoderError as error:
                 results[number] = error
-        live = {number: jobs[number] for number in tokens}
+        live = {number: job for number, job in enumerate(jobs) if number not in results}
         for number, job in live.items():
             if job.work.paired:
-                results[number] = self._score_pairs(job.work, tokens[number])
+                results[number] = self._score_pairs(job.work, job.state)
             elif job.work.uses_index and job.work.ids is not None:
-                results[number] = self._rank_ids(job.work, job.work.ids, tokens[number])
+                results[number] = self._rank_ids(job.work, job.work.ids, job.state)
+        whole = {n: job for n, job in live.items() if job.work.uses_index and job.work.ids is None}
+        results |= self._rank_whole_index(whole)
         by_text = {n: job for n, job in live.items() if not job.work.uses_index and not job.work.paired}
-        results |= self._rank_texts(by_text, tokens)
-        whole = {n: job.work for n, job in live.items() if job.work.uses_index and job.work.ids is None}
-        results |= self._rank_whole_index(whole, tokens)
+        results |= self._rank_texts(by_text)
         return [results[number] for number in range(len(jobs))]
 
-    def _read(self, work: Ranking) -> _Tokens:
-        engine, reading = self._engines[work.reading.keep], work.reading
-        queries = _windows(engine.read_query, work.queries, reading)
-        documents = Windows([], 0)
-        if work.documents is not None:
-            documents = _windows(_document_reader(engine, reading), work.documents, reading)
-        total = sum(len(row) for windows in (queries, documents) for (row,) in windows.rows)
-        return _Tokens([tuple(row) for (row,) in documents.rows], total, queries.cut + documents.cut)
+    def _begin(self, work: Ranking) -> _Progress:
+        engine = self._engines[work.reading.keep]
+        queries = _windows(engine.read_query, work.queries, work.reading)
+        documents = _windows(_document_reader(engine, work.reading), work.documents or (), work.reading)
+        tokens = sum(len(row) for windows in (queries, documents) for (row,) in windows.rows)
+        rows = [tuple(row) for (row,) in documents.rows]
+        # texts of equal length are encoded in one pass of the backbone, so keep them together
+        missing = sorted(dict.fromkeys(rows), key=len)
+        return _Progress(rows, tokens, queries.cut + documents.cut, missing)
 
-    def _rank_texts(self, jobs: dict[int, Job[Ranking]], tokens: dict[int, _Tokens]) -> dict[int, Ranked | Exception]:
-        """Rank documents given as texts: all are encoded in common passes, then each request is scored."""
-        encoded: dict[tuple[int, ...], Tensor] = {}
-        while missing := _missing(jobs, tokens, encoded):
-            rows = self._engines[None].encode_rows(missing)
-            encoded.update(zip(missing, rows, strict=True))
-        wanted = {number: job for number, job in jobs.items() if not job.abandoned}
-        results: dict[int, Ranked | Exception] = {number: Ranked([], 0, 0) for number in jobs if number not in wanted}
-        states = self._query_states({number: job.work for number, job in wanted.items()})
-        for number, job in wanted.items():
-            candidates = torch.stack([encoded[row] for row in tokens[number].documents])
+    def _rank_texts(self, jobs: dict[int, Job[Ranking]]) -> dict[int, Any]:
+        """Encode the next documents of all requests together, and score the requests that are complete then."""
+        wanted = list(dict.fromkeys(row for job in jobs.values() for row in job.state.missing[:SHARE]))
+        encoded = dict(zip(wanted, self._engines[None].encode_rows(wanted), strict=True)) if wanted else {}
+        for job in jobs.values():
+            progress: _Progress = job.state
+            progress.encoded |= {row: encoded[row] for row in progress.missing if row in encoded}
+            progress.missing = [row for row in progress.missing if row not in encoded]
+        complete = {number: job for number, job in jobs.items() if not job.state.missing}
+        states = self._query_states({number: job.work for number, job in complete.items()})
+        results: dict[int, Any] = dict.fromkeys(jobs, UNFINISHED)
+        for number, job in complete.items():
+            candidates = torch.stack([job.state.encoded[row] for row in job.state.rows])
             scores = torch.cat([self._engines[None].interact(state, candidates) for state in states[number]])
             best, positions = best_first(scores, job.work.top_k)
             shown = best.numpy() if job.work.raw_scores else self.probabilities(best)
@@ -113,7 +134,7 @@ class Ranker:
                 [Hit(index, score) for index, score in zip(found, values, strict=True)]
                 for found, values in zip(positions.tolist(), shown.tolist(), strict=True)
             ]
-            results[number] = Ranked(rankings, tokens[number].total, tokens[number].cut)
+            results[number] = job.state.ranked(rankings)
         return results
 
     def _query_states(self, works: dict[int, Ranking]) -> dict[int, list[QueryState]]:
@@ -126,38 +147,49 @@ class Ranker:
             found |= {number: [next(states) for _ in works[number].queries] for number in numbers}
         return found
 
-    def _score_pairs(self, work: Ranking, tokens: _Tokens) -> Ranked:
+    def _score_pairs(self, work: Ranking, progress: _Progress) -> Any:
+        """Score the next pairs of a request."""
         engine = copy.copy(self._engines[work.reading.keep])
         engine.read_document = _document_reader(engine, work.reading)
         pairs = list(zip(work.queries, work.documents or (), strict=True))
-        scores = engine.predict(pairs, head="ranking", convert_to_tensor=True, show_progress_bar=False)
+        first = sum(map(len, progress.scores))
+        options: dict[str, Any] = {"head": "ranking", "convert_to_tensor": True, "show_progress_bar": False}
+        progress.scores.append(engine.predict(pairs[first : first + SHARE], **options))
+        if first + SHARE < len(pairs):
+            return UNFINISHED
+        scores = torch.cat(progress.scores)
         shown = scores.cpu().numpy() if work.raw_scores else self.probabilities(scores)
-        return Ranked([[Hit(index, score) for index, score in enumerate(shown.tolist())]], tokens.total, tokens.cut)
+        return progress.ranked([[Hit(index, score) for index, score in enumerate(shown.tolist())]])
 
-    def _rank_ids(self, work: Ranking, ids: tuple[str, ...], tokens: _Tokens) -> Ranked:
+    def _rank_ids(self, work: Ranking, ids: tuple[str, ...], progress: _Progress) -> Ranked | MixEncoderError:
         view = self._view()
         position_of = {name: number for number, name in enumerate(ids)}
-        rankings = self._rank_index([work], view, work.top_k, list(ids))
+        try:
+            rankings = self._rank_index([work], view, work.top_k, list(ids))
+        except MixEncoderError as error:
+            # most often an unknown id
+            return error
         hits = [
             [hit._replace(index=position_of[hit.id or ""]) for hit in self._hits(ranking, view, work)]
             for ranking in rankings
         ]
-        return Ranked(hits, tokens.total, tokens.cut)
+        return progress.ranked(hits)
 
-    def _rank_whole_index(self, works: dict[int, Ranking], tokens: dict[int, _Tokens]) -> dict[int, Ranked | Exception]:
+    def _rank_whole_index(self, jobs: dict[int, Job[Ranking]]) -> dict[int, Ranked]:
         """Rank all documents of the index; requests for equally many results share one run over it."""
-        results: dict[int, Ranked | Exception] = {}
+        results: dict[int, Ranked] = {}
         groups: dict[tuple[str | None, int], list[int]] = {}
-        for number, work in works.items():
-            groups.setdefault((work.reading.keep, work.top_k or RESULTS_OF_INDEX), []).append(number)
-        view = self._view() if works else None
+        for number, job in jobs.items():
+            key = job.work.reading.keep, job.work.top_k or RESULTS_OF_INDEX
+            groups.setdefault(key, []).append(number)
+        view = self._view() if jobs else None
         for (_, top_k), numbers in groups.items():
             assert view is not None, "there are requests"
-            rankings = iter(self._rank_index([works[number] for number in numbers], view, top_k, None))
+            rankings = iter(self._rank_index([jobs[number].work for number in numbers], view, top_k, None))
             for number in numbers:
-                work = works[number]
+                work = jobs[number].work
                 hits = [self._hits(next(rankings), view, work) for _ in work.queries]
-                results[number] = Ranked(hits, tokens[number].total, tokens[number].cut)
+                results[number] = jobs[number].state.ranked(hits)
         return results
 
     def _rank_index(
@@ -215,18 +247,3 @@ def _document_reader(engine: MixEncoder, reading: Reading) -> TextEncoder:
 
 def _windows(read: TextEncoder, texts: Sequence[str], reading: Reading) -> Windows:
     return read.windows(texts, on_overflow="error" if reading.refuse else "truncate")
-
-
-def _missing(
-    jobs: dict[int, Job[Ranking]], tokens: dict[int, _Tokens], encoded: dict[tuple[int, ...], Tensor]
-) -> list[tuple[int, ...]]:
-    """Return token rows that clients still wait for and that are not encoded, at most `ENCODED_AT_ONCE`."""
-    rows: dict[tuple[int, ...], None] = {}
-    for number, job in jobs.items():
-        if not job.abandoned:
-            for row in tokens[number].documents:
-                if row not in encoded:
-                    rows[row] = None
-                    if len(rows) == ENCODED_AT_ONCE:
-                        return list(rows)
-    return list(rows)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from mixencoder.serving.batching import PASS_WEIGHT, Batcher
+from mixencoder.serving.batching import PASS_WEIGHT, SHARE, UNFINISHED, Batcher
 from mixencoder.serving.errors import RequestError
 from mixencoder.serving.service import usable_threads
 from mixencoder.serving.settings import Limits
@@ -45,6 +45,32 @@ def test_a_burst_gives_every_client_its_own_right_answer(serve, stored, model, w
     metrics = client.get("/metrics").text
     passes = float(metrics.split("mixencoder_pass_requests_count ")[1].split()[0])
     assert passes < len(answers)
+
+
+def test_large_requests_take_several_passes_and_small_ones_do_not_wait_for_them(serve, model, words):
+    client = serve(limits=Limits(candidates=2000))
+    texts = [f"{first} {second} {third}" for first in words[:6] for second in words for third in words[:8]]
+    assert len(texts) > 8 * SHARE
+    finished = []
+
+    def ask(path, body):
+        answer = client.post(path, json=body)
+        finished.append(path)
+        return answer.json()
+
+    with ThreadPoolExecutor(3) as pool:
+        large = pool.submit(ask, "/v1/rerank", {"query": QUERY, "documents": texts, "raw_scores": True})
+        until(lambda: "mixencoder_pass_requests_count 0.0" not in client.get("/metrics").text)
+        small = pool.submit(ask, "/rerank", {"query": QUERY, "texts": DOCUMENTS})
+        ranks = [(rank["index"], rank["score"]) for rank in small.result()]
+        results = [(result["index"], result["relevance_score"]) for result in large.result()["results"]]
+    assert finished == ["/rerank", "/v1/rerank"]
+    assert ranks == expected(model, QUERY)
+    assert results == expected(model, QUERY, texts, raw=True)
+    queries = [QUERY, OTHER_QUERY] * (len(texts) // 2)
+    body = {"queries": queries, "documents": texts, "use_activation": False}
+    scores = [score["score"] for score in client.post("/score", json=body).json()["data"]]
+    assert scores == model.predict(list(zip(queries, texts, strict=True))).tolist()
 
 
 @pytest.fixture
@@ -133,11 +159,31 @@ def test_a_pass_takes_jobs_in_order_up_to_a_weight():
         return [job.work for job in jobs]
 
     async def use(batcher):
-        jobs = [batcher.submit(n, weight) for n, weight in enumerate([10 * PASS_WEIGHT, 1, PASS_WEIGHT - 1, 1])]
+        weights = [10 * PASS_WEIGHT, 1, PASS_WEIGHT, SHARE, SHARE, 1]
+        jobs = [batcher.submit(number, weight) for number, weight in enumerate(weights)]
         return [await job.done for job in jobs]
 
-    assert with_batcher(use, run, gather_seconds=0.01) == [0, 1, 2, 3]
-    assert passes == [[0], [1, 2], [3]]
+    assert with_batcher(use, run, gather_seconds=0.01) == [0, 1, 2, 3, 4, 5]
+    assert passes == [[0, 1, 2, 3], [4, 5]]
+
+
+def test_a_large_job_lets_others_have_their_turn():
+    passes = []
+
+    def run(jobs):
+        passes.append([job.work for job in jobs])
+        for job in jobs:
+            job.state = (job.state or 0) + 1
+        return [UNFINISHED if job.work == "large" and job.state < 3 else job.state for job in jobs]
+
+    async def use(batcher):
+        large, others = batcher.submit("large", 3 * SHARE), [batcher.submit(number, SHARE) for number in range(7)]
+        assert len(batcher) == 8
+        assert [await job.done for job in others] == [1] * 7
+        return await large.done
+
+    assert with_batcher(use, run, gather_seconds=0.01) == 3
+    assert passes == [["large", 0, 1, 2], [3, 4, 5, 6], ["large"], ["large"]]
 
 
 def test_an_abandoned_job_is_not_run():
