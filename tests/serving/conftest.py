@@ -1,4 +1,7 @@
-"""A calibrated tiny model, an index of it, and servers of both, asked in this process."""
+"""A calibrated tiny model, an index of it, and servers of both, asked in this process.
+
+The imports that need the extra are in the fixtures: without it the tests are skipped, by `tests.serving.cases`.
+"""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -8,17 +11,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("fastapi", reason="the extra serve is not installed")
-pytest.importorskip("prometheus_client", reason="the extra serve is not installed")
-pytest.importorskip("httpx", reason="fastapi's TestClient needs httpx")
-
-from fastapi.testclient import TestClient
-
 from mixencoder import CandidateIndex, MixEncoder
-from mixencoder.serving.app import create_app
-from mixencoder.serving.ranking import quiet_engine
-from mixencoder.serving.settings import ServeConfig
-from tests.serving.cases import DOCUMENTS, IDS, METADATA
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +25,8 @@ def model(checkpoint: str) -> MixEncoder:
 @pytest.fixture(scope="session")
 def stored(model: MixEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of an index, to be read or copied."""
+    from tests.serving.cases import DOCUMENTS, IDS, METADATA
+
     path = tmp_path_factory.mktemp("stored") / "index"
     model.index(DOCUMENTS, IDS, path, metadata=METADATA).close()
     return path
@@ -46,13 +41,20 @@ def folder(stored: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def open_index(model: MixEncoder) -> Iterator[Callable[..., CandidateIndex]]:
     """Return a function that opens an index as the server does."""
+    from mixencoder.serving.ranking import quiet_engine
+
     with ExitStack() as stack:
         yield lambda path, **options: stack.enter_context(quiet_engine(model).open_index(path, **options))
 
 
 @pytest.fixture
-def serve(model: MixEncoder, open_index: Callable[..., CandidateIndex]) -> Iterator[Callable[..., TestClient]]:
+def serve(model: MixEncoder, open_index: Callable[..., CandidateIndex]) -> Iterator[Callable[..., Any]]:
     """Return a function that starts a server with settings and returns a client of it."""
+    from fastapi.testclient import TestClient
+
+    from mixencoder.serving.app import create_app
+    from mixencoder.serving.settings import ServeConfig
+
     with ExitStack() as stack:
 
         def start(path: Path | None = None, engine: MixEncoder = model, **settings: Any) -> TestClient:
@@ -64,6 +66,6 @@ def serve(model: MixEncoder, open_index: Callable[..., CandidateIndex]) -> Itera
 
 
 @pytest.fixture
-def client(serve: Callable[..., TestClient], stored: Path) -> TestClient:
+def client(serve: Callable[..., Any], stored: Path) -> Any:
     """Return a client of a read-only server with an index."""
     return serve(stored)

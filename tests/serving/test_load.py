@@ -9,7 +9,6 @@ import torch
 
 from mixencoder.serving.batching import PASS_WEIGHT, SHARE, UNFINISHED, Batcher
 from mixencoder.serving.errors import RequestError
-from mixencoder.serving.service import usable_threads
 from mixencoder.serving.settings import Limits
 from tests.serving.cases import DOCUMENTS, IDS, OTHER_QUERY, QUERY, expected
 
@@ -239,6 +238,8 @@ def test_a_full_queue_says_how_long_the_waiting_jobs_take():
 
 
 def test_threads_are_not_more_than_the_usable_cores(monkeypatch):
+    from mixencoder.serving.service import usable_threads
+
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
     assert usable_threads(None) == 3
