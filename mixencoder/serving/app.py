@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from mixencoder import __version__
@@ -20,6 +21,7 @@ from mixencoder.serving.metrics import CONTENT_TYPE
 from mixencoder.serving.service import Service
 from mixencoder.serving.settings import ServeConfig
 
+_OWN_PATHS = ("/health", "/metrics", "/openapi.json")
 _SHOWN_FAULTS = 5
 _KINDS = {401: "authentication", 403: "forbidden", 404: "not_found", 429: "overloaded", 503: "unhealthy"}
 
@@ -54,9 +56,20 @@ def create_app(config: ServeConfig, engine: MixEncoder, index: CandidateIndex | 
         redoc_url=None,
     )
     app.state.service = service
-    app.add_middleware(Gate, keys=config.api_keys, limits=config.limits, metrics=service.metrics, error_form=error_body)
-    for routes in (tei, cohere_jina, vllm, native, candidates):
-        app.include_router(routes.router(service))
+    routers = [module.router(service) for module in (tei, cohere_jina, vllm, native, candidates)]
+    for routes in routers:
+        app.include_router(routes)
+    app.add_middleware(
+        Gate,
+        keys=config.api_keys,
+        limits=config.limits,
+        metrics=service.metrics,
+        error_form=error_body,
+        paths=[
+            *_OWN_PATHS,
+            *(route.path for routes in routers for route in routes.routes if isinstance(route, APIRoute)),
+        ],
+    )
 
     @app.get("/health", tags=["MixEncoder"])
     async def health() -> Response:

@@ -5,13 +5,14 @@ memory than the limits allow.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,6 +24,11 @@ from mixencoder.serving.settings import Limits
 
 OPEN_PATHS = ("/health",)
 """Paths that need no key and do not count as requests in work."""
+
+_DISCARDED_BYTES = 16 * 2**20
+_DISCARDED_SECONDS = 5.0
+"""How much of a body is read and thrown away, so that a client that still sends it sees the answer."""
+_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 
 ErrorForm = Callable[[str, RequestError], dict[str, Any]]
 """Turns a path and an error into the body of the answer."""
@@ -37,12 +43,21 @@ class Gate:
         limits: the limits.
         metrics: counts requests.
         error_form: the body of an error, by path.
+        paths: the paths of the application; others are not logged, and do not become labels of metrics.
     """
 
     def __init__(
-        self, app: ASGIApp, *, keys: Sequence[str], limits: Limits, metrics: Metrics, error_form: ErrorForm
+        self,
+        app: ASGIApp,
+        *,
+        keys: Sequence[str],
+        limits: Limits,
+        metrics: Metrics,
+        error_form: ErrorForm,
+        paths: Iterable[str],
     ) -> None:
         self._app, self._limits, self._metrics, self._error_form = app, limits, metrics, error_form
+        self._paths = frozenset(paths)
         # digests have one length, so that comparing takes the same time for every key
         self._digests = [_digest(key.encode()) for key in keys]
         self._in_work = 0
@@ -53,12 +68,17 @@ class Gate:
             await self._app(scope, receive, send)
             return
         start, answer = time.perf_counter(), _Answer(send)
-        counts = scope["path"] not in OPEN_PATHS
-        self._in_work += counts
-        self._metrics.in_work.set(self._in_work)
         scope.setdefault("state", {})["request_id"] = uuid.uuid4().hex
         try:
-            await self._serve(scope, receive, answer, limited=counts)
+            try:
+                body = await self._admit(scope, receive)
+            except RequestError as error:
+                self._release(scope)
+                if error.status != 408:
+                    await _discard(receive)
+                raise
+            if body is not None:
+                await self._app(scope, _replay(body, receive), answer)
         except RequestError as error:
             await answer.error(error, self._error_form(scope["path"], error))
         except Exception as error:
@@ -66,12 +86,16 @@ class Gate:
             told = RequestError(500, "backend", "the server failed to answer; its log says more")
             await answer.error(told, self._error_form(scope["path"], told))
         finally:
-            self._in_work -= counts
-            self._metrics.in_work.set(self._in_work)
+            self._release(scope)
             self._note(scope, answer.status, time.perf_counter() - start)
 
-    async def _serve(self, scope: Scope, receive: Receive, answer: "_Answer", *, limited: bool) -> None:
-        headers = dict(scope["headers"])
+    async def _admit(self, scope: Scope, receive: Receive) -> bytes | None:
+        """Check a request and return its body; None if the client has gone.
+
+        Raises:
+            RequestError: it is not admitted.
+        """
+        headers, limited = dict(scope["headers"]), scope["path"] not in OPEN_PATHS
         if limited and self._digests and not self._has_key(headers.get(b"authorization", b"")):
             raise RequestError(
                 401,
@@ -79,12 +103,20 @@ class Gate:
                 "an API key is missing or wrong; expected Authorization: Bearer KEY",
                 {"WWW-Authenticate": "Bearer"},
             )
-        if limited and self._in_work > self._limits.requests:
+        if limited and self._in_work >= self._limits.requests:
             raise overloaded(f"{self._limits.requests} requests are in work; try again later")
-        body = await self._body(headers, receive)
-        if body is None:
-            return
-        await self._app(scope, _replay(body, receive), answer)
+        if limited:
+            scope["state"]["in_work"] = True
+            self._count(1)
+        return await self._body(headers, receive)
+
+    def _release(self, scope: Scope) -> None:
+        if scope["state"].pop("in_work", False):
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        self._in_work += change
+        self._metrics.in_work.set(self._in_work)
 
     def _has_key(self, header: bytes) -> bool:
         scheme, _, given = header.partition(b" ")
@@ -121,12 +153,12 @@ class Gate:
             ) from None
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        # the path of the route: a path that a client made up is not logged, and does not become a label
-        endpoint = getattr(scope.get("route"), "path", "other")
+        endpoint = scope["path"] if scope["path"] in self._paths else "other"
+        method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.requests.labels(endpoint, str(status)).inc()
         self._metrics.seconds.labels(endpoint).observe(seconds)
         state = scope["state"]
-        fields = {"request": state["request_id"], "method": scope["method"], "endpoint": endpoint, "status": status}
+        fields = {"request": state["request_id"], "method": method, "endpoint": endpoint, "status": status}
         log("request", **fields, seconds=round(seconds, 6), **state.get("log", {}))
 
 
@@ -162,6 +194,18 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return messages.pop() if messages else await receive()
 
     return replay
+
+
+async def _discard(receive: Receive) -> None:
+    """Read what a client still sends and throw it away, up to a limit: closing at once could lose the answer."""
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARDED_SECONDS):
+            while size < _DISCARDED_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
 
 
 def _digest(key: bytes) -> bytes:

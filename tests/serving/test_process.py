@@ -125,6 +125,41 @@ def test_a_client_that_goes_away_or_sends_slowly_leaves_the_server_well(calibrat
         assert httpx.get(f"{address}/health").status_code == 200
 
 
+def test_acknowledged_candidates_survive_sigkill(calibrated, folder, model):
+    with running("--model", calibrated, "--index", str(folder), "--allow-writes") as (process, address, _):
+        acknowledged = []
+
+        def put():
+            with httpx.Client(base_url=address, timeout=60) as client, contextlib.suppress(httpx.TransportError):
+                while True:
+                    id = f"new-{len(acknowledged)}"
+                    body = {"candidates": [{"id": id, "text": "dog cat", "metadata": {"id": id}}]}
+                    assert client.put("/v1/candidates", json=body).is_success
+                    acknowledged.append(id)
+
+        writing = threading.Thread(target=put)
+        writing.start()
+        until = time.monotonic() + 30
+        while len(acknowledged) < 5 and time.monotonic() < until:
+            time.sleep(0.01)
+        process.kill()
+        writing.join(60)
+    assert len(acknowledged) >= 5
+    with model.open_index(folder) as index:
+        assert index.verify().ok
+        assert [index.get(id).metadata for id in acknowledged] == [{"id": id} for id in acknowledged]
+
+
+def test_a_refused_client_that_still_sends_sees_the_answer(calibrated):
+    with running("--model", calibrated, "--max-body", "1000") as (_, address, _), httpx.Client(timeout=60) as client:
+        for _ in range(5):
+            headers = {"Content-Type": "application/json"}
+            response = client.post(f"{address}/rerank", content=b" " * 8_000_000, headers=headers)
+            assert response.status_code == 413
+            assert "1,000 bytes" in response.json()["error"]
+        assert 'endpoint="/rerank",status="413"} 5.0' in client.get(f"{address}/metrics").text
+
+
 def test_a_body_that_does_not_arrive_is_408(serve):
     import asyncio
 
