@@ -8,7 +8,7 @@ import pytest
 
 from tests.serving.cases import IDS, METADATA, QUERY, expected
 
-NEW = {"id": "a/../b\n", "text": "the cat sat in paris", "metadata": {"page": 3}}
+NEW = {"id": "a/../b\n", "text": "the cat sat in paris", "metadata": {"page": 3, "of": None, "in": [{"x": None}]}}
 
 
 @pytest.fixture
@@ -35,6 +35,7 @@ def test_put_adds_and_replaces_and_is_on_disk_when_acknowledged(writer, model, f
         assert index.verify().ok
     found = writer.post("/v1/rank", json={"queries": [QUERY], "ids": "all"}).json()["rankings"][0]
     assert [(entry["id"], entry["score"]) for entry in found] == right
+    assert {entry["id"]: entry.get("metadata") for entry in found}[NEW["id"]] == NEW["metadata"]
 
 
 def test_delete_removes_and_is_on_disk_when_acknowledged(writer, model, folder):

@@ -73,6 +73,7 @@ def test_raw_scores_are_those_of_the_model(client, model, raw):
     assert results == expected(model, QUERY, raw=True)
 
 
+@pytest.mark.filterwarnings("ignore:.*longer than 4 tokens")
 def test_documents_are_read_as_far_as_the_request_says(client, model):
     found = ok(client.post("/v2/rerank", json={"query": QUERY, "documents": DOCUMENTS, "max_tokens_per_doc": 4}))
     results = [(result["index"], result["relevance_score"]) for result in found["results"]]

@@ -91,7 +91,7 @@ FORM = "form "
 
 
 def _dialect(body: Any) -> str:
-    has_documents = "documents" in body if isinstance(body, dict) else isinstance(body, RerankRequest)
+    has_documents = body.get("documents") is not None if isinstance(body, dict) else isinstance(body, RerankRequest)
     return f"{FORM}documents" if has_documents else f"{FORM}texts"
 
 
