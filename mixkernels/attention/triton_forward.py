@@ -227,13 +227,15 @@ def candidate_attention_fwd_kernel(
         p_own_key = context_key_ptr + i_batch * ck_b + i_head * ck_h + o_source * ck_n
         p_own_value = context_value_ptr + i_batch * cv_b + i_head * cv_h + o_source * cv_n
         p_own_logits = own_logits_ptr + i_batch * ol_b + i_head * ol_h + o_source * ol_n + o_slot * ol_r
+        # in 64 bits, like slots
+        step_key, step_value, step_logits = tl.cast(ck_c, tl.int64), tl.cast(cv_c, tl.int64), tl.cast(ol_c, tl.int64)
         for i_own in tl.static_range(K):
-            p_v_own = (p_own_value + i_own * cv_c)[:, None] + o_d[None, :]
+            p_v_own = (p_own_value + i_own * step_value)[:, None] + o_d[None, :]
             b_v_own = tl.load(p_v_own, mask=m_row[:, None], other=0).to(tl.float32)
             if HAS_OWN_LOGITS:
-                b_s_own = tl.load(p_own_logits + i_own * ol_c, mask=m_row, other=0.0).to(tl.float32) * LOG2E
+                b_s_own = tl.load(p_own_logits + i_own * step_logits, mask=m_row, other=0.0).to(tl.float32) * LOG2E
             else:
-                p_k_own = (p_own_key + i_own * ck_c)[:, None] + o_d[None, :]
+                p_k_own = (p_own_key + i_own * step_key)[:, None] + o_d[None, :]
                 b_k_own = tl.load(p_k_own, mask=m_row[:, None], other=0).to(tl.float32)
                 b_s_own = tl.sum(b_q32 * b_k_own, axis=1) * b_scale
                 if QUANTISED:

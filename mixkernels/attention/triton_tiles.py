@@ -55,7 +55,8 @@ def locate_candidates(
     # for each row of tile i_block, of a query whose candidates are rows start..stop of the results: its result row, its
     # row in the candidates' tensors, its slot, and whether it exists
     o_row = tl.arange(0, BLOCK_M)
-    o_slot = o_row % SLOTS
+    # slots are multiplied by strides that grow with N where candidates are (k, N, H, D) transposed
+    o_slot = (o_row % SLOTS).to(tl.int64)
     o_out = start + i_block * CANDIDATES + o_row // SLOTS
     m_row = (o_row < CANDIDATES * SLOTS) & (o_out < stop)
     o_source = o_out
