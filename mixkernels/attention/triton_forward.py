@@ -31,7 +31,7 @@ from mixkernels.attention.triton_launch import (
     launch_config,
     resident_keys,
 )
-from mixkernels.attention.triton_tiles import LN2, LOG2E, dot, locate_candidates, locate_query
+from mixkernels.attention.triton_tiles import LN2, LOG2E, dot, load_length, locate_candidates, locate_query
 from mixkernels.attention.triton_variants import attention_variants
 from mixkernels.triton_common.runtime import device_of, empty_output
 from mixkernels.triton_common.variant import KernelVariant
@@ -179,7 +179,7 @@ def candidate_attention_fwd_kernel(
 
     length = num_keys
     if HAS_LENGTHS:
-        length = tl.load(key_lengths_ptr + i_batch).to(tl.int32)
+        length = load_length(key_lengths_ptr, i_batch, num_keys)
     o_n = tl.arange(0, BLOCK_N)
     # [D, BLOCK_N] and [BLOCK_N, D]
     p_k = key_ptr + i_batch * k_b + i_head * k_h + o_d[:, None]

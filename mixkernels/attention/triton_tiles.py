@@ -26,6 +26,13 @@ def dot(b_a, b_b, INTERPRET: tl.constexpr):
 
 
 @triton.jit
+def load_length(key_lengths_ptr, i_batch, num_keys):
+    # a length out of range is an error that on a GPU is not checked by default: it must not reach other memory
+    length = tl.load(key_lengths_ptr + i_batch).to(tl.int64)
+    return tl.minimum(tl.maximum(length, 0), num_keys).to(tl.int32)
+
+
+@triton.jit
 def locate_query(offsets_ptr, batch, i_tile, CANDIDATES: tl.constexpr):
     # ragged rows: the first tile of query b is offsets[b] // CANDIDATES + b, which leaves every query enough tiles and
     # needs no table; bisection finds the last b whose first tile is at most i_tile
