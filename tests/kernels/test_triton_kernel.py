@@ -5,6 +5,8 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from mixkernels import BackendError
+from mixkernels.attention import triton_launch
 from mixkernels.attention.checks import Call
 from mixkernels.attention.triton_backward import candidate_attention_backward
 from mixkernels.attention.triton_forward import candidate_attention, forward_kind
@@ -15,6 +17,7 @@ from mixkernels.attention.triton_launch import (
     alternatives,
     forward_options,
     keeps_short_queries,
+    launch_config,
     rule,
 )
 from mixkernels.triton_common.support import HEAD_DIMS, MAX_CONTEXT
@@ -52,6 +55,24 @@ def test_tuning_tries_the_rule_first_and_nothing_twice(kernel):
     assert len(set(tried)) == len(tried) > 1
     # a tile that holds no whole candidate would be silently wrong
     assert all(config.block_m >= kind.slots for config in tried)
+
+
+def test_tuning_times_nothing_while_a_graph_is_recorded(monkeypatch):
+    monkeypatch.setenv("MIXKERNELS_TUNING", "1")
+    monkeypatch.setattr(triton_launch, "_name_of", lambda device: "a GPU")
+    monkeypatch.setattr(triton_launch, "_milliseconds", lambda launch, config: config.block_n)
+    monkeypatch.setattr(triton_launch, "_TUNED", {})
+    kind, device = Kind("forward", 1, 2, 64, 2), torch.device("cuda:0")
+    capturing = True
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    with pytest.raises(BackendError, match=r"MIXKERNELS_TUNING=1.*CUDA graph.*forward, k=1, D=64.*before recording"):
+        launch_config(kind, device, lambda config: None)
+    capturing = False
+    fastest = launch_config(kind, device, lambda config: None)
+    assert fastest.block_n == 32
+    # what was timed before can be recorded
+    capturing = True
+    assert launch_config(kind, device, lambda config: None) == fastest
 
 
 @pytest.mark.parametrize(
