@@ -3,11 +3,9 @@
 A program computes one tile of candidates (mixkernels/attention/triton_tiles.py) for one head and query: their context
 rows, and their state rows as a second tile. Own keys initialise the running softmax in registers, then the query's
 tokens are read in blocks of BLOCK_N. For a short query (RESIDENT) a program loops the other way: it loads keys and
-values once and computes many tiles of candidates, each loaded while the one before is computed. Only outputs are
-written.
+values once and computes many tiles of candidates, each loaded while the one before is computed. How many programs share
+a query's tiles follows from how many run at the same time (`triton_common.occupancy`). Only outputs are written.
 """
-
-from functools import cache
 
 import torch
 import triton
@@ -31,13 +29,22 @@ from mixkernels.attention.triton_launch import (
     launch_config,
     resident_keys,
 )
-from mixkernels.attention.triton_tiles import LN2, LOG2E, dot, load_length, locate_candidates, locate_query
+from mixkernels.attention.triton_tiles import (
+    LN2,
+    LOG2E,
+    dot,
+    load_length,
+    locate_candidates,
+    locate_query,
+    range_of_program,
+)
 from mixkernels.attention.triton_variants import attention_variants
-from mixkernels.triton_common.runtime import device_of, empty_output
+from mixkernels.triton_common.occupancy import one_wave, programs_each
+from mixkernels.triton_common.runtime import INTERPRET, device_of, empty_output
 from mixkernels.triton_common.variant import KernelVariant
 
-_PROGRAMS = 4
-"""Programs per multiprocessor for a resident query."""
+_INTERPRETED_WAVE = 4
+"""Programs that run at the same time in the interpreter, which has no multiprocessors."""
 
 
 @triton.jit
@@ -87,7 +94,7 @@ def _store_rows(p_o, p_lse, b_m, b_l, b_o, o_d, m_row, HAS_LSE: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["num_candidates", "num_keys", "batch", "programs"],
+    do_not_specialize=["num_candidates", "num_keys", "batch"],
     launch_metadata=forward_metadata,
 )
 def candidate_attention_fwd_kernel(
@@ -112,7 +119,6 @@ def candidate_attention_fwd_kernel(
     num_candidates,
     num_keys,
     batch,
-    programs,
     # strides in elements: b query, n candidate, c context embedding, m token, h head
     cq_b,
     cq_n,
@@ -169,8 +175,16 @@ def candidate_attention_fwd_kernel(
         i_batch, i_first, start, stop = locate_query(offsets_ptr, batch, i_tile, CANDIDATES)
         i_last = i_first + 1
     else:
-        i_batch, i_first = i_tile // programs, i_tile % programs
-        i_last = tl.cdiv(num_candidates, CANDIDATES).to(tl.int64)
+        num_blocks = tl.cdiv(num_candidates, CANDIDATES)
+        if RESIDENT:
+            programs = tl.num_programs(0) // (H * batch)
+            i_batch = i_tile // programs
+            i_first, i_last = range_of_program(i_tile % programs, programs, num_blocks)
+            # in 64 bits they take the registers that int8 candidates lack
+            i_first, i_last = i_first.to(tl.int32), i_last.to(tl.int32)
+        else:
+            i_batch, i_first = i_tile // num_blocks, i_tile % num_blocks
+            i_last = i_first + 1
         start = i_batch * num_candidates
         stop = start + num_candidates
     o_d = tl.arange(0, D)
@@ -190,7 +204,7 @@ def candidate_attention_fwd_kernel(
         b_k = tl.load(p_k + (o_n.to(tl.int64) * k_m)[None, :], mask=m_n[None, :], other=0.0)
         b_v = tl.load(p_v + (o_n.to(tl.int64) * v_m)[:, None], mask=m_n[:, None], other=0.0)
 
-    for i_block in tl.range(i_first, i_last, programs, num_stages=STAGES):
+    for i_block in tl.range(i_first, i_last, num_stages=STAGES):
         o_out, o_source, o_slot, m_row = locate_candidates(
             ids_ptr, i_block, start, stop, CANDIDATES, K, HAS_IDS, BLOCK_M
         )
@@ -286,18 +300,6 @@ def forward_kind(call: Call) -> Kind:
     return Kind(RESIDENT if resident else "forward", k, k + (call.state_query is not None), dim, itemsize)
 
 
-def _programs(tiles: int, key: Tensor) -> int:
-    """Programs per head, an equal number for each query, enough to fill the device; they share the tiles."""
-    batch, heads = key.shape[0], key.shape[2]
-    wanted = -(-_PROGRAMS * _multiprocessors(key.device) // (heads * batch))
-    return min(tiles // batch, wanted) * batch
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
 def candidate_attention(
     call: Call, *, scale: float, return_lse: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -322,19 +324,15 @@ def candidate_attention(
         kind = forward_kind(call)
 
         def launch(config: LaunchConfig) -> None:
-            tiles = num_tiles(call, config.block_m // k)
-            programs = _programs(tiles, key) if kind.kernel == RESIDENT else tiles
-            candidate_attention_fwd_kernel[(programs * heads,)](
-                *pointers,
-                scale,
-                lead[-1],
-                key.shape[1],
-                key.shape[0],
-                programs // key.shape[0],
-                *strides_of(call),
-                **constants,
-                **forward_options(kind, config, key.shape[1]),
-            )
+            tiles, batch = num_tiles(call, config.block_m // k), key.shape[0]
+            arguments = (*pointers, scale, lead[-1], key.shape[1], batch, *strides_of(call))
+            options = constants | forward_options(kind, config, key.shape[1])
+            if kind.kernel == RESIDENT:
+                wave = _INTERPRETED_WAVE
+                if not INTERPRET:
+                    wave = one_wave(candidate_attention_fwd_kernel, arguments, options, key.device)
+                tiles = batch * programs_each(batch * heads, tiles // batch, wave)
+            candidate_attention_fwd_kernel[(tiles * heads,)](*arguments, **options)
 
         with device_of(key):
             launch(launch_config(kind, key.device, launch))

@@ -26,6 +26,12 @@ def dot(b_a, b_b, INTERPRET: tl.constexpr):
 
 
 @triton.jit
+def range_of_program(i_program, programs, tiles):
+    # contiguous ranges that cover all tiles once and whose lengths differ by at most one
+    return i_program * tiles // programs, (i_program + 1) * tiles // programs
+
+
+@triton.jit
 def load_length(key_lengths_ptr, i_batch, num_keys):
     # a length out of range is an error that on a GPU is not checked by default: it must not reach other memory
     length = tl.load(key_lengths_ptr + i_batch).to(tl.int64)

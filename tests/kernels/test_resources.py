@@ -185,32 +185,6 @@ def test_without_triton_it_says_so(monkeypatch):
         resources.require_compiler()
 
 
-@pytest.mark.parametrize(
-    ("arch", "registers", "shared", "warps", "blocks", "limited_by"),
-    [
-        # as NVIDIA's occupancy calculator: 64 registers x 256 threads are a quarter of 65536
-        ("sm_90", 64, 0, 8, 4, "registers"),
-        ("sm_90", 255, 0, 8, 1, "registers"),
-        # 33 registers are given as 40
-        ("sm_80", 33, 0, 4, 12, "registers"),
-        ("sm_80", 16, 80 * 1024, 4, 2, "shared memory"),
-        ("sm_90", 16, 80 * 1024, 4, 2, "shared memory"),
-        ("sm_90", 16, 0, 1, 32, "warps and blocks"),
-        ("sm_90", 16, 228 * 1024, 4, 0, "shared memory"),
-        # 201 registers of 512 leave room for two wavefronts a SIMD
-        ("gfx942", 201, 0, 4, 2, "registers"),
-        ("gfx942", 32, 40 * 1024, 4, 1, "shared memory"),
-    ],
-)
-def test_occupancy_is_that_of_the_vendors_rules(arch, registers, shared, warps, blocks, limited_by):
-    assert resources.blocks_per_multiprocessor(resources.ARCHS[arch], registers, shared, warps) == (blocks, limited_by)
-
-
-def test_tensor_memory_limits_blackwell():
-    found = resources.blocks_per_multiprocessor(resources.ARCHS["sm_100"], 32, 1024, 4, tensor_memory=256)
-    assert found == (2, "tensor memory")
-
-
 def test_machine_code_is_read():
     usage = " Function f:\n  REG:42 STACK:16 SHARED:0 LOCAL:0 CONSTANT[0]:560"
     sass = """
