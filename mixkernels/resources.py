@@ -218,7 +218,7 @@ def _amd_load_bits(kind: str) -> int:
     return _AMD_LOAD_BITS[kind.partition("_")[0]]
 
 
-def _measure_numbered(module: str, number: int, arch: str) -> Resources | str:
+def measure_numbered(module: str, number: int, arch: str) -> Resources | str:
     """`measure` a variant given by number (kernels cannot be sent to a process); return an error as its message."""
     from mixkernels.triton_common.catalogue import variants_of
 
@@ -290,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # every worker is a fresh interpreter: a forked one would share torch's threads
     workers = min(len(os.sched_getaffinity(0)), len(jobs))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for result in pool.map(_measure_numbered, *zip(*jobs, strict=True)):
+        for result in pool.map(measure_numbered, *zip(*jobs, strict=True)):
             results.append(result)
             print(f"\rcompiled {len(results)} of {len(jobs)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)

@@ -38,7 +38,7 @@ from mixkernels.attention.triton_tiles import (
     locate_query,
     range_of_program,
 )
-from mixkernels.attention.triton_variants import attention_variants
+from mixkernels.attention.triton_variants import attention_variants, resident_variants
 from mixkernels.triton_common.occupancy import one_wave, programs_each
 from mixkernels.triton_common.runtime import INTERPRET, device_of, empty_output
 from mixkernels.triton_common.variant import KernelVariant
@@ -318,7 +318,8 @@ def candidate_attention(
         pointers = [context if tensor is None else tensor for tensor in (*call, *outputs)]
         constants = constants_of(call) | {
             "QUANTISED": call.query_scale is not None,
-            "PER_QUERY": call.context_query.dim() == 5,
+            # which rows of the scales are a candidate's
+            "PER_QUERY": call.query_scale is not None and call.context_query.dim() == 5,
             "HAS_LSE": return_lse,
         }
         kind = forward_kind(call)
@@ -342,6 +343,5 @@ def candidate_attention(
 
 def variants() -> list[KernelVariant]:
     """Return the kernel in every launch configuration that is shipped, and in every form of its candidates."""
-    return attention_variants(
-        candidate_attention_fwd_kernel, "forward", {"QUANTISED": False, "PER_QUERY": False, "HAS_LSE": False}
-    )
+    kernel, defaults = candidate_attention_fwd_kernel, {"QUANTISED": False, "PER_QUERY": False, "HAS_LSE": False}
+    return [*attention_variants(kernel, "forward", defaults), *resident_variants(kernel, defaults)]
