@@ -206,7 +206,7 @@ def read_embeddings(encoder: DocumentEncoder, index: CandidateIndex | Snapshot, 
     _check_embeddings("the index", manifest)
     stored = RecordFormat(model, "compact", manifest.settings["precision"])
     positions = view.positions(ids)
-    found = torch.empty(len(ids), *model.context_shape, dtype=model.dtype)
+    found = torch.empty(len(ids), *model.context_shape, dtype=model.dtype, device="cpu")
     for first in range(0, len(ids), _READ_DOCUMENTS):
         part = positions[first : first + _READ_DOCUMENTS]
         chunk = view.gather(part)

@@ -243,8 +243,10 @@ def _freeze(engine: Engine, config: TrainConfig) -> None:
                 f"freeze_encoder is True, but the model is a {type(engine).__name__}; expected a mixencoder, whose "
                 "layers on top of the encoder can be trained alone"
             )
-        for name in model.encoder_weights():
-            model.get_parameter(name).requires_grad_(False)
+        frozen = model.encoder_weights()
+        for name, parameter in model.named_parameters():
+            if name in frozen:
+                parameter.requires_grad_(False)
 
 
 def _inputs(config: TrainConfig, reader: Engine, sources: list[Source]) -> ModelInputs:
@@ -285,7 +287,7 @@ def _record(config: TrainConfig, trainer: ObjectiveTrainer, specs: list[DataSpec
         for entry in dataclasses.fields(TrainConfig)
         if entry.name not in ("output", "data", "data_dir", "resume")
     }
-    for name in ("model", "backbone", "teacher"):
+    for name in ("model", "backbone", "teacher", "index"):
         settings[name] = settings[name] and Path(settings[name]).name
     record = {
         "settings": settings,
