@@ -64,6 +64,7 @@ def test_labels_by_id_train_the_query_side_and_the_same_index_serves_the_result(
         index=tmp_path / "index",
         steps=5,
         batch_size=8,
+        max_document_tokens=3,
     )
     trained = train(config)
     assert json.loads((tmp_path / "out" / "training.json").read_text())["settings"]["index"] == "index"
