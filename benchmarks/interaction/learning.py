@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -28,6 +28,8 @@ SHARES = (0.0, 0.25, 0.5, 1.0, 2.0)
 BATCH = 32
 UNMINED = ("ubuntu_irc",)
 """Sources without mined negatives: most replies that are similar to a query would answer it as well."""
+SHARE_SOURCES, SHARE_STEPS = ("qnli", "selqa"), 300
+"""What the share of each pair is learned on, after the rest was trained without these sources."""
 POINTS = (500, 2000, 5000, 10000, 20000)
 """Steps after which a run is measured, as far as it goes."""
 _MOST_PAIRS = 4096
@@ -69,6 +71,7 @@ class FrozenScorer(nn.Module):
             self.scale = nn.Parameter(torch.tensor(0.0))
         self.query_head = _Residual(d) if variant.heads in ("query", "both") else nn.Identity()
         self.document_head = _Residual(d) if variant.heads == "both" else nn.Identity()
+        self.share = _Share() if variant.gated else None
 
     def forward(self, lists: Lists, rows: Sequence[int], columns: Tensor) -> Terms:
         """Score documents (B, c), given by number, for queries given by number."""
@@ -84,13 +87,17 @@ class FrozenScorer(nn.Module):
         attends = [_attend(state, layer) for layer in range(len(self.variant.layers))]
         with torch.autocast("cpu", torch.bfloat16):
             h, e = self.model.run_interaction(candidates, attends)
-        return Terms(self._interaction(h.float(), e.float()), dual)
+        interaction = self._interaction(h.float(), e.float())
+        if self.share is not None:
+            interaction = interaction * self.share(interaction, dual, state.lengths)
+        return Terms(interaction, dual)
 
     def groups(self) -> list[dict[str, Any]]:
         """Return parameter groups with their peak rates; the two scales learn faster."""
         scales = {id(parameter) for name, parameter in self.named_parameters() if name.endswith("scale")}
-        slow = [parameter for parameter in self.parameters() if id(parameter) not in scales]
-        fast = [parameter for parameter in self.parameters() if id(parameter) in scales]
+        trained = [parameter for name, parameter in self.named_parameters() if not name.startswith("share.")]
+        slow = [parameter for parameter in trained if id(parameter) not in scales]
+        fast = [parameter for parameter in trained if id(parameter) in scales]
         return [{"params": slow, "lr": self.variant.rate}, {"params": fast, "lr": 10 * self.variant.rate}]
 
     def _interaction(self, h: Tensor, e: Tensor) -> Tensor:
@@ -113,6 +120,22 @@ class FrozenScorer(nn.Module):
             for kept, part in zip((keys, values), found, strict=True):
                 kept.append(part.unflatten(-1, (self.heads, -1)))
         return QueryState(tuple(keys), tuple(values), lengths, lists.queries.mean[list(rows)].float())
+
+
+class _Share(nn.Module):
+    """A factor from 0 to 2 of the interaction of each pair, 1 at the start, from both terms and the query's length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 16), nn.Linear(16, 1)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, interaction: Tensor, dual: Tensor, lengths: Tensor) -> Tensor:
+        """Return factors (B, c) for terms (B, c) and lengths (B,)."""
+        tokens = (lengths.float() / 32).unsqueeze(1).expand_as(dual)
+        features = torch.stack([interaction.detach() / 10, dual.detach() / 10, tokens], dim=-1)
+        return 2 * torch.sigmoid(self.outer(torch.tanh(self.inner(features)))).squeeze(-1)
 
 
 class _Residual(nn.Module):
@@ -272,16 +295,47 @@ def learn(
     """
     torch.manual_seed(seed)
     scorer = FrozenScorer(backbone, variant)
+    kept = {name: source for name, source in sources.items() if variant.gated and name in SHARE_SOURCES}
+    rest = {name: source for name, source in sources.items() if name not in kept}
+    start, points, spent = time.perf_counter(), [], 0.0
+    share = [] if scorer.share is None else list(scorer.share.parameters())
+    for parameter in share:
+        parameter.requires_grad_(False)
+    for step, loss in _steps(scorer, scorer.groups(), rest, variant, variant.steps, teacher, seed):
+        is_last = step == variant.steps
+        if is_last and share:
+            scorer.requires_grad_(False)
+            for parameter in share:
+                parameter.requires_grad_(True)
+            groups = [{"params": share, "lr": variant.rate}]
+            for _ in _steps(scorer, groups, kept, variant, SHARE_STEPS, teacher, seed):
+                pass
+        if step in POINTS or is_last:
+            pause = time.perf_counter()
+            found = measure(scorer, sets)
+            points.append({"steps": step, "loss": loss, "sets": found, "unseen": unseen_summary(found)})
+            spent += time.perf_counter() - pause
+    return {"seconds": {"train": time.perf_counter() - start - spent, "measure": spent}, "points": points}
+
+
+def _steps(
+    scorer: FrozenScorer,
+    groups: list[dict[str, Any]],
+    sources: Mapping[str, Lists],
+    variant: Variant,
+    steps: int,
+    teacher: Mapping[str, tuple[Tensor, Tensor]] | None,
+    seed: int,
+) -> Iterator[tuple[int, float]]:
+    """Train parameter groups with AdamW; after every step yield its number, from 1, and its loss."""
     names = {id(source): name for name, source in sources.items()}
-    groups = scorer.groups()
     optimiser = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
     peaks = [group["lr"] for group in groups]
+    trained = [parameter for group in groups for parameter in group["params"]]
     batches = Batches(sources, variant, seed)
-    start, points = time.perf_counter(), []
-    spent = 0.0
-    for step in range(1, variant.steps + 1):
+    for step in range(1, steps + 1):
         for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-            group["lr"] = peak * _rate(step, variant.steps)
+            group["lr"] = peak * _rate(step, steps)
         source, rows, columns, excluded = batches()
         wanted = None
         if variant.teacher:
@@ -291,14 +345,9 @@ def learn(
         loss = loss_of(scorer(source, rows, columns), excluded, variant, wanted)
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
-        if step in POINTS or step == variant.steps:
-            pause = time.perf_counter()
-            found = measure(scorer, sets)
-            points.append({"steps": step, "loss": loss.item(), "sets": found, "unseen": unseen_summary(found)})
-            spent += time.perf_counter() - pause
-    return {"seconds": {"train": time.perf_counter() - start - spent, "measure": spent}, "points": points}
+        yield step, loss.item()
 
 
 def _rate(step: int, steps: int) -> float:

@@ -28,6 +28,8 @@ class Variant:
     """Other queries' right documents in a list."""
     own_loss: float = 0.5
     """Weight of the loss on the interaction alone."""
+    gated: bool = False
+    """Whether the interaction's share depends on the pair; learned afterwards, on sources kept for it."""
     teacher: bool = False
     """Whether lists are also taught by a larger encoder."""
     teacher_weight: float = 0.7
@@ -66,6 +68,8 @@ VARIANTS: dict[str, Variant] = {
     # (d) layers
     "layer-before": replace(BASE, what="the layer before the last, 8 mined", layers=(-2,), **_HARD),
     "two-layers": replace(BASE, what="two layers, 8 mined", layers=(-2, -1), **_HARD),
+    # (e) a share for each pair
+    "gated": replace(BASE, what="a share for each pair, learned on two other sources, 8 mined", gated=True, **_HARD),
     # (f) a teacher
     "taught": replace(BASE, what="taught by all-mpnet-base-v2, 8 mined", teacher=True, **_HARD),
     "taught-heads": replace(

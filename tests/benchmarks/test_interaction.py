@@ -70,6 +70,25 @@ def test_the_same_seed_gives_the_same_figures(backbone_path):
     assert first["points"] == second["points"]
 
 
+def test_the_share_of_each_pair_is_learned_last_and_on_sources_of_its_own(backbone_path, monkeypatch):
+    monkeypatch.setattr(learning, "SHARE_STEPS", 3)
+    sources = {"first": lists(0, source=True), "qnli": lists(1, source=True)}
+    sets = {name: lists(2 + number, source=False) for number, name in enumerate([*UNSEEN, "scifact"])}
+    drawn, batches = [], learning.Batches
+
+    def watched(found, variant, seed):
+        drawn.append(set(found))
+        return batches(found, variant, seed)
+
+    monkeypatch.setattr(learning, "Batches", watched)
+    gated = learn(str(backbone_path), replace(VARIANTS["gated"], steps=2), sources, sets, None, seed=3)
+    assert drawn == [{"first"}, {"qnli"}]
+    plain = learn(str(backbone_path), replace(VARIANTS["mined"], steps=2), {"first": sources["first"]}, sets, None, 3)
+    # the share changes the full score, and neither the dual term nor how the rest was trained
+    before, after = plain["points"][-1]["unseen"], gated["points"][-1]["unseen"]
+    assert before["0.0"] == after["0.0"]
+
+
 @pytest.mark.parametrize(("mined", "others"), [(2, 3), (0, 4), (5, 0)])
 @pytest.mark.parametrize("name", ["first", "ubuntu_irc"])
 def test_batches_exclude_right_documents_and_no_others(name, mined, others):
