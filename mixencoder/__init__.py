@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         UnknownIdError,
         UnsupportedBackboneError,
     )
+    from mixencoder.explanation.result import PairExplanation
     from mixencoder.fast import MixEncoder
     from mixencoder.index import CandidateIndex, Snapshot
     from mixencoder.modeling import MixEncoderModel, QueryState
@@ -53,6 +54,7 @@ _HOMES = {
     "MixEncoderError": "errors",
     "MixEncoderModel": "modeling",
     "NonFiniteError": "errors",
+    "PairExplanation": "explanation.result",
     "QueryState": "modeling",
     "RankResult": "base.results",
     "Snapshot": "index",
@@ -80,6 +82,7 @@ __all__ = [
     "MixEncoderError",
     "MixEncoderModel",
     "NonFiniteError",
+    "PairExplanation",
     "QueryState",
     "RankResult",
     "Snapshot",

@@ -20,6 +20,8 @@ from mixencoder.base.results import Activation, RankResult
 from mixencoder.base.scores import Pairs
 from mixencoder.bundled import default_checkpoint
 from mixencoder.errors import InputError
+from mixencoder.explanation.attention import explain_pair
+from mixencoder.explanation.result import PairExplanation
 from mixencoder.index import CandidateIndex, Snapshot
 from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.ranking.index_ranker import IndexRanker
@@ -343,6 +345,31 @@ class MixEncoder(IndexingEngine):
         batch, count = len(query_state), len(candidates)
         pairs = Pairs(torch.arange(batch).repeat_interleave(count), torch.arange(count).repeat(batch))
         return self._pair_scorer.score(query_state, candidates, pairs, head="ranking", score=score).view(batch, count)
+
+    @inference
+    def explain(self, query: str, document: str) -> PairExplanation:
+        """Explain the ranking score of one document for one query: what attends to what, and the terms of the score.
+
+        Raises:
+            InputError: the model has no ranking head, or a text is not a string or cannot be read.
+            NonFiniteError: a score is NaN or infinite.
+        """
+        self.model.check_head("ranking")
+        read_query, read_document = self.read_query.locate(query), self.read_document.locate(document)
+        state = self._finite_queries([read_query.ids], 1, show_progress_bar=False)
+        contexts = self._finite_documents([read_document.ids], 1, show_progress_bar=False)
+        names = SCORES if self.config.dual_term else ("full", "interaction")
+        scores = {name: float(self.interact(state, contexts, score=name)) for name in names}
+        return explain_pair(
+            self.model,
+            (query, read_query),
+            (document, read_document),
+            query_state=state,
+            contexts=contexts,
+            token_names=self.tokenizer.convert_ids_to_tokens,
+            scores=scores,
+            probability=None if self.config.calibration is None else float(self.probability(scores["full"])),
+        )
 
     def _score_pairs(
         self, queries: Sequence[Sequence[int]], documents: Sequence[Sequence[int]], pairs: Pairs, request: Request

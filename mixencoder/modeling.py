@@ -367,14 +367,25 @@ class MixEncoderModel(TwoTowerModel):
         if self.codes is None:
             return tokens[:, :1]
         wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+        weights = self.pooling_weights(wide, attention_mask)
+        pooled = [(wide * weights[:, code].unsqueeze(-1)).sum(dim=1) for code in range(len(self.codes))]
+        return torch.stack(pooled, dim=1).to(tokens.dtype)
+
+    def pooling_weights(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return how much of each token is in each context embedding, (N, k, n), for token vectors (N, n, d).
+
+        Rows sum to 1. With the pooling "first" all weight is on the first token.
+        """
+        wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+        if self.codes is None:
+            weights = wide.new_zeros(len(tokens), 1, tokens.shape[1])
+            weights[..., 0] = 1
+            return weights
         # one code at a time, as row sums: the bits of batched products with few rows depend on the number of texts
         scores = torch.stack([(wide * code).sum(dim=-1) for code in self.codes], dim=1)
         if attention_mask is not None:
             scores = scores.masked_fill(attention_mask.unsqueeze(1) == 0, torch.finfo(scores.dtype).min)
-        # (N, k, n)
-        weights = scores.softmax(dim=-1)
-        pooled = [(wide * weights[:, code].unsqueeze(-1)).sum(dim=1) for code in range(len(self.codes))]
-        return torch.stack(pooled, dim=1).to(tokens.dtype)
+        return scores.softmax(dim=-1)
 
     def run_interaction(
         self, candidates: Tensor, attends: Sequence[Attend], first: Tensor | None = None

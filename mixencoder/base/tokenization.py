@@ -28,6 +28,16 @@ class Windows(NamedTuple):
     """Number of texts that lost tokens."""
 
 
+class TokenisedText(NamedTuple):
+    """A text as a model reads it; the lists have one entry per token, special tokens included."""
+
+    ids: list[int]
+    spans: list[tuple[int, int] | None]
+    """Start and end, in characters of the text; None for special tokens, and with a tokenizer that does not tell."""
+    words: list[int | None]
+    """The number of the word that a token is part of; None for special tokens."""
+
+
 @dataclass(frozen=True)
 class TextEncoder:
     """Turns texts of one role (queries or documents) into lists of token ids, special tokens included.
@@ -55,6 +65,28 @@ class TextEncoder:
             InputError: as `windows`.
         """
         return [row for (row,) in self.windows(texts).rows]
+
+    def locate(self, text: str) -> TokenisedText:
+        """Tokenise a text as `__call__` does, and say where in the text its tokens are.
+
+        Raises:
+            InputError: as `windows`.
+        """
+        (row,) = self([text])
+        prefix, suffix = ([None] * len(tokens) for tokens in self._special_tokens())
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, verbose=False, return_offsets_mapping=self.tokenizer.is_fast
+        )
+        total, kept = len(encoded["input_ids"]), len(row) - len(prefix) - len(suffix)
+        numbers = range(kept) if self.truncation_side == "right" else range(total - kept, total)
+        if not self.tokenizer.is_fast:
+            return TokenisedText(row, [None] * len(row), [*prefix, *numbers, *suffix])
+        spans, words = encoded["offset_mapping"], encoded.word_ids()
+        return TokenisedText(
+            row,
+            [*prefix, *(tuple(spans[number]) for number in numbers), *suffix],
+            [*prefix, *(words[number] for number in numbers), *suffix],
+        )
 
     def quiet(self) -> Self:
         """Return a copy that gives no warnings."""

@@ -1,5 +1,5 @@
-"""The command line: ``mixencoder rank | demo | index | serve | train | mine | evaluate | calibrate | info``, a module
-each.
+"""The command line: ``mixencoder rank | demo | explain | index | serve | train | mine | evaluate | calibrate | info``,
+a module each.
 
 Results go to standard output; times, progress and warnings to standard error. Every error of the project, and bad
 usage, ends with exit code 2 and one message. The model's modules are imported only by commands that need them.
@@ -7,7 +7,7 @@ usage, ends with exit code 2 and one message. The model's modules are imported o
 
 import typer
 
-from mixencoder.cli import calibrate, demo, evaluate, index, info, mine, rank, serve, train
+from mixencoder.cli import calibrate, demo, evaluate, explain, index, info, mine, rank, serve, train
 from mixencoder.cli.shared import command
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 for function in (
     rank.rank,
     demo.demo,
+    explain.explain,
     serve.serve,
     train.train,
     mine.mine,
