@@ -25,6 +25,14 @@ def serve(
     api_keys: Annotated[
         Path | None, typer.Option(help="File of API keys, one per line; also read: MIXENCODER_API_KEYS.")
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host",
+            help="Name under which clients reach the server; may be repeated; * for any.",
+            show_default="addresses, names without a dot, --host; any with API keys",
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads that compute.", show_default="the usable cores")
     ] = None,
@@ -51,6 +59,7 @@ def serve(
         names=tuple(name or _names(model)),
         allow_writes=allow_writes,
         api_keys=read_api_keys(api_keys),
+        allowed_hosts=tuple(allowed_host or ()),
         threads=threads,
         gather_seconds=gather_ms / 1000,
         limits=limits,

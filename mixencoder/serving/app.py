@@ -12,11 +12,12 @@ from starlette.exceptions import HTTPException
 from mixencoder import __version__
 from mixencoder.fast import MixEncoder
 from mixencoder.index import CandidateIndex
-from mixencoder.serving import candidates
-from mixencoder.serving.dialects import cohere_jina, native, tei, vllm
+from mixencoder.serving import candidates, page
+from mixencoder.serving.dialects import cohere_jina, explanation, native, tei, vllm
 from mixencoder.serving.dialects.error_forms import error_body
 from mixencoder.serving.errors import RequestError
 from mixencoder.serving.gate import Gate
+from mixencoder.serving.hosts import HostCheck
 from mixencoder.serving.metrics import CONTENT_TYPE
 from mixencoder.serving.service import Service
 from mixencoder.serving.settings import ServeConfig
@@ -56,12 +57,13 @@ def create_app(config: ServeConfig, engine: MixEncoder, index: CandidateIndex | 
         redoc_url=None,
     )
     app.state.service = service
-    routers = [module.router(service) for module in (tei, cohere_jina, vllm, native, candidates)]
+    routers = [module.router(service) for module in (tei, cohere_jina, vllm, native, explanation, candidates, page)]
     for routes in routers:
         app.include_router(routes)
     app.add_middleware(
         Gate,
         keys=config.api_keys,
+        hosts=HostCheck(config.answered_hosts),
         limits=config.limits,
         metrics=service.metrics,
         error_form=error_body,

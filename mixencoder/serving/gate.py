@@ -18,11 +18,12 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mixencoder.serving.errors import RequestError, overloaded
+from mixencoder.serving.hosts import HostCheck
 from mixencoder.serving.logs import log
 from mixencoder.serving.metrics import Metrics
 from mixencoder.serving.settings import Limits
 
-OPEN_PATHS = ("/health",)
+OPEN_PATHS = ("/health", "/", "/demo")
 """Paths that need no key and do not count as requests in work."""
 
 _DISCARDED_BYTES = 16 * 2**20
@@ -40,6 +41,7 @@ class Gate:
     Args:
         app: the application.
         keys: API keys of which a request must give one; empty: none is needed.
+        hosts: which Host headers are answered.
         limits: the limits.
         metrics: counts requests.
         error_form: the body of an error, by path.
@@ -51,12 +53,14 @@ class Gate:
         app: ASGIApp,
         *,
         keys: Sequence[str],
+        hosts: HostCheck,
         limits: Limits,
         metrics: Metrics,
         error_form: ErrorForm,
         paths: Iterable[str],
     ) -> None:
         self._app, self._limits, self._metrics, self._error_form = app, limits, metrics, error_form
+        self._hosts = hosts
         self._paths = frozenset(paths)
         # digests have one length, so that comparing takes the same time for every key
         self._digests = [_digest(key.encode()) for key in keys]
@@ -67,7 +71,8 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, answer = time.perf_counter(), _Answer(send)
+        start = time.perf_counter()
+        answer = _Answer(send, start)
         scope.setdefault("state", {})["request_id"] = uuid.uuid4().hex
         try:
             try:
@@ -96,6 +101,12 @@ class Gate:
             RequestError: it is not admitted.
         """
         headers, limited = dict(scope["headers"]), scope["path"] not in OPEN_PATHS
+        if limited and not self._hosts.allows(headers.get(b"host")):
+            raise RequestError(
+                400,
+                "forbidden",
+                "the Host header names a host that this server does not know; start it with --allowed-host NAME",
+            )
         if limited and self._digests and not self._has_key(headers.get(b"authorization", b"")):
             raise RequestError(
                 401,
@@ -163,16 +174,18 @@ class Gate:
 
 
 class _Answer:
-    """A `send` that notes the status and can answer with an error."""
+    """A `send` that notes the status, tells the time since `start`, and can answer with an error."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, start: float) -> None:
+        self._send, self._start = send, start
         self.status = 499
         """Until an answer starts: the client closed the connection."""
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            spent = f"total;dur={1000 * (time.perf_counter() - self._start):.1f}"
+            message["headers"] = [*message.get("headers", []), (b"server-timing", spent.encode())]
         await self._send(message)
 
     async def error(self, error: RequestError, body: dict[str, Any]) -> None:

@@ -24,7 +24,8 @@ from mixencoder.fast import MixEncoder
 from mixencoder.index import CandidateIndex, Snapshot
 from mixencoder.modeling import QueryState
 from mixencoder.serving.batching import SHARE, UNFINISHED, Job
-from mixencoder.serving.work import RESULTS_OF_INDEX, Hit, Ranked, Ranking, Reading
+from mixencoder.serving.errors import RequestError
+from mixencoder.serving.work import RESULTS_OF_INDEX, Explained, Explaining, Hit, Ranked, Ranking, Reading
 
 _Row = tuple[int, ...]
 """Token ids of a text."""
@@ -84,6 +85,21 @@ class Ranker:
         if self.calibrated:
             return self._engines[None].probability(scores)
         return torch.sigmoid(scores.double()).cpu().numpy()
+
+    def explain(self, work: Explaining) -> Explained:
+        """Explain a score.
+
+        Raises:
+            RequestError: the index does not hold the text.
+            MixEncoderError: the id is unknown, or a text cannot be used.
+        """
+        document = work.document
+        if work.id is not None:
+            document = self._view().get(work.id).text
+        if document is None:
+            raise RequestError(422, "validation", "the index holds no texts; give the document instead of its id")
+        found = self._engines[None].explain(work.query, document)
+        return Explained(found, float(self.probabilities(torch.tensor(found.score))))
 
     def _run(self, jobs: Sequence[Job[Ranking]]) -> list[Any]:
         results: dict[int, Any] = {}

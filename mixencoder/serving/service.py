@@ -11,13 +11,13 @@ from starlette.requests import Request
 from mixencoder.errors import MixEncoderError
 from mixencoder.fast import MixEncoder
 from mixencoder.index import CandidateIndex
-from mixencoder.serving.batching import Batcher, Job
+from mixencoder.serving.batching import SHARE, Batcher, Job
 from mixencoder.serving.errors import RequestError, request_error
 from mixencoder.serving.logs import log
 from mixencoder.serving.metrics import Metrics
 from mixencoder.serving.ranking import Ranker
 from mixencoder.serving.settings import ServeConfig
-from mixencoder.serving.work import Change, Ranked, Ranking
+from mixencoder.serving.work import Explained, Explaining, Ranked, Ranking, Task
 
 DEFAULT_NAME = "mixencoder"
 """Name of the model if neither the settings nor the checkpoint gives one."""
@@ -39,7 +39,7 @@ class Service:
         self.config, self.engine, self.index = config, engine, index
         self.names = config.names or (DEFAULT_NAME,)
         self._ranker = Ranker(engine, index)
-        self._batcher: Batcher[Ranking | Change] | None = None
+        self._batcher: Batcher[Ranking | Task] | None = None
         self.metrics = Metrics(self.waiting, self.candidates)
 
     def start(self) -> None:
@@ -120,7 +120,24 @@ class Service:
         _note(request, queries=len(work.queries), results=pairs, tokens=ranked.tokens, cut=ranked.cut)
         return ranked
 
-    async def change(self, request: Request, change: Change, weight: int) -> Any:
+    async def explain(self, request: Request, work: Explaining) -> Explained:
+        """Explain a score.
+
+        Raises:
+            RequestError: as `rank`.
+        """
+        work.check(self.config.limits)
+        if work.uses_index:
+            self.check_index()
+        # not gathered with others, so few of them make a pass
+        explained: Explained = await self._answer(request, lambda: self._ranker.explain(work), SHARE)
+        found = explained.explanation
+        tokens = len(found.query_tokens) + len(found.document_tokens)
+        self.metrics.tokens.inc(tokens)
+        _note(request, tokens=tokens)
+        return explained
+
+    async def change(self, request: Request, change: Task, weight: int) -> Any:
         """Change the index in the worker thread, and return the result once it is on disk.
 
         Raises:
@@ -128,7 +145,7 @@ class Service:
         """
         return await self._answer(request, change, weight)
 
-    async def _answer(self, request: Request, work: Ranking | Change, weight: int) -> Any:
+    async def _answer(self, request: Request, work: Ranking | Task, weight: int) -> Any:
         if self._batcher is None or not self._batcher.running:
             raise RequestError(503, "unhealthy", "the server is starting or stopping", {"Retry-After": "1"})
         job = self._batcher.submit(work, weight)
@@ -151,8 +168,8 @@ class Service:
                 self._batcher.abandon(job)
                 self.metrics.abandoned.inc()
 
-    def _run(self, jobs: Sequence[Job[Ranking | Change]]) -> list[Any]:
-        """Run the jobs of a pass, in the worker thread: changes first, in their order, then all rankings together."""
+    def _run(self, jobs: Sequence[Job[Ranking | Task]]) -> list[Any]:
+        """Run the jobs of a pass, in the worker thread: tasks first, in their order, then all rankings together."""
         results: list[Any] = [None] * len(jobs)
         rankings: dict[int, Any] = {}
         for number, job in enumerate(jobs):

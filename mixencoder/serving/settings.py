@@ -10,6 +10,7 @@ from typing import Any
 
 from mixencoder.base.inputs import local_path
 from mixencoder.errors import InputError
+from mixencoder.serving.hosts import ANY
 
 KEYS_VARIABLE = "MIXENCODER_API_KEYS"
 """Environment variable with API keys, separated by commas or white space."""
@@ -62,6 +63,9 @@ class ServeConfig:
     """Whether requests may change the index."""
     api_keys: tuple[str, ...] = ()
     """Keys of which a request must give one; empty: none is needed."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names in the Host header that are answered besides those of `mixencoder.serving.hosts`; "*" answers all. Empty:
+    `host`, and all if there are API keys, which a foreign page does not have."""
     threads: int | None = None
     """Threads that compute. None: as many as PyTorch uses, but not more than the cores that this process may use."""
     gather_seconds: float = 0.002
@@ -73,7 +77,7 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         _check(self, at_least={"threads": 1}, at_most={"port": 65_535, "threads": _MOST_THREADS})
-        for name in ("names", "api_keys"):
+        for name in ("names", "api_keys", "allowed_hosts"):
             found = getattr(self, name)
             if not isinstance(found, tuple) or not all(isinstance(value, str) and value.strip() for value in found):
                 raise InputError(f"{name} holds an entry that is no text; expected non-empty strings")
@@ -83,6 +87,13 @@ class ServeConfig:
             raise InputError(
                 f"{short} of the API keys are shorter than {_SHORTEST_KEY} characters; expected longer ones"
             )
+
+    @property
+    def answered_hosts(self) -> tuple[str, ...]:
+        """The names for `mixencoder.serving.hosts.HostCheck`."""
+        if not self.allowed_hosts and self.api_keys:
+            return (ANY,)
+        return (self.host, *self.allowed_hosts)
 
 
 def read_api_keys(path: str | Path | None, environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from mixencoder.explanation.result import PairExplanation
 from mixencoder.serving.errors import RequestError, too_large
 from mixencoder.serving.settings import Limits
 
@@ -93,6 +94,48 @@ def check_characters(role: str, texts: Sequence[str], limits: Limits) -> None:
             raise too_large(f"{role} {number}", len(text), limits.characters, "characters")
 
 
+@dataclass(frozen=True)
+class Explaining:
+    """Explain the score of one document for one query.
+
+    Attributes:
+        query: its text.
+        document: its text; None if it is in the index.
+        id: of a candidate in the index; None if the text is given.
+    """
+
+    query: str
+    document: str | None = None
+    id: str | None = None
+
+    @property
+    def uses_index(self) -> bool:
+        """Whether the document comes from the index."""
+        return self.id is not None
+
+    def check(self, limits: Limits) -> None:
+        """Raise if this exceeds a limit or lacks something.
+
+        Raises:
+            RequestError: it does.
+        """
+        if (self.document is None) == (self.id is None):
+            found = "neither" if self.id is None else "both"
+            raise RequestError(422, "validation", f"{found} of document and id are given; expected one of them")
+        for role, text in (("query", self.query), ("document", self.document or ""), ("id", self.id or "")):
+            check_characters(role, [text], limits)
+        if not self.query.strip():
+            raise RequestError(422, "empty", "the query is empty; expected some text")
+
+
+class Explained(NamedTuple):
+    """The answer to `Explaining`."""
+
+    explanation: PairExplanation
+    probability: float
+    """Of the score, as in rankings: calibrated if the model is, else the sigmoid."""
+
+
 class Hit(NamedTuple):
     """A candidate in a ranking."""
 
@@ -119,5 +162,5 @@ class Ranked(NamedTuple):
     """Number of texts that lost tokens."""
 
 
-Change = Callable[[], Any]
-"""Changes the index; its result is the request's."""
+Task = Callable[[], Any]
+"""What else runs in the worker thread, such as a change of the index; its result is the request's."""

@@ -32,6 +32,14 @@ def stored(model: MixEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def calibrated(model: MixEncoder, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the folder of the model's checkpoint, for a server process."""
+    path = tmp_path_factory.mktemp("calibrated") / "tiny"
+    model.save_pretrained(path)
+    return str(path)
+
+
 @pytest.fixture
 def folder(stored: Path, tmp_path: Path) -> Path:
     """Return a copy of the index to change."""

@@ -170,12 +170,14 @@ def test_metrics_count_requests_by_endpoint_and_status(client):
 def test_the_openapi_page_describes_every_endpoint_with_examples_and_errors(client):
     schema = ok(client.get("/openapi.json"))
     posts = {path: methods for path, methods in schema["paths"].items() if "post" in methods}
-    assert set(posts) == {"/rerank", "/v1/rerank", "/v2/rerank", "/score", "/v1/score", "/v1/rank"}
+    assert set(posts) == {"/rerank", "/v1/rerank", "/v2/rerank", "/score", "/v1/score", "/v1/rank", "/v1/explain"}
     for methods in posts.values():
         assert {"400", "413", "422", "429"} <= set(methods["post"]["responses"])
     requests = [part for name, part in schema["components"]["schemas"].items() if name.endswith("Request")]
-    assert len(requests) == 6
+    assert len(requests) == 7
     assert all(part["examples"] for part in requests)
-    for path, name in (("/v1/rank", "RankRequest"), ("/v1/rerank", "RerankRequest"), ("/score", "ScoreRequest")):
+    names = {"/v1/rank": "RankRequest", "/v1/rerank": "RerankRequest", "/score": "ScoreRequest"}
+    names |= {"/rerank": "TeiRerankRequest", "/v1/explain": "ExplainRequest"}
+    for path, name in names.items():
         example = schema["components"]["schemas"][name]["examples"][0]
         assert client.post(path, json=example).status_code == 200

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import re
 import signal
 import socket
 import subprocess
@@ -17,50 +15,9 @@ from typer.testing import CliRunner
 
 from mixencoder.cli import app
 from tests.serving.cases import DOCUMENTS, IDS, OTHER_QUERY, QUERY, expected
+from tests.serving.server_process import running
 
 httpx = pytest.importorskip("httpx")
-
-
-@contextlib.contextmanager
-def running(*arguments: str, environment=None):
-    """Run the command line's server on a free port; yields the process, its address and the list of its log lines."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mixencoder", "serve", "--port", "0", *arguments],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
-    )
-    lines, address = [], []
-    started = threading.Event()
-
-    def read():
-        for line in process.stderr:
-            lines.append(line)
-            if match := re.search(r"running on (http://[\d.:]+)", line):
-                address.append(match[1])
-                started.set()
-        started.set()
-
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    try:
-        assert started.wait(120)
-        assert address, "".join(lines)
-        yield process, address[0], lines
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        reader.join(10)
-        process.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def calibrated(model, tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("calibrated") / "tiny"
-    model.save_pretrained(path)
-    return str(path)
 
 
 def test_a_server_process_answers_and_finishes_its_requests_on_sigterm(calibrated, stored, model):

@@ -12,6 +12,7 @@ RERANKS = {"/rerank": {"query": QUERY, "texts": DOCUMENTS}}
 RERANKS |= {path: {"query": QUERY, "documents": DOCUMENTS} for path in ("/v1/rerank", "/v2/rerank")}
 SCORES = {path: {"text_1": QUERY, "text_2": DOCUMENTS} for path in ("/score", "/v1/score")}
 BODIES = {**RERANKS, **SCORES, "/v1/rank": {"queries": [QUERY], "documents": DOCUMENTS}}
+POSTS = {**BODIES, "/v1/explain": {"query": QUERY, "document": DOCUMENTS[0]}}
 KEY = "a-key-of-some-length"
 
 
@@ -47,7 +48,7 @@ def test_wrong_types_are_refused_with_where_they_are(client, path, change):
     assert message(response, path).startswith((*places, "expected text_1", "neither"))
 
 
-@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize(
     "content",
     [
@@ -76,14 +77,14 @@ def test_half_a_surrogate_pair_is_refused_and_not_quoted(client):
         assert response.status_code == 422
 
 
-@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("path", POSTS)
 def test_a_body_that_does_not_say_that_it_is_json_is_refused(client, path):
     for headers in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}):
-        response = client.post(path, content=json.dumps(BODIES[path]), headers=headers)
+        response = client.post(path, content=json.dumps(POSTS[path]), headers=headers)
         assert response.status_code == 415
         assert "application/json" in message(response, path)
     headers = {"Content-Type": "Application/JSON; charset=utf-8"}
-    assert client.post(path, content=json.dumps(BODIES[path]), headers=headers).status_code == 200
+    assert client.post(path, content=json.dumps(POSTS[path]), headers=headers).status_code == 200
 
 
 def test_names_and_ids_of_a_request_are_quoted_only_in_part(client):
@@ -193,7 +194,7 @@ def test_a_body_without_a_length_is_limited_too(serve):
 def test_a_server_with_keys_answers_only_with_one_of_them(serve):
     client = serve(api_keys=(KEY, KEY + "-2"))
     for header in ({}, {"Authorization": KEY}, {"Authorization": f"Bearer {KEY}x"}, {"Authorization": "Bearer "}):
-        for path, body in BODIES.items():
+        for path, body in POSTS.items():
             response = client.post(path, json=body, headers=header)
             assert response.status_code == 401
             assert KEY not in message(response, path)

@@ -64,7 +64,7 @@ def error_body(path: str, error: RequestError) -> dict[str, Any]:
 def error_responses(form: type[BaseModel], *further: int) -> dict[int | str, dict[str, Any]]:
     """Return the errors of an endpoint for OpenAPI."""
     described = {
-        400: "The body is no valid JSON.",
+        400: "The body is no valid JSON, or the Host header names an unknown host.",
         401: "The server needs an API key.",
         403: "The server is read-only.",
         404: "There is no such model, index or candidate.",
