@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from mixencoder import __version__
@@ -14,7 +16,7 @@ from mixencoder.fast import MixEncoder
 from mixencoder.index import CandidateIndex
 from mixencoder.serving import candidates, page
 from mixencoder.serving.dialects import cohere_jina, explanation, native, tei, vllm
-from mixencoder.serving.dialects.error_forms import error_body
+from mixencoder.serving.dialects.error_forms import OpenAIError, error_body
 from mixencoder.serving.errors import RequestError
 from mixencoder.serving.gate import Gate
 from mixencoder.serving.hosts import HostCheck
@@ -25,6 +27,12 @@ from mixencoder.serving.settings import ServeConfig
 _OWN_PATHS = ("/health", "/metrics", "/openapi.json")
 _SHOWN_FAULTS = 5
 _KINDS = {401: "authentication", 403: "forbidden", 404: "not_found", 429: "overloaded", 503: "unhealthy"}
+
+
+class Health(BaseModel):
+    """Whether requests are answered."""
+
+    status: Literal["ok", "unavailable"]
 
 
 def create_app(config: ServeConfig, engine: MixEncoder, index: CandidateIndex | None = None) -> FastAPI:
@@ -73,13 +81,13 @@ def create_app(config: ServeConfig, engine: MixEncoder, index: CandidateIndex | 
         ],
     )
 
-    @app.get("/health", tags=["MixEncoder"])
-    async def health() -> Response:
+    @app.get("/health", tags=["MixEncoder"], responses={503: {"model": Health}})
+    async def health(response: Response) -> Health:
         """Answer 200 while requests are served, else 503."""
-        ready = service.ready
-        return JSONResponse({"status": "ok" if ready else "unavailable"}, 200 if ready else 503)
+        response.status_code = 200 if service.ready else 503
+        return Health(status="ok" if service.ready else "unavailable")
 
-    @app.get("/metrics", tags=["MixEncoder"])
+    @app.get("/metrics", tags=["MixEncoder"], response_class=PlainTextResponse, responses={401: {"model": OpenAIError}})
     async def metrics() -> Response:
         """Return counts and times in Prometheus' text format."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)

@@ -109,6 +109,9 @@ class Ranker:
             except MixEncoderError as error:
                 results[number] = error
         live = {number: job for number, job in enumerate(jobs) if number not in results}
+        by_id = {n: job.work for n, job in live.items() if job.work.uses_index and job.work.ids is not None}
+        # together is faster than one by one; the engine keeps the states for the rankings that follow
+        self._query_states(by_id)
         for number, job in live.items():
             if job.work.paired:
                 results[number] = self._score_pairs(job.work, job.state)

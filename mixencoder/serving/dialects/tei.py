@@ -7,7 +7,7 @@ A body with `documents` instead of `texts` is answered as `/v1/rerank`, since vL
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Request
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag
 
 from mixencoder import __version__
 from mixencoder.serving.batching import PASS_WEIGHT
@@ -95,9 +95,19 @@ def _dialect(body: Any) -> str:
     return f"{FORM}documents" if has_documents else f"{FORM}texts"
 
 
+class _AnyOf:
+    """Describes a union as anyOf in OpenAPI: forms ignore fields that they do not know, so that both may fit."""
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = handler(core_schema)
+        schema["anyOf"] = schema.pop("oneOf")
+        return schema
+
+
 AnyRerankRequest = Annotated[
     Annotated[TeiRerankRequest, Tag(f"{FORM}texts")] | Annotated[RerankRequest, Tag(f"{FORM}documents")],
     Discriminator(_dialect),
+    _AnyOf(),
 ]
 
 
