@@ -35,7 +35,7 @@ from benchmarks.suite.results import RESULTS
 from mixencoder import CandidateIndex, MixEncoder
 
 IDS, TEXTS, RIVAL = "ids", "texts", "cross-encoder"
-DIFFERENT, WARM, INDEXED = 2000, 64, 2000
+DIFFERENT, WARM, INDEXED = 2000, 64, 1000
 """Different requests at most, further ones to warm up with, and candidates in the index that they draw from."""
 TOKENS = (10, 70)
 """Least and most tokens of a candidate."""
