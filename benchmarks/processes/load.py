@@ -9,15 +9,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 TIMEOUT = 120.0
 """Seconds that an answer may take."""
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A POST request."""
 
     path: str

@@ -7,6 +7,8 @@ the machine with them. Every request ranks `--candidates` texts: "ids" sends ids
 "texts" sends the texts, and "cross-encoder" sends the same texts to a sentence-transformers CrossEncoder of the same
 size, with random weights, behind the same server (extra ``rivals``). Every answer is compared with the model's own; a
 wrong one is an error. `--servers` and `--threads` say how many servers share the load, and with how many threads each.
+`--prepare` only makes the index and the right answers, in the folder `--folder`; a later run with the same options and
+folder takes them from there, so that it is short.
 
 Writes benchmarks/results/DEVICE/serving.json; records of other runs in it stay.
 """
@@ -165,20 +167,31 @@ def measure(load: Load, work: Work, options: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def run(device: str, load: Load, arguments: Sequence[str]) -> int:
+def prepared(load: Load, folder: Path) -> Work:
+    """The work and its index in a folder: taken from there, or made."""
+    index_path, work_path = folder / "index", folder / f"{load.what}-{load.requests}-{load.candidates}.json"
+    if not work_path.exists():
+        torch.set_num_threads(load.threads)
+        engine = MixEncoder.from_pretrained()
+        texts = made_texts(engine, INDEXED, 0, *TOKENS)
+        if not index_path.exists():
+            names = [f"c{number}" for number in range(len(texts))]
+            engine.index(texts, names, index_path, precision="float32", show_progress_bar=False).close()
+        with engine.open_index(index_path, read_only=True) as index:
+            work = made_work(load, engine, texts, index)
+        write_json(work_path, work._asdict())
+    found = json.loads(work_path.read_text(encoding="utf-8"))
+    right = [{int(place): score for place, score in one.items()} for one in found["right"]]
+    return Work([Request(path, body) for path, body in found["requests"]], right, found["tolerance"])
+
+
+def run(device: str, load: Load, folder: Path, arguments: Sequence[str]) -> int:
     """Measure and write."""
     if load.what == RIVAL and (reason := rival_unavailable()):
         print(reason)
         return 1
-    torch.set_num_threads(load.threads)
-    engine = MixEncoder.from_pretrained()
-    texts = made_texts(engine, INDEXED, 0, *TOKENS)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "index"
-        names = [f"c{number}" for number in range(len(texts))]
-        with engine.index(texts, names, path, precision="float32", show_progress_bar=False) as index:
-            work = made_work(load, engine, texts, index)
-        record = measure(load, work, ["--index", str(path)] if load.what == IDS else [])
+    work = prepared(load, folder)
+    record = measure(load, work, ["--index", str(folder / "index")] if load.what == IDS else [])
     record |= {
         "command": " ".join(["python -m benchmarks.processes.serving", *arguments]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -208,7 +221,7 @@ class _RivalRanker:
 
     calibrated = False
 
-    def __init__(self, engine: MixEncoder, index: object) -> None:
+    def __init__(self, engine: MixEncoder, index: object, *, most_tokens: int) -> None:
         self._predict: Callable[..., Any] = sentence_transformers_cross_encoder().predict
 
     def run(self, jobs: Sequence[Any]) -> list[Any]:
@@ -232,6 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, default in Load()._asdict().items():
         if name != "what":
             parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--folder", type=Path, help="where index and right answers are (default: made for this run)")
+    parser.add_argument("--prepare", action="store_true", help="only make what --folder holds")
     parser.add_argument("--rival-server", action="store_true", help="be the rival's server (used by this program)")
     parser.add_argument("--port", type=int, default=0, help="with --rival-server")
     options = parser.parse_args(arguments)
@@ -239,7 +254,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         serve_rival(options.port, options.threads)
         return 0
     load = Load(*(getattr(options, name) for name in Load._fields))
-    return run(options.device or kind_name(machine_facts()), load, arguments)
+    with contextlib.ExitStack() as stack:
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if options.prepare:
+            prepared(load, folder)
+            return 0
+        return run(options.device or kind_name(machine_facts()), load, folder, arguments)
 
 
 if __name__ == "__main__":

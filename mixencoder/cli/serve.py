@@ -11,6 +11,9 @@ from mixencoder.cli.messages import say
 from mixencoder.cli.shared import BackendOption, DeviceOption, DtypeOption, ModelOption
 from mixencoder.errors import InputError, MissingExtraError
 
+_LEAST_MEMORY = 1.75 * 2**30
+"""Bytes that a server with default limits may need, with a little to spare."""
+
 
 def serve(
     index: Annotated[Path | None, typer.Option(help="Index whose candidates requests may rank.")] = None,
@@ -41,6 +44,7 @@ def serve(
     max_candidates: Annotated[int | None, typer.Option(min=1, help="Candidates of a request.")] = None,
     max_queries: Annotated[int | None, typer.Option(min=1, help="Queries of a request.")] = None,
     max_characters: Annotated[int | None, typer.Option(min=1, help="Characters of a text.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a request.")] = None,
     max_requests: Annotated[int | None, typer.Option(min=1, help="Requests in work at once.")] = None,
     max_queue: Annotated[int | None, typer.Option(min=0, help="Requests that wait for the model.")] = None,
     device: DeviceOption = None,
@@ -51,7 +55,7 @@ def serve(
     from mixencoder.serving.settings import Limits, ServeConfig, read_api_keys
 
     given = {"body_bytes": max_body, "candidates": max_candidates, "queries": max_queries}
-    given |= {"characters": max_characters, "requests": max_requests, "queue": max_queue}
+    given |= {"characters": max_characters, "tokens": max_tokens, "requests": max_requests, "queue": max_queue}
     limits = dataclasses.replace(Limits(), **{key: value for key, value in given.items() if value is not None})
     config = ServeConfig(
         host=host,
@@ -67,6 +71,7 @@ def serve(
     if allow_writes and index is None:
         raise InputError("--allow-writes needs an index; name one with --index DIR")
     try:
+        from mixencoder.serving.quotas import memory_limit
         from mixencoder.serving.ranking import quiet_engine
         from mixencoder.serving.server import serve as run
     except ModuleNotFoundError as error:
@@ -81,6 +86,11 @@ def serve(
         say("warning: the model is not calibrated, so probabilities are the sigmoid of its scores")
     if not config.api_keys and not _is_loopback(host):
         say(f"warning: {host} is reachable from other machines and no API key is needed; see --api-keys")
+    if (limit := memory_limit()) is not None and limit < _LEAST_MEMORY:
+        say(
+            f"warning: this process may use {limit / 2**20:,.0f} MiB of memory; the default limits are for 2 GiB: "
+            "lower --max-requests, --max-queue and --max-body"
+        )
     opened = None if index is None else quiet_engine(engine).open_index(index, read_only=not allow_writes)
     run(config, engine, opened)
 

@@ -24,7 +24,7 @@ from mixencoder.fast import MixEncoder
 from mixencoder.index import CandidateIndex, Snapshot
 from mixencoder.modeling import QueryState
 from mixencoder.serving.batching import SHARE, UNFINISHED, Job
-from mixencoder.serving.errors import RequestError
+from mixencoder.serving.errors import RequestError, too_large
 from mixencoder.serving.work import RESULTS_OF_INDEX, Explained, Explaining, Hit, Ranked, Ranking, Reading
 
 _Row = tuple[int, ...]
@@ -61,10 +61,11 @@ class Ranker:
     Args:
         engine: the model; warnings about texts, which quote them, are switched off in a copy that shares its weights.
         index: the index, opened by an engine of `quiet_engine`, or None.
+        most_tokens: limit for the tokens of all texts of a request.
     """
 
-    def __init__(self, engine: MixEncoder, index: CandidateIndex | None) -> None:
-        self.index = index
+    def __init__(self, engine: MixEncoder, index: CandidateIndex | None, *, most_tokens: int) -> None:
+        self.index, self._most_tokens = index, most_tokens
         self.calibrated = engine.config.calibration is not None
         self._engines = {keep: quiet_engine(engine, side) for keep, side in _SIDES.items()}
 
@@ -106,7 +107,7 @@ class Ranker:
         for number, job in enumerate(jobs):
             try:
                 job.state = self._begin(job.work) if job.state is None else job.state
-            except MixEncoderError as error:
+            except (MixEncoderError, RequestError) as error:
                 results[number] = error
         live = {number: job for number, job in enumerate(jobs) if number not in results}
         by_id = {n: job.work for n, job in live.items() if job.work.uses_index and job.work.ids is not None}
@@ -128,6 +129,8 @@ class Ranker:
         queries = _windows(engine.read_query, work.queries, work.reading)
         documents = _windows(_document_reader(engine, work.reading), work.documents or (), work.reading)
         tokens = sum(len(row) for windows in (queries, documents) for (row,) in windows.rows)
+        if tokens > self._most_tokens:
+            raise too_large("the request", tokens, self._most_tokens, "tokens")
         rows = [tuple(row) for (row,) in documents.rows]
         # texts of equal length are encoded in one pass of the backbone, so keep them together
         missing = sorted(dict.fromkeys(rows), key=len)

@@ -1,6 +1,7 @@
 """One model and perhaps one index behind a queue: what every endpoint uses, and nothing of HTTP but the request."""
 
 import asyncio
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from mixencoder.serving.batching import SHARE, Batcher, Job
 from mixencoder.serving.errors import RequestError, request_error
 from mixencoder.serving.logs import log
 from mixencoder.serving.metrics import Metrics
+from mixencoder.serving.quotas import cpu_quota
 from mixencoder.serving.ranking import Ranker
 from mixencoder.serving.settings import ServeConfig
 from mixencoder.serving.work import Explained, Explaining, Ranked, Ranking, Task
@@ -38,7 +40,7 @@ class Service:
     def __init__(self, config: ServeConfig, engine: MixEncoder, index: CandidateIndex | None) -> None:
         self.config, self.engine, self.index = config, engine, index
         self.names = config.names or (DEFAULT_NAME,)
-        self._ranker = Ranker(engine, index)
+        self._ranker = Ranker(engine, index, most_tokens=config.limits.tokens)
         self._batcher: Batcher[Ranking | Task] | None = None
         self.metrics = Metrics(self.waiting, self.candidates)
 
@@ -186,11 +188,14 @@ class Service:
 
 
 def usable_threads(wanted: int | None) -> int:
-    """Return the number of threads that compute: as wanted, or PyTorch's number, at most one per usable core."""
+    """Return the number of threads that compute: as wanted, or PyTorch's number, at most one per usable core.
+
+    A CPU quota counts as that many cores, rounded down: threads beyond it would only be stopped in turns.
+    """
     if wanted is not None:
         return wanted
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(torch.get_num_threads(), cores))
+    return max(1, math.floor(min(torch.get_num_threads(), cores, cpu_quota() or math.inf)))
 
 
 async def _disconnected(request: Request) -> None:

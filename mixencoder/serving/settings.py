@@ -36,13 +36,17 @@ class Limits:
     """Queries of a request that ranks the same candidates for several queries."""
     characters: int = 20_000
     """Characters of a query, a text or an id."""
+    tokens: int = 262_144
+    """Tokens that the model reads of all texts of a request; a text counts as far as it is read."""
     requests: int = 64
     """Requests in work at the same time, waiting ones included."""
     queue: int = 48
     """Requests that wait for the model."""
 
     def __post_init__(self) -> None:
-        _check(self, at_least=dict.fromkeys(("body_bytes", "candidates", "queries", "characters", "requests"), 1))
+        _check(
+            self, at_least=dict.fromkeys(("body_bytes", "candidates", "queries", "characters", "tokens", "requests"), 1)
+        )
 
 
 @dataclass(frozen=True)
