@@ -4,10 +4,11 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Literal
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
@@ -16,7 +17,7 @@ from mixencoder.fast import MixEncoder
 from mixencoder.index import CandidateIndex
 from mixencoder.serving import candidates, page
 from mixencoder.serving.dialects import cohere_jina, explanation, native, tei, vllm
-from mixencoder.serving.dialects.error_forms import OpenAIError, error_body
+from mixencoder.serving.dialects.error_forms import OpenAIError, error_body, read_responses
 from mixencoder.serving.errors import RequestError
 from mixencoder.serving.gate import Gate
 from mixencoder.serving.hosts import HostCheck
@@ -60,6 +61,8 @@ def create_app(config: ServeConfig, engine: MixEncoder, index: CandidateIndex | 
         version=__version__,
         description="Ranking by cross-attention, with candidates encoded ahead of time.",
         lifespan=lifespan,
+        # only says in OpenAPI what `Gate` checks
+        dependencies=[Depends(HTTPBearer(auto_error=False, description="An API key."))] if config.api_keys else [],
         # these pages would load scripts from another site
         docs_url=None,
         redoc_url=None,
@@ -87,7 +90,7 @@ def create_app(config: ServeConfig, engine: MixEncoder, index: CandidateIndex | 
         response.status_code = 200 if service.ready else 503
         return Health(status="ok" if service.ready else "unavailable")
 
-    @app.get("/metrics", tags=["MixEncoder"], response_class=PlainTextResponse, responses={401: {"model": OpenAIError}})
+    @app.get("/metrics", tags=["MixEncoder"], response_class=PlainTextResponse, responses=read_responses(OpenAIError))
     async def metrics() -> Response:
         """Return counts and times in Prometheus' text format."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)

@@ -167,6 +167,15 @@ def test_metrics_count_requests_by_endpoint_and_status(client):
     assert "mixencoder_index_candidates 5.0" in text
 
 
+def test_the_openapi_page_says_that_keys_are_needed(client, serve):
+    assert "securitySchemes" not in ok(client.get("/openapi.json"))["components"]
+    key = "a-key-of-some-length"
+    schema = ok(serve(api_keys=(key,)).get("/openapi.json", headers={"Authorization": f"Bearer {key}"}))
+    (scheme,) = schema["components"]["securitySchemes"].values()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    assert all("security" in method for methods in schema["paths"].values() for method in methods.values())
+
+
 def test_the_openapi_page_describes_every_endpoint_with_examples_and_errors(client):
     schema = ok(client.get("/openapi.json"))
     posts = {path: methods for path, methods in schema["paths"].items() if "post" in methods}

@@ -61,19 +61,30 @@ def error_body(path: str, error: RequestError) -> dict[str, Any]:
     return form.model_dump()
 
 
+_DESCRIBED = {
+    400: "The body is no valid JSON, or the Host header names an unknown host.",
+    401: "The server needs an API key.",
+    403: "The server is read-only.",
+    404: "There is no such model, index or candidate.",
+    408: "The body did not arrive in time.",
+    413: "A limit is exceeded.",
+    415: "The body has another Content-Type than application/json.",
+    422: "A field or a text cannot be used.",
+    429: "The server has no room now; Retry-After says when to try again.",
+    503: "The server stops, or another process writes the index.",
+}
+"""What each status means, for OpenAPI."""
+
+
 def error_responses(form: type[BaseModel], *further: int) -> dict[int | str, dict[str, Any]]:
-    """Return the errors of an endpoint for OpenAPI."""
-    described = {
-        400: "The body is no valid JSON, or the Host header names an unknown host.",
-        401: "The server needs an API key.",
-        403: "The server is read-only.",
-        404: "There is no such model, index or candidate.",
-        408: "The body did not arrive in time.",
-        413: "A limit is exceeded.",
-        415: "The body has another Content-Type than application/json.",
-        422: "A field or a text cannot be used.",
-        429: "The server has no room now; Retry-After says when to try again.",
-        503: "The server stops, or another process writes the index.",
-    }
-    listed = (400, 401, 404, 408, 413, 415, 422, 429, 503, *further)
-    return {status: {"model": form, "description": described[status]} for status in sorted(listed)}
+    """Return the errors of an endpoint with a body for OpenAPI."""
+    return _responses(form, 400, 401, 404, 408, 413, 415, 422, 429, 503, *further)
+
+
+def read_responses(form: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """Return the errors of an endpoint without a body for OpenAPI."""
+    return _responses(form, 400, 401, 429)
+
+
+def _responses(form: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": form, "description": _DESCRIBED[status]} for status in sorted(statuses)}

@@ -13,7 +13,7 @@ from mixencoder import __version__
 from mixencoder.serving.batching import PASS_WEIGHT
 from mixencoder.serving.dialects.cohere_jina import RerankRequest, RerankResponse, rerank
 from mixencoder.serving.dialects.common import Ids, Model, StrictRoute, examples, split_ids
-from mixencoder.serving.dialects.error_forms import TeiError, error_responses
+from mixencoder.serving.dialects.error_forms import OpenAIError, TeiError, error_responses, read_responses
 from mixencoder.serving.service import Service
 from mixencoder.serving.work import Ranking, Reading
 
@@ -128,7 +128,7 @@ def router(service: Service) -> APIRouter:
             hits = [hit._replace(text=body.texts[hit.index]) for hit in hits]
         return [TeiRank(**hit._asdict()) for hit in hits]
 
-    @routes.get("/info", responses={401: {"model": TeiError}})
+    @routes.get("/info", responses=read_responses(OpenAIError))
     async def info() -> Info:
         """Describe the model, its limits and the index."""
         engine, limits, index = service.engine, service.config.limits, service.index

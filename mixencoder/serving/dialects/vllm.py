@@ -12,7 +12,7 @@ from fastapi import APIRouter, Body, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from mixencoder.serving.dialects.common import Model, StrictRoute, Usage, examples, new_id
-from mixencoder.serving.dialects.error_forms import OpenAIError, error_responses
+from mixencoder.serving.dialects.error_forms import OpenAIError, error_responses, read_responses
 from mixencoder.serving.errors import RequestError
 from mixencoder.serving.service import Service
 from mixencoder.serving.work import Hit, Ranking, Reading
@@ -121,7 +121,7 @@ def router(service: Service) -> APIRouter:
             usage=Usage.of(ranked.tokens),
         )
 
-    @routes.get("/v1/models", responses={401: {"model": OpenAIError}})
+    @routes.get("/v1/models", responses=read_responses(OpenAIError))
     async def models() -> ModelList:
         """List the names of the served model."""
         return ModelList(data=[ModelCard(id=name, created=started) for name in service.names])
