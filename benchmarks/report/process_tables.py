@@ -1,6 +1,7 @@
 """Tables of whole processes and their threads: start-up, and encoding next to busy processes."""
 
 import json
+import re
 from typing import Any
 
 from benchmarks.measuring.markdown import markdown
@@ -34,6 +35,48 @@ def startup_table() -> str:
     rows += [[name, f"{seconds:.2f}"] for name, seconds in document["seconds"].items()]
     rows += [[name, f"{ratio:.2f}x"] for name, ratio in document["ratios"].items()]
     return f"{markdown(rows)}\n\n{_provenance(document)}"
+
+
+def serving_table() -> str:
+    """Throughput and times of one server with two threads, by what requests hold."""
+    rows = [["requests hold", "requests", "per second", "p50", "p95", "p99", "wrong", "memory, before and after"]]
+    rows.append(["---"] * len(rows[0]))
+    found = [record for record in _serving_records() if (record["servers"], record["threads"]) == (1, 2)]
+    for record in found:
+        times = [f"{1000 * seconds:,.0f} ms" for seconds in record["seconds"].values()]
+        memory = f"{record['memory_mib']['before']:,} MiB, {record['memory_mib']['after']:,} MiB"
+        counts = [f"{record['requests']:,}", f"{record['requests_per_second']:.1f}"]
+        rows.append([_NAMES_OF_LOADS[record["what"]], *counts, *times, str(record["wrong"]), memory])
+    return _with_commands(rows, found)
+
+
+def serving_threads_table() -> str:
+    """Throughput and times of rankings by id, by servers and threads of each."""
+    rows = [["servers", "threads of each", "requests", "per second", "p50", "p99", "memory of all"]]
+    rows.append(["---"] * len(rows[0]))
+    found = [record for record in _serving_records() if record["what"] == "ids"]
+    for record in sorted(found, key=lambda record: (record["servers"], record["threads"])):
+        times = [f"{1000 * record['seconds'][name]:,.0f} ms" for name in ("p50", "p99")]
+        counts = [str(record["servers"]), str(record["threads"]), f"{record['requests']:,}"]
+        rows.append([*counts, f"{record['requests_per_second']:.1f}", *times, f"{record['memory_mib']['after']:,} MiB"])
+    return _with_commands(rows, found)
+
+
+_NAMES_OF_LOADS = {"ids": "ids", "texts": "texts", "cross-encoder": "texts, to the cross-encoder"}
+
+
+def _serving_records() -> list[dict[str, Any]]:
+    path = RESULTS / DEVICE / "serving.json"
+    return json.loads(path.read_text(encoding="utf-8"))["records"] if path.exists() else []
+
+
+def _with_commands(rows: list[list[str]], records: list[dict[str, Any]]) -> str:
+    if not records:
+        return "Not recorded yet: `python -m benchmarks.processes.serving` does it."
+    commits = ", ".join(dict.fromkeys(record["commit"][:7] for record in records))
+    command = re.sub(r" --folder \S+", "", records[0]["command"])
+    torch = records[0]["versions"]["torch"]
+    return f"{markdown(rows)}\n\n{DEVICE}, PyTorch {torch}; such as `{command}`; commit {commits}"
 
 
 def _record(name: str) -> dict[str, Any]:

@@ -12,7 +12,12 @@ from benchmarks.gpu.records import read_records as read_gpu_records
 from benchmarks.gpu.records import targets
 from benchmarks.measuring.markdown import markdown, markdown_table
 from benchmarks.report.learning_tables import adapting_table, curves_table, interaction_table
-from benchmarks.report.process_tables import startup_table, threads_table
+from benchmarks.report.process_tables import (
+    serving_table,
+    serving_threads_table,
+    startup_table,
+    threads_table,
+)
 from benchmarks.suite.case import Record
 from benchmarks.suite.results import RESULTS, case_name, read_results
 
@@ -434,6 +439,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "gpu summary": lambda: gpu_attention_table(_SUMMARY_RIVALS),
     "gpu targets": gpu_targets_table,
     "threads": threads_table,
+    "serving": serving_table,
+    "serving threads": serving_threads_table,
     "startup": startup_table,
 }
 """By the name in a document's marks."""
