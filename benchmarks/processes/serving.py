@@ -169,7 +169,9 @@ def measure(load: Load, work: Work, options: Sequence[str]) -> dict[str, Any]:
 
 def prepared(load: Load, folder: Path) -> Work:
     """The work and its index in a folder: taken from there, or made."""
-    index_path, work_path = folder / "index", folder / f"{load.what}-{load.requests}-{load.candidates}.json"
+    # another number of threads may round scores differently
+    name = f"{load.what}-{load.requests}-{load.candidates}-{load.threads}.json"
+    index_path, work_path = folder / "index", folder / name
     if not work_path.exists():
         torch.set_num_threads(load.threads)
         engine = MixEncoder.from_pretrained()
