@@ -223,7 +223,7 @@ class FusedLayers(Layers):
         return math.ceil((length + self.contexts) / _WIDTH) * _WIDTH - self.contexts
 
     def _keys_and_values(self, state: QueryState) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """For every layer scaled keys (H, D, n) and values (H, n, D), zero after the m tokens.
+        """For every layer scaled keys and values (H, n, D), zero after the m tokens.
 
         n is `width` plus the number of own keys, whose columns follow the tokens.
         """
@@ -232,7 +232,7 @@ class FusedLayers(Layers):
         padding = self.width(length) + self.contexts - length
         for key, value in zip(state.keys, state.values, strict=True):
             scaled = key[0].to(self.dtype) / math.sqrt(self.head_dim)
-            keys.append(F.pad(scaled.permute(1, 2, 0), (0, padding)).contiguous())
+            keys.append(F.pad(scaled.transpose(0, 1), (0, 0, 0, padding)).contiguous())
             values.append(F.pad(value[0].to(self.dtype).transpose(0, 1), (0, 0, 0, padding)).contiguous())
         return tuple(keys), tuple(values)
 
@@ -250,20 +250,23 @@ class FusedLayers(Layers):
         return layer.output_norm(normed).view(count, self.rows, d)
 
     def _attend(self, workspace: Workspace, inputs: Inputs, m: int, key: Tensor, value: Tensor) -> Tensor:
-        """Attention results (C * rows, d): of all rows to the query's m tokens, of contexts also to own keys."""
+        """Attention results (C * rows, d): of all rows to the query's m tokens, of contexts also to own keys.
+
+        Logits have the rows last, as PyTorch's softmax over a few keys is several times as fast that way.
+        """
         count, heads, k = len(inputs.queries), self.heads, self.contexts
-        total, width = count * self.rows, key.shape[-1]
-        logits = workspace.take("logits", heads, total, width)
-        torch.bmm(inputs.queries.view(total, heads, self.head_dim).transpose(0, 1), key, out=logits)
+        total, width = count * self.rows, value.shape[1]
+        logits = workspace.take("logits", heads, width, total)
+        torch.bmm(key, inputs.queries.view(total, heads, self.head_dim).permute(1, 2, 0), out=logits)
         if width > m:
-            rest = logits.view(heads, count, self.rows, width)[..., m:].fill_(-math.inf)
+            rest = logits.view(heads, width, count, self.rows)[:, m:].fill_(-math.inf)
             if k:
-                rest[:, :, :k, :k] = inputs.own_logits.permute(3, 0, 1, 2)
-        probs = torch.softmax(logits, dim=-1, out=workspace.take("probs", heads, total, width))
-        by_head = torch.bmm(probs, value, out=workspace.take("by head", heads, total, self.head_dim))
+                rest[:, :k, :, :k] = inputs.own_logits.permute(3, 2, 0, 1)
+        probs = torch.softmax(logits, dim=1, out=workspace.take("probs", heads, width, total))
+        by_head = torch.bmm(probs.mT, value, out=workspace.take("by head", heads, total, self.head_dim))
         attended = workspace.take("attended", total, heads, self.head_dim).copy_(by_head.transpose(0, 1))
         if k:
-            own = probs.view(heads, count, self.rows, width)[:, :, :k, m : m + k]
+            own = probs.view(heads, width, count, self.rows)[:, m : m + k, :, :k].permute(0, 2, 3, 1)
             contexts = attended.view(count, self.rows, heads, self.head_dim)[:, :k]
             self._add_own(workspace, contexts, own, inputs.value.unflatten(-1, (heads, self.head_dim)))
         return attended.view(total, self.d)
