@@ -404,8 +404,7 @@ def prepare_layers(model: MixEncoderModel, products: str = "native") -> Layers:
         InputError: the device cannot compute these products.
     """
     on_operators = model.device.type != "cpu" or model.kernel_backend not in ("auto", "torch")
-    narrow = _dtype_of(model, products) in (torch.float16, torch.bfloat16)
-    return (OperatorLayers if on_operators or narrow else FusedLayers)(model, products)
+    return (OperatorLayers if on_operators else FusedLayers)(model, products)
 
 
 def _dtype_of(model: MixEncoderModel, products: str) -> torch.dtype:

@@ -5,8 +5,8 @@ another order (docs/determinism.md). So sizes are tried with random candidates b
 number of threads and every width of the attention's products.
 """
 
-import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -16,6 +16,8 @@ from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.ranking.interaction import Layers, Query
 from mixencoder.ranking.plan import Plan, padded_length
 
+_PIECE_COST = 64
+"""What a piece costs besides its candidates, in candidates: some sixty calls of operators."""
 _SHIFT = 17
 """Rows by which candidates are moved in a trial: they get to another row of a tile, whatever the size of tiles."""
 
@@ -64,11 +66,8 @@ class PieceSizes:
         if self._plan.replayed:
             # a single piece, so that few CUDA graphs are recorded
             return [min(size for size in sizes if size >= count)]
-        pieces = []
-        for size in sizes[:-1]:
-            pieces += [size] * (count // size)
-            count %= size
-        return pieces + [sizes[-1]] * math.ceil(count / sizes[-1])
+        full, rest = divmod(count, sizes[0])
+        return [sizes[0]] * full + list(_cheapest(rest, sizes)[1])
 
     def for_width(self, width: int) -> tuple[int, ...]:
         """Return the sizes, largest first, that may be used where the attention's products have this width."""
@@ -79,9 +78,12 @@ class PieceSizes:
 
     def _try_sizes(self, width: int) -> tuple[int, ...]:
         """Return the largest size that keeps bits, and the smaller ones that give the same bits as it."""
-        buffer, piece = self._new_buffer(), self._plan.piece
-        query = self._layers.query(_random_query(self._layers.model, width), 0)
+        piece = self._plan.piece
         halved = [piece >> shift for shift in range((piece // self._plan.granule).bit_length())]
+        if self._layers.device.type == "cpu" and self._layers.dtype.itemsize < 4:
+            # equal bits are not promised in half precision, where rounding hides most differences from a trial
+            return tuple(halved)
+        buffer, query = self._new_buffer(), self._layers.query(_random_query(self._layers.model, width), 0)
         if keeps_bits(buffer, query, piece):
             best, others = piece, halved[1:]
         else:
@@ -93,6 +95,19 @@ class PieceSizes:
         whole = buffer.vectors(query, best)
         smaller = [size for size in others if size < best and torch.equal(buffer.vectors(query, size), whole[:size])]
         return best, *smaller
+
+
+@lru_cache(maxsize=4096)
+def _cheapest(count: int, sizes: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """Return the least cost of pieces for `count` candidates, in candidates, and their sizes, largest first."""
+    if count <= 0:
+        return 0, ()
+    found = []
+    for number, size in enumerate(sizes):
+        # later pieces are not larger, as their order does not matter
+        cost, rest = _cheapest(count - size, sizes[number:])
+        found.append((size + _PIECE_COST + cost, (size, *rest)))
+    return min(found)
 
 
 def keeps_bits(buffer: TrialBuffer, query: Query, size: int) -> bool:

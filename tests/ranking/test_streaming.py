@@ -156,8 +156,18 @@ def test_queries_that_no_size_suits_together_are_scored_in_sizes_of_their_own(mo
 
     monkeypatch.setattr(CandidateBuffer, "_piece_scores", spied)
     torch.testing.assert_close(dense(ranker.rank(query_state, chunks(rows))), want, rtol=1e-4, atol=1e-4)
-    # a piece is as large as all of them can score
-    assert used == {((4, 4), 64), ((9,), 384), ((9,), 48)}
+    # one large piece costs less than several small ones
+    assert used == {((4, 4), 512), ((9,), 384)}
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(10, [32]), (33, [64]), (100, [128]), (600, [512, 128]), (700, [512, 256]), (1000, [512, 512]), (512, [512])],
+)
+def test_pieces_are_cut_so_that_padding_and_calls_cost_least(count, expected):
+    model = make_model(FORMS[0])
+    ranker = StreamRanker(model, RecordFormat(model, "compact", "float32"))
+    assert ranker._sizes.cut(count, (512, 256, 128, 64, 32)) == expected
 
 
 def test_threads_that_rank_at_once_get_what_each_gets_alone():
