@@ -107,7 +107,8 @@ def _cheapest(count: int, sizes: tuple[int, ...]) -> tuple[int, tuple[int, ...]]
         # later pieces are not larger, as their order does not matter
         cost, rest = _cheapest(count - size, sizes[number:])
         found.append((size + _PIECE_COST + cost, (size, *rest)))
-    return min(found)
+    # of equal costs, fewer pieces
+    return min(found, key=lambda option: (option[0], len(option[1])))
 
 
 def keeps_bits(buffer: TrialBuffer, query: Query, size: int) -> bool:
