@@ -25,41 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixkernels.errors import BackendError
+from mixkernels.triton_common.occupancy import ARCHS, blocks_per_multiprocessor
 
 if TYPE_CHECKING:
     from mixkernels.triton_common.variant import KernelVariant
-
-
-class Arch(NamedTuple):
-    """Limits of one multiprocessor (compute unit on AMD) of an architecture.
-
-    NVIDIA: CUDA C++ Programming Guide, technical specifications per compute capability. AMD: the CDNA3 instruction set
-    guide, and LLVM's AMDGPU backend for workgroups per compute unit.
-    """
-
-    backend: str
-    target: int | str
-    warp_size: int
-    warps: int
-    blocks: int
-    registers: int
-    """32-bit registers per lane, summed over the warps of a partition; a warp gets a multiple of `register_unit`."""
-    register_unit: int
-    shared_bytes: int
-    shared_bytes_per_block: int
-    shared_bytes_reserved: int
-    tensor_memory_columns: int = 0
-
-
-_PARTITIONS = 4
-"""Schedulers (SIMDs) per multiprocessor, on all architectures here; each has a quarter of the warps and registers."""
-
-ARCHS = {
-    "sm_80": Arch("cuda", 80, 32, 64, 32, 512, 8, 164 * 1024, 163 * 1024, 1024),
-    "sm_90": Arch("cuda", 90, 32, 64, 32, 512, 8, 228 * 1024, 227 * 1024, 1024),
-    "sm_100": Arch("cuda", 100, 32, 64, 32, 512, 8, 228 * 1024, 227 * 1024, 1024, 512),
-    "gfx942": Arch("hip", "gfx942", 64, 32, 16, 512, 8, 64 * 1024, 64 * 1024, 0),
-}
 
 
 @dataclass(frozen=True)
@@ -150,32 +119,6 @@ def require_compiler() -> None:
         raise BackendError("triton is not installed (pip install triton, Linux only); kernels cannot be compiled here")
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         raise BackendError("TRITON_INTERPRET is set, so kernels would be interpreted; unset it to compile them")
-
-
-def blocks_per_multiprocessor(
-    arch: Arch, registers: int, shared_bytes: int, num_warps: int, *, tensor_memory: int = 0
-) -> tuple[int, str]:
-    """Return how many blocks fit on a multiprocessor at once, and which resource limits them.
-
-    Args:
-        arch: one of `ARCHS`.
-        registers: per thread.
-        shared_bytes: per block.
-        num_warps: per block.
-        tensor_memory: columns of tensor memory per block (sm_100).
-    """
-    # registers are allocated to whole warps, in units
-    allocated = -(-max(registers, 1) // arch.register_unit) * arch.register_unit
-    fitting = {
-        "warps and blocks": min(arch.blocks, arch.warps // num_warps),
-        "registers": arch.registers // allocated * _PARTITIONS // num_warps,
-    }
-    if shared_bytes:
-        fitting["shared memory"] = arch.shared_bytes // (shared_bytes + arch.shared_bytes_reserved)
-    if tensor_memory:
-        fitting["tensor memory"] = arch.tensor_memory_columns // tensor_memory
-    limited_by = min(fitting, key=fitting.__getitem__)
-    return fitting[limited_by], limited_by
 
 
 def _source(variant: "KernelVariant") -> Any:
@@ -275,7 +218,7 @@ def _amd_load_bits(kind: str) -> int:
     return _AMD_LOAD_BITS[kind.partition("_")[0]]
 
 
-def _measure_numbered(module: str, number: int, arch: str) -> Resources | str:
+def measure_numbered(module: str, number: int, arch: str) -> Resources | str:
     """`measure` a variant given by number (kernels cannot be sent to a process); return an error as its message."""
     from mixkernels.triton_common.catalogue import variants_of
 
@@ -347,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # every worker is a fresh interpreter: a forked one would share torch's threads
     workers = min(len(os.sched_getaffinity(0)), len(jobs))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for result in pool.map(_measure_numbered, *zip(*jobs, strict=True)):
+        for result in pool.map(measure_numbered, *zip(*jobs, strict=True)):
             results.append(result)
             print(f"\rcompiled {len(results)} of {len(jobs)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)

@@ -61,7 +61,7 @@ DEV_QUERIES = 300
 
 
 class FrozenEncoder:
-    """An encoder that runs in bfloat16 where that is faster, with its tokenizer."""
+    """An encoder that runs in bfloat16, with its tokenizer."""
 
     def __init__(self, path: str) -> None:
         tokenizer = AutoTokenizer.from_pretrained(path)

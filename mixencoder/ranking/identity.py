@@ -21,7 +21,7 @@ class ModelIdentity:
     ========== ===========================================================================
     part       what
     ========== ===========================================================================
-    encoder    hash of the weights that E_0 depends on (`MixEncoderModel.encoder_weights`)
+    encoder    hash of what E_0 depends on (`MixEncoderModel.encoder_weights`, context_norm)
     projection hash of the weights that `RecordFormat` projects E_0 with
     weights    hash of all weights
     tokenizer  hash of the tokenizer
@@ -66,13 +66,18 @@ class ModelIdentity:
 
     def _computed(self, name: str) -> str:
         compute: dict[str, Callable[[], str]] = {
-            "encoder": lambda: _hash(self._model.encoder_weights()),
+            "encoder": self._hash_of_encoder,
             "projection": lambda: _hash(RecordFormat(self._model, "projected").projection_weights()),
             "weights": lambda: _hash(self._model.state_dict()),
             "tokenizer": self._hash_of_tokenizer,
             "dtype": lambda: str(self._model.dtype).removeprefix("torch."),
         }
         return compute[name]()
+
+    def _hash_of_encoder(self) -> str:
+        found, norm = _hash(self._model.encoder_weights()), self._model.config.context_norm
+        # E_0 depends on it too
+        return found if norm is None else hashlib.sha256(f"{found} {norm!r}".encode()).hexdigest()[:16]
 
     def _hash_of_tokenizer(self) -> str:
         core = getattr(self._tokenizer, "backend_tokenizer", None)

@@ -107,7 +107,7 @@ class IndexAdapter:
         Raises:
             InputError: an embedding is zero, so that it cannot be scaled to the length that the model expects.
         """
-        model, context = self._encoder.model, torch.as_tensor(embeddings)
+        model, context = self._encoder.model, embeddings
         if context.dim() == 2 and model.context_shape[0] == 1:
             context = context.unsqueeze(1)
         if model.config.context_norm is not None and not context.flatten(1).any(dim=1).all():
@@ -206,7 +206,7 @@ def read_embeddings(encoder: DocumentEncoder, index: CandidateIndex | Snapshot, 
     _check_embeddings("the index", manifest)
     stored = RecordFormat(model, "compact", manifest.settings["precision"])
     positions = view.positions(ids)
-    found = torch.empty(len(ids), *model.context_shape, dtype=model.dtype)
+    found = torch.empty(len(ids), *model.context_shape, dtype=model.dtype, device="cpu")
     for first in range(0, len(ids), _READ_DOCUMENTS):
         part = positions[first : first + _READ_DOCUMENTS]
         chunk = view.gather(part)

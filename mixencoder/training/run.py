@@ -148,9 +148,8 @@ def _prepare(config: TrainConfig, specs: list[DataSpec]) -> _Prepared:
     if not in_batch and negatives < 1:
         raise InputError("negatives is 0 without in_batch, so that lists hold no wrong document; expected at least 1")
     check_contrast(sources, config.batch_size, PartialState().num_processes, negatives)
-    reader = _limited(engine, config)
     collator = Collator(
-        _inputs(config, reader, sources),
+        _inputs(config, engine, sources),
         negatives,
         config.seed,
         in_batch=in_batch,
@@ -243,16 +242,21 @@ def _freeze(engine: Engine, config: TrainConfig) -> None:
                 f"freeze_encoder is True, but the model is a {type(engine).__name__}; expected a mixencoder, whose "
                 "layers on top of the encoder can be trained alone"
             )
-        for name in model.encoder_weights():
-            model.get_parameter(name).requires_grad_(False)
+        frozen = model.encoder_weights()
+        for name, parameter in model.named_parameters():
+            if name in frozen:
+                parameter.requires_grad_(False)
 
 
-def _inputs(config: TrainConfig, reader: Engine, sources: list[Source]) -> ModelInputs:
+def _inputs(config: TrainConfig, engine: Engine, sources: list[Source]) -> ModelInputs:
     """Return what makes the model's inputs: token ids, or encodings that are made now."""
+    reader = _limited(engine, config)
     if not config.freeze_encoder:
         return TokenInputs(reader.read_query, reader.read_document, reader.tokenizer.pad_token_id)
     assert isinstance(reader, MixEncoder), "freezing has checked the architecture"
-    stored = None if config.index is None else stored_documents(reader, config.index, sources)
+    assert isinstance(engine, MixEncoder), "the reader is a copy of the engine"
+    # not the reader: its limits are those of training, and not the ones that the index was made with
+    stored = None if config.index is None else stored_documents(engine, config.index, sources)
     return FrozenEncodings(reader.model, reader.read_query, reader.read_document, sources, stored)
 
 
@@ -285,7 +289,7 @@ def _record(config: TrainConfig, trainer: ObjectiveTrainer, specs: list[DataSpec
         for entry in dataclasses.fields(TrainConfig)
         if entry.name not in ("output", "data", "data_dir", "resume")
     }
-    for name in ("model", "backbone", "teacher"):
+    for name in ("model", "backbone", "teacher", "index"):
         settings[name] = settings[name] and Path(settings[name]).name
     record = {
         "settings": settings,

@@ -147,6 +147,7 @@ def _dequantised(call: Call) -> Call:
 
 
 _LIBRARY = torch.library.Library("mixkernels", "FRAGMENT")
+_TAGS = (torch.Tag.pt2_compliant_tag,)
 _CALL_SCHEMA = (
     "Tensor context_query, Tensor? context_key, Tensor context_value, Tensor? state_query, Tensor key, Tensor value, "
     "Tensor? key_lengths, Tensor? candidate_ids, Tensor? candidate_offsets, Tensor? own_logits, "
@@ -154,13 +155,15 @@ _CALL_SCHEMA = (
 )
 _LIBRARY.define(
     f"candidate_attention({_CALL_SCHEMA}, float scale, bool return_lse, str backend) "
-    "-> (Tensor context, Tensor state, Tensor context_lse, Tensor state_lse)"
+    "-> (Tensor context, Tensor state, Tensor context_lse, Tensor state_lse)",
+    tags=_TAGS,
 )
 _LIBRARY.define(
     "candidate_attention_backward(Tensor? grad_context, Tensor? grad_state, Tensor? grad_context_lse, "
     "Tensor? grad_state_lse, Tensor context, Tensor state, Tensor context_lse, Tensor state_lse, "
     f"{_CALL_SCHEMA}, float scale, bool for_shared, str backend) -> (Tensor context_query, Tensor context_key, "
-    "Tensor context_value, Tensor state_query, Tensor key, Tensor value, Tensor own_logits)"
+    "Tensor context_value, Tensor state_query, Tensor key, Tensor value, Tensor own_logits)",
+    tags=_TAGS,
 )
 
 

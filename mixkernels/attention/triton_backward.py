@@ -31,7 +31,11 @@ from mixkernels.triton_common.runtime import INTERPRET, device_of
 from mixkernels.triton_common.variant import KernelVariant
 
 _PROGRAMS = 512
-"""Programs that fill a large GPU; sums are split over programs up to this number."""
+"""Sums are split over programs up to this number, which fills a large GPU.
+
+It does not follow from the GPU as the forward pass's does: every split is a partial sum, so another number of splits
+gives other bits.
+"""
 
 
 def candidate_attention_backward(

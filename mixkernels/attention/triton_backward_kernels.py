@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from mixkernels.attention.triton_arguments import candidates_backward_metadata, shared_backward_metadata
-from mixkernels.attention.triton_tiles import LOG2E, dot, locate_candidates, locate_query
+from mixkernels.attention.triton_tiles import LOG2E, dot, load_length, locate_candidates, locate_query
 
 _SIZES = ["num_candidates", "num_keys", "batch", "splits"]
 
@@ -227,7 +227,7 @@ def candidate_attention_bwd_candidates_kernel(
         # shared keys
         length = num_keys
         if HAS_LENGTHS:
-            length = tl.load(key_lengths_ptr + i_batch).to(tl.int32)
+            length = load_length(key_lengths_ptr, i_batch, num_keys)
         p_k = key_ptr + i_batch * k_b + i_head * k_h
         p_v = value_ptr + i_batch * v_b + i_head * v_h
         for i_n in range(0, length, BLOCK_N):
@@ -334,7 +334,7 @@ def candidate_attention_bwd_shared_kernel(
 
     length = num_keys
     if HAS_LENGTHS:
-        length = tl.load(key_lengths_ptr + i_batch).to(tl.int32)
+        length = load_length(key_lengths_ptr, i_batch, num_keys)
     o_token = i_n + tl.arange(0, BLOCK_N)
     m_n = o_token < length
     o_d = tl.arange(0, D)

@@ -3,11 +3,9 @@
 A program computes one tile of candidates (mixkernels/attention/triton_tiles.py) for one head and query: their context
 rows, and their state rows as a second tile. Own keys initialise the running softmax in registers, then the query's
 tokens are read in blocks of BLOCK_N. For a short query (RESIDENT) a program loops the other way: it loads keys and
-values once and computes many tiles of candidates, each loaded while the one before is computed. Only outputs are
-written.
+values once and computes many tiles of candidates, each loaded while the one before is computed. How many programs share
+a query's tiles follows from how many run at the same time (`triton_common.occupancy`). Only outputs are written.
 """
-
-from functools import cache
 
 import torch
 import triton
@@ -31,13 +29,22 @@ from mixkernels.attention.triton_launch import (
     launch_config,
     resident_keys,
 )
-from mixkernels.attention.triton_tiles import LN2, LOG2E, dot, locate_candidates, locate_query
-from mixkernels.attention.triton_variants import attention_variants
-from mixkernels.triton_common.runtime import device_of, empty_output
+from mixkernels.attention.triton_tiles import (
+    LN2,
+    LOG2E,
+    dot,
+    load_length,
+    locate_candidates,
+    locate_query,
+    range_of_program,
+)
+from mixkernels.attention.triton_variants import attention_variants, resident_variants
+from mixkernels.triton_common.occupancy import one_wave, programs_each
+from mixkernels.triton_common.runtime import INTERPRET, device_of, empty_output
 from mixkernels.triton_common.variant import KernelVariant
 
-_PROGRAMS = 4
-"""Programs per multiprocessor for a resident query."""
+_INTERPRETED_WAVE = 4
+"""Programs that run at the same time in the interpreter, which has no multiprocessors."""
 
 
 @triton.jit
@@ -87,7 +94,7 @@ def _store_rows(p_o, p_lse, b_m, b_l, b_o, o_d, m_row, HAS_LSE: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["num_candidates", "num_keys", "batch", "programs"],
+    do_not_specialize=["num_candidates", "num_keys", "batch"],
     launch_metadata=forward_metadata,
 )
 def candidate_attention_fwd_kernel(
@@ -112,7 +119,6 @@ def candidate_attention_fwd_kernel(
     num_candidates,
     num_keys,
     batch,
-    programs,
     # strides in elements: b query, n candidate, c context embedding, m token, h head
     cq_b,
     cq_n,
@@ -169,8 +175,16 @@ def candidate_attention_fwd_kernel(
         i_batch, i_first, start, stop = locate_query(offsets_ptr, batch, i_tile, CANDIDATES)
         i_last = i_first + 1
     else:
-        i_batch, i_first = i_tile // programs, i_tile % programs
-        i_last = tl.cdiv(num_candidates, CANDIDATES).to(tl.int64)
+        num_blocks = tl.cdiv(num_candidates, CANDIDATES)
+        if RESIDENT:
+            programs = tl.num_programs(0) // (H * batch)
+            i_batch = i_tile // programs
+            i_first, i_last = range_of_program(i_tile % programs, programs, num_blocks)
+            # in 64 bits they take the registers that int8 candidates lack
+            i_first, i_last = i_first.to(tl.int32), i_last.to(tl.int32)
+        else:
+            i_batch, i_first = i_tile // num_blocks, i_tile % num_blocks
+            i_last = i_first + 1
         start = i_batch * num_candidates
         stop = start + num_candidates
     o_d = tl.arange(0, D)
@@ -179,7 +193,7 @@ def candidate_attention_fwd_kernel(
 
     length = num_keys
     if HAS_LENGTHS:
-        length = tl.load(key_lengths_ptr + i_batch).to(tl.int32)
+        length = load_length(key_lengths_ptr, i_batch, num_keys)
     o_n = tl.arange(0, BLOCK_N)
     # [D, BLOCK_N] and [BLOCK_N, D]
     p_k = key_ptr + i_batch * k_b + i_head * k_h + o_d[:, None]
@@ -190,7 +204,7 @@ def candidate_attention_fwd_kernel(
         b_k = tl.load(p_k + (o_n.to(tl.int64) * k_m)[None, :], mask=m_n[None, :], other=0.0)
         b_v = tl.load(p_v + (o_n.to(tl.int64) * v_m)[:, None], mask=m_n[:, None], other=0.0)
 
-    for i_block in tl.range(i_first, i_last, programs, num_stages=STAGES):
+    for i_block in tl.range(i_first, i_last, num_stages=STAGES):
         o_out, o_source, o_slot, m_row = locate_candidates(
             ids_ptr, i_block, start, stop, CANDIDATES, K, HAS_IDS, BLOCK_M
         )
@@ -227,13 +241,15 @@ def candidate_attention_fwd_kernel(
         p_own_key = context_key_ptr + i_batch * ck_b + i_head * ck_h + o_source * ck_n
         p_own_value = context_value_ptr + i_batch * cv_b + i_head * cv_h + o_source * cv_n
         p_own_logits = own_logits_ptr + i_batch * ol_b + i_head * ol_h + o_source * ol_n + o_slot * ol_r
+        # in 64 bits, like slots
+        step_key, step_value, step_logits = tl.cast(ck_c, tl.int64), tl.cast(cv_c, tl.int64), tl.cast(ol_c, tl.int64)
         for i_own in tl.static_range(K):
-            p_v_own = (p_own_value + i_own * cv_c)[:, None] + o_d[None, :]
+            p_v_own = (p_own_value + i_own * step_value)[:, None] + o_d[None, :]
             b_v_own = tl.load(p_v_own, mask=m_row[:, None], other=0).to(tl.float32)
             if HAS_OWN_LOGITS:
-                b_s_own = tl.load(p_own_logits + i_own * ol_c, mask=m_row, other=0.0).to(tl.float32) * LOG2E
+                b_s_own = tl.load(p_own_logits + i_own * step_logits, mask=m_row, other=0.0).to(tl.float32) * LOG2E
             else:
-                p_k_own = (p_own_key + i_own * ck_c)[:, None] + o_d[None, :]
+                p_k_own = (p_own_key + i_own * step_key)[:, None] + o_d[None, :]
                 b_k_own = tl.load(p_k_own, mask=m_row[:, None], other=0).to(tl.float32)
                 b_s_own = tl.sum(b_q32 * b_k_own, axis=1) * b_scale
                 if QUANTISED:
@@ -284,18 +300,6 @@ def forward_kind(call: Call) -> Kind:
     return Kind(RESIDENT if resident else "forward", k, k + (call.state_query is not None), dim, itemsize)
 
 
-def _programs(tiles: int, key: Tensor) -> int:
-    """Programs per head, an equal number for each query, enough to fill the device; they share the tiles."""
-    batch, heads = key.shape[0], key.shape[2]
-    wanted = -(-_PROGRAMS * _multiprocessors(key.device) // (heads * batch))
-    return min(tiles // batch, wanted) * batch
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
 def candidate_attention(
     call: Call, *, scale: float, return_lse: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -314,25 +318,22 @@ def candidate_attention(
         pointers = [context if tensor is None else tensor for tensor in (*call, *outputs)]
         constants = constants_of(call) | {
             "QUANTISED": call.query_scale is not None,
-            "PER_QUERY": call.context_query.dim() == 5,
+            # which rows of the scales are a candidate's
+            "PER_QUERY": call.query_scale is not None and call.context_query.dim() == 5,
             "HAS_LSE": return_lse,
         }
         kind = forward_kind(call)
 
         def launch(config: LaunchConfig) -> None:
-            tiles = num_tiles(call, config.block_m // k)
-            programs = _programs(tiles, key) if kind.kernel == RESIDENT else tiles
-            candidate_attention_fwd_kernel[(programs * heads,)](
-                *pointers,
-                scale,
-                lead[-1],
-                key.shape[1],
-                key.shape[0],
-                programs // key.shape[0],
-                *strides_of(call),
-                **constants,
-                **forward_options(kind, config, key.shape[1]),
-            )
+            tiles, batch = num_tiles(call, config.block_m // k), key.shape[0]
+            arguments = (*pointers, scale, lead[-1], key.shape[1], batch, *strides_of(call))
+            options = constants | forward_options(kind, config, key.shape[1])
+            if kind.kernel == RESIDENT:
+                wave = _INTERPRETED_WAVE
+                if not INTERPRET:
+                    wave = one_wave(candidate_attention_fwd_kernel, arguments, options, key.device)
+                tiles = batch * programs_each(batch * heads, tiles // batch, wave)
+            candidate_attention_fwd_kernel[(tiles * heads,)](*arguments, **options)
 
         with device_of(key):
             launch(launch_config(kind, key.device, launch))
@@ -342,6 +343,5 @@ def candidate_attention(
 
 def variants() -> list[KernelVariant]:
     """Return the kernel in every launch configuration that is shipped, and in every form of its candidates."""
-    return attention_variants(
-        candidate_attention_fwd_kernel, "forward", {"QUANTISED": False, "PER_QUERY": False, "HAS_LSE": False}
-    )
+    kernel, defaults = candidate_attention_fwd_kernel, {"QUANTISED": False, "PER_QUERY": False, "HAS_LSE": False}
+    return [*attention_variants(kernel, "forward", defaults), *resident_variants(kernel, defaults)]

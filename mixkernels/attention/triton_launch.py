@@ -2,7 +2,8 @@
 
 A configuration depends only on kernel, rows per candidate, D and dtype, so a new size never recompiles a kernel.
 Nothing is tuned at import. With MIXKERNELS_TUNING=1 a kernel times the configurations of `alternatives` at its first
-call of a `Kind` on a GPU and keeps the fastest for the rest of the process.
+call of a `Kind` on a GPU and keeps the fastest for the rest of the process. That first call cannot be recorded as a
+CUDA graph.
 """
 
 import os
@@ -11,6 +12,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+
+from mixkernels.errors import BackendError
 
 
 class LaunchConfig(NamedTuple):
@@ -100,12 +103,20 @@ def launch_config(kind: Kind, device: torch.device, launch: Callable[[LaunchConf
         kind: what is launched.
         device: where; a GPU may have entries in `TABLE`.
         launch: launches with a configuration; called only with MIXKERNELS_TUNING=1 on a GPU.
+
+    Raises:
+        BackendError: MIXKERNELS_TUNING=1 would time kernels while a CUDA graph is recorded.
     """
     if device.type != "cuda":
         return rule(kind)
     name = _name_of(device)
     if os.environ.get("MIXKERNELS_TUNING", "0") == "1":
         if (name, kind) not in _TUNED:
+            if torch.cuda.is_current_stream_capturing():
+                raise BackendError(
+                    f"MIXKERNELS_TUNING=1 cannot time kernels while a CUDA graph is recorded ({kind.kernel}, "
+                    f"k={kind.num_context}, D={kind.head_dim}): run the same call once before recording"
+                )
             _TUNED[name, kind] = min(alternatives(kind), key=lambda config: _milliseconds(launch, config))
         return _TUNED[name, kind]
     return TABLE.get(name, {}).get(kind) or rule(kind)

@@ -26,6 +26,19 @@ def dot(b_a, b_b, INTERPRET: tl.constexpr):
 
 
 @triton.jit
+def range_of_program(i_program, programs, tiles):
+    # contiguous ranges that cover all tiles once and whose lengths differ by at most one
+    return i_program * tiles // programs, (i_program + 1) * tiles // programs
+
+
+@triton.jit
+def load_length(key_lengths_ptr, i_batch, num_keys):
+    # a length out of range is an error that on a GPU is not checked by default: it must not reach other memory
+    length = tl.load(key_lengths_ptr + i_batch).to(tl.int64)
+    return tl.minimum(tl.maximum(length, 0), num_keys).to(tl.int32)
+
+
+@triton.jit
 def locate_query(offsets_ptr, batch, i_tile, CANDIDATES: tl.constexpr):
     # ragged rows: the first tile of query b is offsets[b] // CANDIDATES + b, which leaves every query enough tiles and
     # needs no table; bisection finds the last b whose first tile is at most i_tile
@@ -55,7 +68,8 @@ def locate_candidates(
     # for each row of tile i_block, of a query whose candidates are rows start..stop of the results: its result row, its
     # row in the candidates' tensors, its slot, and whether it exists
     o_row = tl.arange(0, BLOCK_M)
-    o_slot = o_row % SLOTS
+    # slots are multiplied by strides that grow with N where candidates are (k, N, H, D) transposed
+    o_slot = (o_row % SLOTS).to(tl.int64)
     o_out = start + i_block * CANDIDATES + o_row // SLOTS
     m_row = (o_row < CANDIDATES * SLOTS) & (o_out < stop)
     o_source = o_out

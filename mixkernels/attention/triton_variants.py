@@ -1,6 +1,8 @@
 """List the shipped launch configurations of the attention kernels, as calls make them."""
 
-from itertools import product
+from collections.abc import Iterator
+from functools import partial
+from itertools import compress, product
 from typing import Any
 
 from mixkernels.attention.triton_arguments import STRIDE_NAMES
@@ -16,10 +18,16 @@ _FORMS = {
     "ragged gather": {"RAGGED": True, "HAS_IDS": True},
     "own logits": {"HAS_OWN_LOGITS": True},
     "int8": {"QUANTISED": True},
+    "int8 per query": {"QUANTISED": True, "PER_QUERY": True},
     "no state": {"HAS_STATE": False},
-    "resident": {"RESIDENT": True},
+    "no lengths": {"HAS_LENGTHS": False},
+    "lse": {"HAS_LSE": True},
+    "lse gradient": {"HAS_LSE_GRAD": True},
+    "atomic": {"ATOMIC": True},
 }
 _HEADS = 12
+_BLOCKS_OF_KEYS = (16, 32, 64, 128)
+"""Numbers of keys for which a resident query is compiled: see `triton_launch.forward_options`."""
 _TENSOR_STRIDES = tuple(name for name in STRIDE_NAMES if not name.startswith("ol_"))
 
 
@@ -36,44 +44,76 @@ def attention_variants(kernel: Any, name: str, defaults: dict[str, Any]) -> list
     if name == "backward_candidates":
         # not supported: see triton_common.support.not_supported_reasons
         shapes.remove((16, 128, "fp32", "pool"))
-    forms = [form for form, changes in _FORMS.items() if changes and changes.keys() <= known]
-    shapes += [(1, 64, "bf16", form) for form in forms]
-    if "resident" in forms:
-        shapes += [(1, dim, "bf16", "resident") for dim in HEAD_DIMS if dim != 64 and resident_keys(1, dim)]
-    return [_attention_variant(kernel, name, defaults, *shape) for shape in shapes]
+    shapes += [(1, 64, "bf16", form) for form, changes in _FORMS.items() if changes and changes.keys() <= known]
+    return [
+        _attention_variant(kernel, Kind(name, k, k + 1, dim, _ITEMSIZES[dtype]), dtype, form, defaults | _FORMS[form])
+        for k, dim, dtype, form in shapes
+    ]
+
+
+def resident_variants(kernel: Any, defaults: dict[str, Any]) -> list[KernelVariant]:
+    """Variants of the forward kernel that keeps a query on the chip: every form at every D, in bfloat16.
+
+    These have the longest queries, which need most registers. Shorter ones and float16 come in the plain form.
+    """
+    shapes: list[tuple[int, str, int, tuple[str, ...]]] = []
+    for dim in filter(partial(resident_keys, 1), HEAD_DIMS):
+        longest = resident_keys(1, dim)
+        shapes += [(dim, dtype, num_keys, ()) for dtype, num_keys in product(("bf16", "fp16"), _BLOCKS_OF_KEYS)]
+        shapes += [(dim, "bf16", longest, forms) for forms in _resident_forms() if forms]
+    variants = []
+    for dim, dtype, num_keys, forms in shapes:
+        changes = {key: value for form in forms for key, value in _FORMS[form].items()}
+        label = ", ".join(["resident", *forms, f"m={num_keys}"])
+        kind = Kind(RESIDENT, 1, 2, dim, _ITEMSIZES[dtype])
+        variants.append(_attention_variant(kernel, kind, dtype, label, defaults | changes, num_keys))
+    return variants
+
+
+def _resident_forms() -> Iterator[tuple[str, ...]]:
+    """Every combination of `_FORMS` that a call for a resident query may have."""
+    optional = ("gathered", "own logits", "no state", "no lengths", "lse")
+    for chosen in product((False, True), repeat=len(optional)):
+        forms = tuple(compress(optional, chosen))
+        yield forms
+        yield (*forms, "int8")
+        # ids number the candidates of a pool
+        if "gathered" not in forms:
+            yield (*forms, "int8 per query")
 
 
 def _attention_variant(
-    kernel: Any, name: str, defaults: dict[str, Any], k: int, dim: int, dtype: str, form: str
+    kernel: Any, kind: Kind, dtype: str, form: str, changes: dict[str, Any], num_keys: int = 128
 ) -> KernelVariant:
-    constants = {"H": _HEADS, "K": k, "D": dim, "HAS_STATE": True, "HAS_LENGTHS": True, "HAS_IDS": False}
-    constants |= {"RAGGED": False, "HAS_OWN_LOGITS": False, "INTERPRET": False, **defaults, **_FORMS[form]}
+    constants = {"H": _HEADS, "K": kind.num_context, "D": kind.head_dim, "HAS_STATE": True, "HAS_LENGTHS": True}
+    constants |= {"HAS_IDS": False, "RAGGED": False, "HAS_OWN_LOGITS": False, "INTERPRET": False, **changes}
     constants["POOL"] = not (constants["HAS_IDS"] or constants["RAGGED"])
-    kind = Kind(RESIDENT if form == "resident" else name, k, k + constants["HAS_STATE"], dim, _ITEMSIZES[dtype])
+    kind = kind._replace(slots=kind.num_context + constants["HAS_STATE"])
     config = rule(kind)
-    constants |= forward_options(kind, config, resident_keys(k, dim)) if name == "forward" else config.options()
+    is_forward = kind.kernel in ("forward", RESIDENT)
+    constants |= forward_options(kind, config, num_keys) if is_forward else config.options()
     constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
     signature = {
-        argument: _type_of(argument, dtype, quantised=form == "int8")
-        for argument in kernel.arg_names
-        if argument not in constants
+        argument: _type_of(argument, dtype, constants) for argument in kernel.arg_names if argument not in constants
     }
-    label = f"k={k} D={dim} {dtype} {form}"
+    label = f"k={kind.num_context} D={kind.head_dim} {dtype} {form}"
     # pointers from PyTorch's allocator, and strides that are multiples of D
     divisible = [name for name in signature if name.endswith("_ptr") or name in _TENSOR_STRIDES]
     # see triton_launch.keeps_short_queries
-    arch = "sm_90" if form == "resident" else None
+    arch = "sm_90" if kind.kernel == RESIDENT else None
     return KernelVariant(
         kernel, label, signature, constants, config.num_warps, config.num_stages, tuple(divisible), arch
     )
 
 
-def _type_of(argument: str, dtype: str, *, quantised: bool) -> str:
+def _type_of(argument: str, dtype: str, constants: dict[str, Any]) -> str:
     if not argument.endswith("_ptr"):
         return "fp32" if argument == "scale" else "i32"
     if argument in ("key_lengths_ptr", "ids_ptr", "offsets_ptr"):
         return "*i64"
-    if quantised and argument in ("context_query_ptr", "context_key_ptr", "context_value_ptr"):
+    if constants.get("QUANTISED") and argument in ("context_query_ptr", "context_key_ptr", "context_value_ptr"):
         return "*i8"
+    if constants.get("ATOMIC") and argument in ("dk_ptr", "dv_ptr"):
+        return "*fp32"
     wide = ("lse_ptr", "scale_ptr", "logits_ptr", "delta_ptr", "partial_ptr")
     return "*fp32" if argument.endswith(wide) else f"*{dtype}"

@@ -69,7 +69,7 @@ def _metadata(per_row: int, per_candidate: int, row_tensors: int, state_tensors:
 
 @triton.jit
 def _context_mean(p_context, p_residual, c_k, r_k, o_d, m_tile, m_d, eps, K: tl.constexpr, D: tl.constexpr):
-    # mean over k of the standardised context rows; weight and bias come after it
+    # mean over k of the standardised context rows; weight and bias come after it. c_k and r_k are 64 bits wide
     b_mean = tl.zeros(m_tile.shape, tl.float32)
     for i_k in range(K):
         b_x = load_tile((p_context + i_k * c_k)[:, None] + o_d[None, :], m_tile)
@@ -129,6 +129,8 @@ def score_candidates_fwd_kernel(
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < D
     b_w, b_b = load_tile(weight_ptr + o_d, m_d), load_tile(bias_ptr + o_d, m_d)
+    # strides that grow with N where contexts are (k, N, d) transposed
+    c_k, cr_k = tl.cast(c_k, tl.int64), tl.cast(cr_k, tl.int64)
     if TOP:
         b_keys = tl.full([TILES, BLOCK_C], _EMPTY_KEY, tl.int64)
         o_tile = tl.arange(0, TILES)
@@ -224,6 +226,8 @@ def score_candidates_bwd_kernel(
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < D
     b_w, b_b = load_tile(weight_ptr + o_d, m_d), load_tile(bias_ptr + o_d, m_d)
+    # as in the forward kernel
+    c_k, cr_k = tl.cast(c_k, tl.int64), tl.cast(cr_k, tl.int64)
     b_dw = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     b_db = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
 

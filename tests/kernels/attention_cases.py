@@ -1,5 +1,6 @@
 """Random calls of `candidate_attention` in every form, as the contract tests run them."""
 
+import mmap
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -18,6 +19,19 @@ INPUTS = ("context_query", "context_key", "context_value", "state_query", "key",
 
 def device_of(backend: str) -> str:
     return "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+
+
+def far_apart(tensor: Tensor, distance: int, dim: int = 0) -> Tensor:
+    """Copy a tensor with this stride, in elements, in one dimension.
+
+    It lies in the middle of untouched memory, so an offset that wrapped around reads zeros; untouched pages cost none.
+    """
+    strides = list(tensor.contiguous().stride())
+    strides[dim] = distance
+    reach = distance * (tensor.shape[dim] - 1) + tensor.numel()
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    room = torch.frombuffer(mmap.mmap(-1, 2 * reach * tensor.element_size(), flags=flags), dtype=tensor.dtype)
+    return room.as_strided(tensor.shape, strides, reach).copy_(tensor)
 
 
 @dataclass
@@ -131,7 +145,7 @@ class Case:
 
     def gradients(self, backend: str, config: pytest.Config | None = None, *, lse: bool = True) -> dict[str, Tensor]:
         """Gradients of a weighted sum of all outputs, by input, on the CPU."""
-        leaves = {name: t.detach().clone().requires_grad_() for name, t in self.tensors.items()}
+        leaves = {name: t.detach().requires_grad_() for name, t in self.tensors.items()}
         result = replace(self, tensors=leaves).call(backend, config, return_lse=lse)
         total = 0.0
         for number, output in enumerate(result):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.measuring.timing import peak_bytes
 from mixkernels import candidate_attention
-from tests.kernels.attention_cases import BACKENDS, FORMS, LOW, Case
+from tests.kernels.attention_cases import BACKENDS, FORMS, LOW, Case, far_apart
 
 ABSOLUTE = {torch.float32: 5e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -104,6 +104,17 @@ def test_gradients_with_strides_of_zero(backend, pytestconfig):
         gradient = torch.zeros_like(case[name]) if gradient is None else gradient
         want = torch.zeros_like(case[name]) if exact[name].grad is None else exact[name].grad
         torch.testing.assert_close(gradient, want.float(), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("own", ["own keys", "own logits"])
+def test_offsets_of_context_embeddings_are_64_bits_wide(backend, own, pytestconfig):
+    case = Case.random(n=5, k=3, h=1, m=3, dtype=torch.float16, own_logits=own == "own logits")
+    names = [name for name in case.tensors if name.startswith(("context", "own"))]
+    wide = case.changed(**{name: far_apart(case[name], 2**30, dim=1) for name in names})
+    want = case.gradients(backend, pytestconfig)
+    for name, gradient in wide.gradients(backend, pytestconfig).items():
+        torch.testing.assert_close(gradient, want[name], rtol=0, atol=0, msg=name)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])

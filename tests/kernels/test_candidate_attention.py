@@ -11,7 +11,7 @@ from mixkernels import candidate_attention
 from mixkernels.attention.checks import Call
 from mixkernels.attention.torch_forward import _attend_own
 from mixkernels.devices import multiplies_natively
-from tests.kernels.attention_cases import BACKENDS, FORMS, LOW, Case
+from tests.kernels.attention_cases import BACKENDS, FORMS, LOW, Case, far_apart
 
 # what float32 rounding of the log-sum-exp alone costs, and of one output element
 ABSOLUTE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float64: 1e-13}
@@ -266,11 +266,9 @@ def test_slabs_of_the_torch_path_change_nothing(monkeypatch):
             torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
 
 
-def far_apart(tensor: Tensor, distance: int) -> Tensor:
-    """Copy rows of a tensor to memory that far apart, in elements; untouched pages take no memory."""
-    room = torch.empty(distance * (len(tensor) - 1) + tensor[0].numel(), dtype=tensor.dtype)
-    view = room.as_strided(tensor.shape, (distance, *tensor[0].contiguous().stride()))
-    return view.copy_(tensor)
+def assert_equal_results(got: mixkernels.CandidateAttention, want: mixkernels.CandidateAttention) -> None:
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -279,8 +277,22 @@ def test_offsets_beyond_32_bits_reach_the_right_candidates(backend, pytestconfig
     distance = 2**26
     assert distance * 39 > 2**31
     wide = case.changed(**{name: far_apart(case[name], distance) for name in ("context_query", "context_value")})
-    for got, want in zip(wide.run(backend, pytestconfig), case.run(backend, pytestconfig), strict=True):
-        torch.testing.assert_close(got, want, rtol=0, atol=0)
+    assert_equal_results(wide.run(backend, pytestconfig), case.run(backend, pytestconfig))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("own", ["own keys", "own logits"])
+def test_offsets_of_context_embeddings_are_64_bits_wide_too(backend, own, pytestconfig):
+    # (k, N, H, D) transposed: the distance of a candidate's own rows grows with N
+    case = Case.random(n=5, k=3, h=1, m=3, dtype=torch.float16, own_logits=own == "own logits")
+    names = [name for name in ("context_query", "context_key", "context_value", "own_logits") if case[name] is not None]
+    wide = case.changed(**{name: far_apart(case[name], 2**30, dim=1) for name in names})
+    want = case.run(backend, pytestconfig)
+    assert_equal_results(wide.run(backend, pytestconfig), want)
+    if own == "own logits":
+        # above the rows of own logits are that far apart, here a row's own keys
+        wide = case.changed(own_logits=far_apart(case["own_logits"], 2**30, dim=2))
+        assert_equal_results(wide.run(backend, pytestconfig), want)
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=pytest.mark.gpu)])

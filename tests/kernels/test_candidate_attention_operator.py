@@ -108,6 +108,15 @@ def test_no_candidates_give_empty_results():
     assert result.state_lse.shape == (1, 0, 2)
 
 
+def test_every_operator_tells_the_compiler_that_it_can_be_traced():
+    assert mixkernels.score_candidates  # its module registers the operators other than attention
+    every = [name.partition("::") for name in torch._C._dispatch_get_all_op_names()]
+    names = {name for namespace, _, name in every if namespace == "mixkernels"}
+    assert {"candidate_attention", "candidate_attention_backward", "score_top_k"} <= names
+    for name in names:
+        assert torch.Tag.pt2_compliant_tag in getattr(torch.ops.mixkernels, name).default.tags, name
+
+
 def test_auto_takes_torch_on_a_cpu():
     assert mixkernels.select_backend("auto", torch.randn(3, 1, 2, 16)) == "torch"
 

@@ -16,7 +16,7 @@ from mixkernels import (
     score_candidates,
     select_backend,
 )
-from tests.kernels.attention_cases import device_of
+from tests.kernels.attention_cases import device_of, far_apart
 from tests.kernels.layer_cases import DTYPES, EPS, error, gradients_of, parameters, randn, run, scoring_rows
 from tests.kernels.layer_oracle import gate_norm_by_loops, residual_norm_by_loops, scores_by_loops
 
@@ -141,6 +141,16 @@ def test_scoring_reads_stacked_rows_and_expanded_pools(backend):
     torch.testing.assert_close(alone, got[0], rtol=0, atol=ABSOLUTE_SCORE)
     best = run(score_candidates, backend, *(tensor[0] for tensor in dense), weight, bias, additive=additive, top_k=2)
     assert best.ids.tolist() == exact[0].argsort(descending=True)[:2].tolist()
+
+
+def test_offsets_of_context_embeddings_are_64_bits_wide(backend):
+    # (k, N, d) transposed: the distance of a candidate's own rows grows with N
+    rows = scoring_rows(1, 5, 3, 20, dtype=torch.float16)
+    wide = [*(far_apart(tensor, 2**30, dim=2) for tensor in rows[:2]), *rows[2:]]
+    assert torch.equal(run(score_candidates, backend, *wide), run(score_candidates, backend, *rows))
+    gradients = zip(*(gradients_of(score_candidates, backend, inputs) for inputs in (wide, rows)), strict=True)
+    for got, want in gradients:
+        assert torch.equal(got, want)
 
 
 def test_no_candidates_give_empty_results(backend):

@@ -1,7 +1,7 @@
 """What kernels take of GPUs that are not here: they compile for all of them, fit, and spill nothing.
 
 A sample of the shipped variants is compiled, in one process of its own, since this one may run the interpreter;
-MIXKERNELS_TEST_ALL_VARIANTS=1 compiles every variant for every architecture (half an hour on one core).
+MIXKERNELS_TEST_ALL_VARIANTS=1 compiles every variant for every architecture, on all cores (half an hour on two).
 """
 
 import json
@@ -21,10 +21,15 @@ from mixkernels.errors import BackendError
 
 ALL = os.environ.get("MIXKERNELS_TEST_ALL_VARIANTS", "0") == "1"
 
+RESIDENT = {"K": 1, "D": 64, "RESIDENT": True, "BLOCK_N": 128}
 # (kernel, constants and type that the variant has, architectures)
 SAMPLE = [
     ("candidate_attention_fwd_kernel", {"K": 1, "D": 64, "type": "*bf16"}, list(resources.ARCHS)),
-    ("candidate_attention_fwd_kernel", {"K": 1, "D": 64, "type": "*bf16", "RESIDENT": True}, ["sm_90"]),
+    ("candidate_attention_fwd_kernel", {**RESIDENT, "type": "*bf16", "HAS_LSE": False}, ["sm_90"]),
+    ("candidate_attention_fwd_kernel", {**RESIDENT, "type": "*bf16", "HAS_LSE": True}, ["sm_90"]),
+    # came to spill first when the kernel changed
+    ("candidate_attention_fwd_kernel", {**RESIDENT, "type": "*i8", "HAS_LSE": True, "HAS_STATE": True}, ["sm_90"]),
+    ("candidate_attention_fwd_kernel", {**RESIDENT, "D": 32, "type": "*bf16", "HAS_LSE": True}, ["sm_90"]),
     ("candidate_attention_fwd_kernel", {"K": 16, "D": 128, "type": "*bf16"}, ["sm_80"]),
     ("candidate_attention_fwd_kernel", {"K": 3, "D": 32, "type": "*fp16"}, ["sm_80"]),
     ("candidate_attention_fwd_kernel", {"K": 1, "D": 64, "type": "*fp32"}, ["sm_80"]),
@@ -43,26 +48,37 @@ SAMPLE = [
 ]
 
 MEASURE = """
-import json, sys
+import json, os, sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from mixkernels.resources import ARCHS, measure
-from mixkernels.triton_common.catalogue import all_variants
+from multiprocessing import get_context
+from mixkernels.resources import ARCHS, measure_numbered
+from mixkernels.triton_common.catalogue import MODULES, variants_of
 
 def fits(variant, name, wanted):
     known = {**variant.constants, "type": next(iter(variant.signature.values()))}
     return variant.kernel.__name__ == name and all(known[key] == value for key, value in wanted.items())
 
-variants, sample = all_variants(), json.loads(sys.argv[1])
+variants = [(variant, module, number) for module in MODULES for number, variant in enumerate(variants_of(module))]
+sample = json.loads(sys.argv[1])
 jobs, missing = [], []
 if sample is None:
-    jobs = [(variant, arch) for variant in variants for arch in ARCHS if variant.arch in (None, arch)]
+    jobs = [(*found, arch) for found in variants for arch in ARCHS if found[0].arch in (None, arch)]
 else:
     for name, wanted, archs in sample:
-        found = next((variant for variant in variants if fits(variant, name, wanted)), None)
+        found = next((found for found in variants if fits(found[0], name, wanted)), None)
         missing += [f"{name} {wanted}"] if found is None else []
-        jobs += [(found, arch) for arch in archs if found is not None]
-rows = [{**asdict(measure(*job)), "type": next(iter(job[0].signature.values()))} for job in jobs]
-print(json.dumps({"rows": rows, "missing": missing, "kernels": sorted({v.kernel.__name__ for v in variants})}))
+        jobs += [(*found, arch) for arch in archs if found is not None]
+if sample is None:
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
+        results = list(pool.map(measure_numbered, *zip(*(job[1:] for job in jobs))))
+else:
+    results = [measure_numbered(*job[1:]) for job in jobs]
+failed = [result for result in results if isinstance(result, str)]
+assert not failed, failed
+rows = [{**asdict(row), "type": next(iter(job[0].signature.values()))} for row, job in zip(results, jobs)]
+kernels = sorted({variant.kernel.__name__ for variant, _, _ in variants})
+print(json.dumps({"rows": rows, "missing": missing, "kernels": kernels}))
 """
 
 
@@ -183,32 +199,6 @@ def test_without_triton_it_says_so(monkeypatch):
     monkeypatch.setattr(resources.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match="pip install triton"):
         resources.require_compiler()
-
-
-@pytest.mark.parametrize(
-    ("arch", "registers", "shared", "warps", "blocks", "limited_by"),
-    [
-        # as NVIDIA's occupancy calculator: 64 registers x 256 threads are a quarter of 65536
-        ("sm_90", 64, 0, 8, 4, "registers"),
-        ("sm_90", 255, 0, 8, 1, "registers"),
-        # 33 registers are given as 40
-        ("sm_80", 33, 0, 4, 12, "registers"),
-        ("sm_80", 16, 80 * 1024, 4, 2, "shared memory"),
-        ("sm_90", 16, 80 * 1024, 4, 2, "shared memory"),
-        ("sm_90", 16, 0, 1, 32, "warps and blocks"),
-        ("sm_90", 16, 228 * 1024, 4, 0, "shared memory"),
-        # 201 registers of 512 leave room for two wavefronts a SIMD
-        ("gfx942", 201, 0, 4, 2, "registers"),
-        ("gfx942", 32, 40 * 1024, 4, 1, "shared memory"),
-    ],
-)
-def test_occupancy_is_that_of_the_vendors_rules(arch, registers, shared, warps, blocks, limited_by):
-    assert resources.blocks_per_multiprocessor(resources.ARCHS[arch], registers, shared, warps) == (blocks, limited_by)
-
-
-def test_tensor_memory_limits_blackwell():
-    found = resources.blocks_per_multiprocessor(resources.ARCHS["sm_100"], 32, 1024, 4, tensor_memory=256)
-    assert found == (2, "tensor memory")
 
 
 def test_machine_code_is_read():

@@ -1,10 +1,15 @@
-"""The attention kernels' launch rule. What the launches take of a GPU is tested in test_resources.py."""
+"""The attention kernels' launch rule and bounds. What launches take of a GPU is tested in test_resources.py."""
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from mixkernels import BackendError
+from mixkernels.attention import triton_launch
+from mixkernels.attention.checks import Call
+from mixkernels.attention.triton_backward import candidate_attention_backward
+from mixkernels.attention.triton_forward import candidate_attention, forward_kind
 from mixkernels.attention.triton_launch import (
     RESIDENT,
     TABLE,
@@ -12,9 +17,11 @@ from mixkernels.attention.triton_launch import (
     alternatives,
     forward_options,
     keeps_short_queries,
+    launch_config,
     rule,
 )
 from mixkernels.triton_common.support import HEAD_DIMS, MAX_CONTEXT
+from tests.kernels.attention_cases import INPUTS, Case, device_of
 
 FORWARD = ("forward", RESIDENT)
 KERNELS = (*FORWARD, "backward_candidates", "backward_shared")
@@ -50,6 +57,24 @@ def test_tuning_tries_the_rule_first_and_nothing_twice(kernel):
     assert all(config.block_m >= kind.slots for config in tried)
 
 
+def test_tuning_times_nothing_while_a_graph_is_recorded(monkeypatch):
+    monkeypatch.setenv("MIXKERNELS_TUNING", "1")
+    monkeypatch.setattr(triton_launch, "_name_of", lambda device: "a GPU")
+    monkeypatch.setattr(triton_launch, "_milliseconds", lambda launch, config: config.block_n)
+    monkeypatch.setattr(triton_launch, "_TUNED", {})
+    kind, device = Kind("forward", 1, 2, 64, 2), torch.device("cuda:0")
+    capturing = True
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    with pytest.raises(BackendError, match=r"MIXKERNELS_TUNING=1.*CUDA graph.*forward, k=1, D=64.*before recording"):
+        launch_config(kind, device, lambda config: None)
+    capturing = False
+    fastest = launch_config(kind, device, lambda config: None)
+    assert fastest.block_n == 32
+    # what was timed before can be recorded
+    capturing = True
+    assert launch_config(kind, device, lambda config: None) == fastest
+
+
 @pytest.mark.parametrize(
     ("capability", "hip", "wanted"), [((9, 0), None, True), ((8, 0), None, False), ((9, 0), "7", False)]
 )
@@ -73,3 +98,30 @@ def test_a_resident_query_is_one_block_and_others_are_cut(num_keys):
 def test_measured_configurations_are_of_kinds_that_are_launched():
     for kinds in TABLE.values():
         assert all(kind.kernel in KERNELS and config in alternatives(kind) for kind, config in kinds.items())
+
+
+def unchecked_call(case: Case) -> Call:
+    """Return a case as the launchers get it, without the checks of the public operator."""
+    device = device_of("triton")
+    named = {name: None if case[name] is None else case[name].to(device) for name in INPUTS}
+    lengths = None if case.lengths is None else torch.tensor(case.lengths, device=device)
+    rest = dict.fromkeys(Call._fields) | named
+    return Call(**rest | {"key_lengths": lengths})
+
+
+@pytest.mark.parametrize(("dtype", "k"), [(torch.bfloat16, 1), (torch.float32, 2)], ids=["resident", "streamed"])
+def test_lengths_beyond_the_keys_or_below_0_read_no_other_memory(dtype, k):
+    # keys are slices of longer ones, whose other tokens must not be read
+    case = Case.random(n=5, k=k, m=40, b=4, d=16, dtype=dtype)
+    case = case.changed(**{name: case[name][:, 8:16] for name in ("key", "value")})
+    found = []
+    for lengths in ([9, 40, 2**32 + 3, -1], [8, 8, 8, 0]):
+        case.lengths = lengths
+        call = unchecked_call(case)
+        assert (forward_kind(call).kernel == RESIDENT) == (k == 1 and keeps_short_queries(call.key.device))
+        results = candidate_attention(call, scale=0.25, return_lse=True)
+        grads = [torch.ones_like(result) for result in results[:2]]
+        gradients = candidate_attention_backward([*grads, None, None], list(results), call, scale=0.25, for_shared=True)
+        found.append([t for t in (*results, *gradients) if t is not None])
+    for got, want in zip(*found, strict=True):
+        assert torch.equal(got, want)

@@ -1,5 +1,6 @@
 """Vectors that were made before, without their texts: `MixEncoder.from_vectors`."""
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -63,8 +64,10 @@ def test_labels_by_id_train_the_query_side_and_the_same_index_serves_the_result(
         index=tmp_path / "index",
         steps=5,
         batch_size=8,
+        max_document_tokens=3,
     )
     trained = train(config)
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["settings"]["index"] == "index"
     index = trained.open_index(tmp_path / "index", read_only=True)
     assert trained.rank(rows[0]["query"], index, top_k=3) != model.rank(rows[0]["query"], index, top_k=3)
 
@@ -90,6 +93,13 @@ def test_an_index_of_another_encoder_is_refused(tmp_path, model, words):
     other = MixEncoder.from_pretrained()
     with pytest.raises(IndexMismatchError, match="encoder is"):
         other.open_index(tmp_path / "index")
+
+
+def test_an_index_of_vectors_of_another_length_is_refused(backbone_path, model, words):
+    index = model.index(words)
+    other = MixEncoder.from_vectors(backbone_path, context_norm=2 * model.config.context_norm)
+    with pytest.raises(IndexMismatchError, match="encoder is"):
+        other.rank("how", index)
 
 
 def test_fields_that_vectors_decide_cannot_be_chosen(backbone_path):

@@ -1,0 +1,99 @@
+"""The catalogue of compiled variants has everything that dispatch can launch, found by stubbing the kernels."""
+
+from itertools import product
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from mixkernels.attention import triton_backward, triton_forward
+from mixkernels.attention.triton_launch import resident_keys
+from mixkernels.triton_common.support import HEAD_DIMS
+from mixkernels.triton_common.variant import KernelVariant
+from tests.kernels.attention_cases import FORMS, Case, device_of
+
+pytestmark = pytest.mark.skipif(device_of("triton") == "cuda", reason="kernels are replaced, their results unwritten")
+
+FLAGS = ("HAS_STATE", "HAS_LENGTHS", "HAS_IDS", "HAS_OWN_LOGITS", "QUANTISED", "PER_QUERY", "HAS_LSE")
+# before kernels are replaced
+VARIANTS = triton_forward.variants() + triton_backward.variants()
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+@pytest.fixture
+def launched(monkeypatch) -> dict[str, list[dict]]:
+    """Options of all launches by kernel; nothing is computed."""
+    found: dict[str, list[dict]] = {}
+
+    class Recorded:
+        def __init__(self, name: str):
+            self.options = found.setdefault(name, [])
+
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: self.options.append(options)
+
+    for module, name in (
+        (triton_forward, "candidate_attention_fwd_kernel"),
+        (triton_backward, "candidate_attention_bwd_candidates_kernel"),
+        (triton_backward, "candidate_attention_bwd_shared_kernel"),
+    ):
+        monkeypatch.setattr(module, name, Recorded(name))
+    return found
+
+
+def catalogued(kernel: str, **constants) -> list[KernelVariant]:
+    named = [variant for variant in VARIANTS if variant.kernel.__name__ == kernel]
+    return [variant for variant in named if constants.items() <= variant.constants.items()]
+
+
+# whether the state, lengths, own logits and int8 are there
+PARTS = list(product((True, False), repeat=4))
+
+
+@pytest.mark.parametrize("d", HEAD_DIMS)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_resident_query_is_compiled_ahead_of_time(launched, form, d):
+    for (state, lengths, own_logits, int8), lse in product(PARTS, (False, True)):
+        case = Case.random(n=2, m=128, h=1, d=d, form=form, state=state, own_logits=own_logits, int8=int8)
+        case = case.changed(
+            **{name: t.bfloat16() for name, t in case.tensors.items() if t.is_floating_point() and "own" not in name}
+        )
+        case.lengths = [128] if lengths else None
+        case.run("triton", return_lse=lse)
+    options = [launch for launch in launched["candidate_attention_fwd_kernel"] if launch["RESIDENT"]]
+    assert bool(options) == (resident_keys(1, d) > 0 and "ragged" not in form)
+    for launch in options:
+        flags = {name: launch[name] for name in (*FLAGS, "D", "BLOCK_N", "RESIDENT")}
+        found = catalogued("candidate_attention_fwd_kernel", **flags)
+        assert any(variant.signature["key_ptr"] == "*bf16" for variant in found), flags
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("d", [d for d in HEAD_DIMS if resident_keys(1, d)])
+def test_every_length_and_dtype_of_a_resident_query_is_compiled_ahead_of_time(launched, d, dtype):
+    for m in (1, 16, 17, 33, 65, resident_keys(1, d)):
+        Case.random(n=2, m=m, h=1, d=d, dtype=dtype).run("triton")
+    options = launched["candidate_attention_fwd_kernel"]
+    assert len({launch["BLOCK_N"] for launch in options}) == 4
+    for launch in options:
+        constants = {name: launch[name] for name in ("RESIDENT", "D", "BLOCK_N", "BLOCK_M", "BLOCK_S", "STAGES")}
+        found = catalogued("candidate_attention_fwd_kernel", **constants)
+        assert any(variant.signature["key_ptr"] == f"*{TYPES[dtype]}" for variant in found), constants
+
+
+@pytest.mark.parametrize("deterministic", ["1", "0"])
+def test_every_value_of_every_option_is_compiled_ahead_of_time(launched, deterministic, monkeypatch):
+    monkeypatch.setenv("MIXKERNELS_DETERMINISTIC", deterministic)
+    for form, (state, lengths, own_logits, int8), lse in product(FORMS, PARTS, (False, True)):
+        case = Case.random(n=2, k=2, m=7, h=1, form=form, state=state, own_logits=own_logits, int8=int8)
+        case.lengths = [7] if lengths else None
+        case.run("triton", return_lse=lse)
+        if not int8:
+            case.gradients("triton", lse=lse)
+    for kernel, options in launched.items():
+        assert options
+        for name, values in {name: {launch[name] for launch in options} for name in options[0]}.items():
+            if name.isupper() and name not in ("INTERPRET", "H", "K", "BLOCK_M", "BLOCK_N", "BLOCK_S"):
+                for value in values:
+                    assert catalogued(kernel, **{name: value}), (kernel, name, value)
