@@ -14,7 +14,7 @@ from torch import Tensor
 from mixkernels.attention.checks import Call
 from mixkernels.attention.torch_slabs import Slab, add, result_view, slabs, take
 
-_SLAB_LOGITS = {"cpu": 2**20, "cuda": 2**25}
+_SLAB_LOGITS = {"cpu": 2**19, "cuda": 2**25}
 """Shared logits of a slab."""
 
 _NAMES = ("context_query", "context_key", "context_value", "state_query", "key", "value", "own_logits")
