@@ -70,7 +70,7 @@ class StreamRanker:
         self.record_format = record_format
         self._layers = prepare_layers(model, products)
         self._has_dual = model.config.dual_term
-        self._plan = plan_for(self._layers.device) if plan is None else plan
+        self._plan = plan_for(self._layers.device, self._layers.dtype) if plan is None else plan
         # buffers that no thread is using
         self._free: list[CandidateBuffer] = []
         self._sizes = PieceSizes(

@@ -42,7 +42,7 @@ def run(model: MixEncoder, rows: list[list[int]], batch_size: int = 32) -> list[
     def encode(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, int]:
         return ids, mask, torch.get_num_threads()
 
-    runner = EncoderPasses(model.model.backbone, pad_id=0)
+    runner = EncoderPasses(model.model, pad_id=0)
     for numbers, found in runner.run(rows, encode, batch_size=batch_size, device=torch.device("cpu"), alone=False):
         seen.append((numbers, *found))
     return seen
