@@ -99,8 +99,8 @@ class Layers:
 
     Args:
         model: the model, in inference mode.
-        products: "native"; "bfloat16"; or "int8" (`mixencoder.ranking.linear`) for the products that depend on the
-            query, except in the attention.
+        products: "native"; "auto"; "bfloat16"; or "int8" (`mixencoder.ranking.linear`) for the products that depend on
+            the query, except in the attention.
 
     Raises:
         InputError: the device cannot compute these products.
@@ -418,6 +418,8 @@ def _dtype_of(model: MixEncoderModel, products: str) -> torch.dtype:
     Raises:
         InputError: products is "bfloat16", which the device does not multiply natively.
     """
+    if products == "auto" and model.dtype == torch.float32 and multiplies_natively(torch.bfloat16, model.device):
+        return torch.bfloat16
     wanted = torch.bfloat16 if products == "bfloat16" else model.dtype
     native = multiplies_natively(wanted, model.device)
     if products == "bfloat16" and not native:

@@ -58,6 +58,22 @@ def test_bfloat16_products_move_scores_by_what_its_eight_bits_allow(options, mon
     assert 0 < (got - want).pow(2).mean().sqrt() < budget.pow(2).mean().sqrt()
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_takes_bfloat16_products_where_the_processor_has_them(monkeypatch, native):
+    monkeypatch.setattr(interaction, "multiplies_natively", lambda dtype, device: native or dtype != torch.bfloat16)
+    model = make_model({})
+    query_state, context = queries(model), contexts(model)
+    record_format = RecordFormat(model)
+    rows = record_format.encode(context)
+    found, want = (
+        dense(StreamRanker(model, record_format, products=products).rank(query_state, chunks(rows)))
+        for products in ("auto", "bfloat16" if native else "native")
+    )
+    assert torch.equal(found, want)
+    wide = make_model({}, torch.float64)
+    assert prepare_layers(wide, "auto").dtype == torch.float64
+
+
 def test_bfloat16_products_refuse_a_processor_that_would_emulate_them(monkeypatch):
     model = make_model({})
     monkeypatch.setattr(interaction, "multiplies_natively", lambda dtype, device: dtype == torch.float32)
