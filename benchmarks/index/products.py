@@ -38,7 +38,11 @@ def best_ten(task: RankingTask, dtype: str = "float32", products: str = "native"
     """Ids of the best ten of every list, best first."""
     engine = MixEncoder.from_pretrained(dtype=dtype).with_limits(max_document_length=MAX_TOKENS)
     with engine.index(
-        task.documents, precision="float16" if dtype == "float32" else dtype, store_text=False, show_progress_bar=False
+        task.documents,
+        ids=map(str, range(len(task.documents))),
+        precision="float16" if dtype == "float32" else dtype,
+        store_text=False,
+        show_progress_bar=False,
     ) as index:
         found = []
         for query, candidates, names in zip(task.queries, task.candidates, task.document_ids, strict=True):

@@ -296,14 +296,18 @@ def measure(engines: Engines, context: Tensor, folder: Path) -> dict[str, Any]:
         ON_DISK: partial(engine.rank, query, index, TOP_K, prefilter=None),
         f"{ON_DISK} int8 products": partial(engine.rank, query, index, TOP_K, prefilter=None, products="int8"),
         f"{ON_DISK}{DEFAULT}": partial(engines.default.rank, query, default_index, TOP_K, prefilter=None),
+        f"{ON_DISK} int8 products{DEFAULT}": partial(
+            engines.default.rank, query, default_index, TOP_K, prefilter=None, products="int8"
+        ),
         f"{ON_DISK} prefilter{DEFAULT}": partial(engines.default.rank, query, default_index, TOP_K, prefilter="auto"),
     }
     if not once:
         calls |= resident_rankings(engines, query, context)
     if engines.narrow is not None:
-        calls[f"{ON_DISK} bfloat16 products"] = partial(
-            engine.rank, query, index, TOP_K, prefilter=None, products="bfloat16"
-        )
+        for each, of, suffix in ((engine, index, ""), (engines.default, default_index, DEFAULT)):
+            calls[f"{ON_DISK} bfloat16 products{suffix}"] = partial(
+                each.rank, query, of, TOP_K, prefilter=None, products="bfloat16"
+            )
         calls |= narrow_calls(engines.narrow, query, context, folder)
     pairs = cross_pairs(engine, query)
     calls[CROSS] = lambda: engines.cross.predict(pairs)

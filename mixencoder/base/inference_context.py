@@ -79,8 +79,8 @@ class _Call:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.has_shared = False
-        """Whether `shared_by_passes` has computed its value in this call."""
+        self.values: dict[str, Any] = {}
+        """What `once_a_call` has computed, by name."""
 
 
 class _ActiveCalls(threading.local):
@@ -151,10 +151,20 @@ def shared_by_passes(model: nn.Module, compute: Callable[[], R]) -> R | None:
     callers must compute the same. In other threads that run a call's passes, this returns what the caller's thread
     computed before; outside of any call it returns None.
     """
-    call, state = _ACTIVE.call_of(model), _state_of(model)
-    if call is not None and not call.has_shared:
-        state.shared, call.has_shared = compute(), True
+    state = _state_of(model)
+    if _ACTIVE.call_of(model) is not None:
+        state.shared = once_a_call(model, "shared by passes", compute)
     return state.shared
+
+
+def once_a_call(model: nn.Module, name: str, compute: Callable[[], R]) -> R:
+    """Return compute's result; within an outermost call of a model's engine it is computed once, by its name."""
+    call = _ACTIVE.call_of(model)
+    if call is None:
+        return compute()
+    if name not in call.values:
+        call.values[name] = compute()
+    return call.values[name]
 
 
 def _training_modules(model: nn.Module | None) -> list[nn.Module]:

@@ -14,7 +14,7 @@ from mixencoder.base.configuration import HEADS, EncoderConfig
 from mixencoder.base.gradient_cache import in_chunks
 from mixencoder.base.inference_context import shared_by_passes
 from mixencoder.base.prepared_encoder import PreparedEncoder, is_untouched, prepare
-from mixencoder.base.weights_version import KeptForWeights, weights_version
+from mixencoder.base.weights_version import KeptForWeights, version_in_call
 from mixencoder.errors import InputError
 
 
@@ -125,7 +125,7 @@ class HeadedModel(PreTrainedModel):
     def _prepare(self) -> PreparedEncoder | None:
         if self.backbone.device.type != "cpu" or not is_untouched(self.backbone):
             return None
-        return self._prepared.get(weights_version(self.backbone), lambda: prepare(self.backbone))
+        return self._prepared.get(version_in_call(self), lambda: prepare(self.backbone))
 
     def start_from_backbone(self) -> None:
         """Copy weights of the backbone into an untrained model's other layers; here there are none."""

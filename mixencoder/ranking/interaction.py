@@ -5,9 +5,8 @@ computed again; the rows of its contexts and of its state lie side by side, so t
 each; work between the products is done in place, in memory that is kept (`mixencoder.ranking.workspace`).
 `mixencoder.ranking.candidate_buffer` is the caller.
 
-On a CPU, `FusedLayers`: attention is two batched products and a softmax over the m + k keys of a row. On a GPU, with a
-backend other than torch, and in float16 or bfloat16 if the CPU multiplies that natively, `OperatorLayers`: operators of
-`mixkernels`.
+On a CPU, `FusedLayers`: attention is two batched products and a softmax over the m + k keys of a row. On a GPU, and
+with a backend other than torch, `OperatorLayers`: operators of `mixkernels`.
 """
 
 import math

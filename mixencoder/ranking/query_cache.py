@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from mixencoder.base.weights_version import weights_version
+from mixencoder.base.weights_version import version_in_call
 from mixencoder.modeling import QueryState
 
 
@@ -45,7 +45,7 @@ class QueryStateCache:
             encode: encodes distinct queries into one state; called at most once, with the queries that are not cached.
         """
         keys = [tuple(row) for row in rows]
-        version = weights_version(model)
+        version = version_in_call(model)
         with self._lock:
             if version != self._version:
                 self._states.clear()

@@ -7,6 +7,7 @@ from mixencoder.errors import InputError
 from mixencoder.modeling import QueryState
 from mixencoder.ranking import interaction
 from mixencoder.ranking.interaction import prepare_layers
+from mixencoder.ranking.piece_sizes import PieceSize
 from mixencoder.ranking.plan import Plan
 from mixencoder.ranking.record_format import LAYOUTS, RecordFormat
 from mixencoder.ranking.streaming import StreamRanker
@@ -133,7 +134,7 @@ def test_replays_use_few_lengths_and_shapes(monkeypatch):
     rows = record_format.encode(contexts(model, 700))
     ranker = StreamRanker(model, record_format, plan=Plan(256, 64, replayed=True, staged=False))
     # whatever this processor's trials would find
-    monkeypatch.setattr(ranker._sizes, "for_width", lambda width: (256, 128, 64))
+    monkeypatch.setattr(ranker._sizes, "for_width", lambda width: tuple(map(PieceSize, (256, 128, 64))))
     ranker.rank(queries(model, range(1, 34)), chunks(rows))
     first = {key for key in recorded if key[0] == 0}
     assert first == {(0, size, "full", length) for size in (256, 192 + 64) for length in (16, 32, 64)}
