@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mixencoder.errors import InputError
-from mixkernels.devices import multiplies_natively
+from mixkernels.devices import multiplies_faster
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 _DTYPE_NAMES = {
@@ -152,24 +152,18 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
     """Return a dtype, given as object, name or common short form.
 
     None gives float32, as its results are the most exact and the same on all processors but for rounding. "auto" gives
-    the fastest dtype of the device that ranks alike: bfloat16 where the device multiplies it natively, else float32.
+    the fastest dtype of the device that ranks alike: bfloat16 where the device multiplies it faster, else float32.
 
     Raises:
         InputError: dtype is not one of `DTYPES`.
     """
     if dtype == "auto":
-        return torch.bfloat16 if _is_fast_in_bfloat16(device) else torch.float32
+        return torch.bfloat16 if multiplies_faster(torch.bfloat16, device.type) else torch.float32
     name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
     name = _DTYPE_NAMES.get(name, name)
     if name not in DTYPES:
         raise InputError(f"dtype {dtype!r} cannot be used; expected one of {', '.join(DTYPES)}, or auto")
     return getattr(torch, name)
-
-
-def _is_fast_in_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and multiplies_natively(torch.bfloat16, device)
 
 
 def placement(

@@ -48,7 +48,7 @@ DeviceOption = Annotated[
 DtypeOption = Annotated[
     str | None,
     typer.Option(
-        help="float32, bfloat16, float16, or auto: bfloat16 where the device multiplies it natively, else float32.",
+        help="float32, bfloat16, float16, or auto: bfloat16 where the device multiplies it faster, else float32.",
         show_default="float32",
     ),
 ]

@@ -25,7 +25,7 @@ from mixencoder.ranking.linear import Linear, PackedLinear, QuantisedLinear, ele
 from mixencoder.ranking.record_format import mean_over_contexts
 from mixencoder.ranking.workspace import Workspace
 from mixkernels import candidate_attention, gate_layer_norm, residual_layer_norm, score_candidates
-from mixkernels.devices import multiplies_natively
+from mixkernels.devices import multiplies_faster, multiplies_natively
 
 _EPSILON = 1e-8
 """Least length of a vector in a cosine, as in PyTorch's."""
@@ -417,7 +417,7 @@ def _dtype_of(model: MixEncoderModel, products: str) -> torch.dtype:
     Raises:
         InputError: products is "bfloat16", which the device does not multiply natively.
     """
-    if products == "auto" and model.dtype == torch.float32 and multiplies_natively(torch.bfloat16, model.device):
+    if products == "auto" and model.dtype == torch.float32 and multiplies_faster(torch.bfloat16, model.device.type):
         return torch.bfloat16
     wanted = torch.bfloat16 if products == "bfloat16" else model.dtype
     native = multiplies_natively(wanted, model.device)

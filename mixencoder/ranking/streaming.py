@@ -27,7 +27,7 @@ from mixkernels.packed_keys import EMPTY_KEY, LARGEST_ID, pack_keys, unpack_keys
 
 PRODUCTS = ("native", "auto", "bfloat16", "int8")
 """What matrix products compute in: the model's dtype; for "auto" bfloat16, if the model is float32 and the device
-multiplies bfloat16 natively, else the model's dtype; bfloat16, where the device multiplies it natively; or int8, on a
+multiplies bfloat16 faster, else the model's dtype; bfloat16, where the device multiplies it natively; or int8, on a
 CPU. bfloat16 and int8 are faster and change scores a little."""
 
 _WAITING = 8192

@@ -282,16 +282,17 @@ def test_the_default_is_float32_on_a_cpu(backbone_path):
     assert plain.dtype == torch.float32
 
 
-@pytest.mark.parametrize("native", [True, False])
-def test_auto_is_bfloat16_where_the_processor_multiplies_it_natively(backbone_path, monkeypatch, native):
-    monkeypatch.setattr(inputs, "multiplies_natively", lambda dtype, device: native)
-    want = torch.bfloat16 if native else torch.float32
+@pytest.mark.parametrize("faster", [True, False])
+def test_auto_is_bfloat16_where_the_processor_multiplies_it_faster(backbone_path, monkeypatch, faster):
+    monkeypatch.setattr(inputs, "multiplies_faster", lambda dtype, device: faster)
+    want = torch.bfloat16 if faster else torch.float32
     assert MixEncoder.from_backbone(backbone_path, device="cpu", dtype="auto").dtype == want
     model = MixEncoder.from_backbone(backbone_path, device="cpu", dtype="float64")
     assert model.to(dtype="auto").dtype == want
 
 
 def test_auto_is_bfloat16_on_a_gpu_that_multiplies_it(monkeypatch):
+    monkeypatch.setattr(inputs, "multiplies_faster", inputs.multiplies_faster.__wrapped__)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert inputs.resolve_dtype("auto", torch.device("cuda")) == torch.float32
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)

@@ -436,7 +436,7 @@ def test_bad_arguments_are_named():
     del rows["gate"]
     with pytest.raises(InputError, match="a chunk lacks gate; expected the fields context"):
         ranker.rank(query_state, [(torch.arange(4), rows)])
-    with pytest.raises(InputError, match="products is 'int4'; expected one of native, bfloat16, int8"):
+    with pytest.raises(InputError, match="products is 'int4'; expected one of native, auto, bfloat16, int8"):
         StreamRanker(model, record_format, products="int4")
     dual = make_model(FORMS[1])
     with pytest.raises(InputError, match="candidates is an iterator"):
