@@ -267,8 +267,8 @@ class MixEncoder(IndexingEngine):
                 "auto" takes about ten per result, at least 100, if there are more than four times as many documents;
                 it scores all if top_k is None, score is not "full", or the model has no dual term.
             products: with an index, what matrix products compute in: "native", the model's dtype; "bfloat16", if the
-                device has instructions for it; "auto", bfloat16 for a float32 model where it is faster, else "native"; or
-                "int8", on a CPU. bfloat16 and int8 change scores slightly.
+                device has instructions for it; "auto", bfloat16 for a float32 model where it is faster, else "native";
+                or "int8", on a CPU. bfloat16 and int8 change scores slightly.
 
         Returns:
             For each query a list of `mixencoder.base.results.RankResult`: ``{"corpus_id": int, "score": float, "text":
