@@ -8,6 +8,7 @@ that is found again. Nothing is timed. Writes benchmarks/results/DEVICE/index_pr
 
 import argparse
 import sys
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,42 +26,48 @@ SETS = ("rerank/scifact", "answers/wikiqa.test.jsonl.gz", "dialogue/ubuntu_irc_1
 """Relative to the folder of the data. The shipped model was trained on none of them."""
 TOP_K = 10
 MAX_TOKENS = 192
-WAYS: dict[str, dict[str, str]] = {
-    "float32": {},
-    "bfloat16 products": {"products": "bfloat16"},
-    "int8 products": {"products": "int8"},
-    "bfloat16 model": {"dtype": "bfloat16"},
+WAYS: dict[str, tuple[str, str]] = {
+    "float32": ("float32", "native"),
+    "bfloat16 products": ("float32", "bfloat16"),
+    "int8 products": ("float32", "int8"),
+    "bfloat16 model": ("bfloat16", "native"),
 }
-"""Name -> products of the ranking, or dtype of the model."""
+"""Name -> dtype of the model, products of the ranking."""
 
 
-def best_ten(task: RankingTask, dtype: str = "float32", products: str = "native") -> list[list[str]]:
-    """Ids of the best ten of every list, best first."""
-    engine = MixEncoder.from_pretrained(dtype=dtype).with_limits(max_document_length=MAX_TOKENS)
-    with engine.index(
-        task.documents,
-        ids=map(str, range(len(task.documents))),
-        precision="float16" if dtype == "float32" else dtype,
-        store_text=False,
-        show_progress_bar=False,
-    ) as index:
+def best_tens(task: RankingTask, ways: Mapping[str, tuple[str, str]]) -> Iterator[tuple[str, list[list[str]]]]:
+    """Yield for every way, in order, the ids of the best ten of every list, best first.
+
+    Texts are encoded once for each dtype.
+    """
+    index, loaded = None, ""
+    for way, (dtype, products) in ways.items():
+        if dtype != loaded:
+            engine, loaded = MixEncoder.from_pretrained(dtype=dtype).with_limits(max_document_length=MAX_TOKENS), dtype
+            index = engine.index(
+                task.documents,
+                ids=map(str, range(len(task.documents))),
+                precision="float16" if dtype == "float32" else dtype,
+                store_text=False,
+                show_progress_bar=False,
+            )
         found = []
         for query, candidates, names in zip(task.queries, task.candidates, task.document_ids, strict=True):
             # a list may hold a document twice, an index holds it once
             distinct = dict(zip(map(str, candidates), names, strict=True))
             ranking = engine.rank(query, index, TOP_K, ids=list(distinct), prefilter=None, products=products)
             found.append([distinct[entry["id"]] for entry in ranking])
-    return found
+        yield way, found
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of the public data")
     parser.add_argument("--device", required=True, help="name of the folder of results")
-    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--queries", type=int, default=100)
     options = parser.parse_args(arguments)
     native = multiplies_natively(torch.bfloat16)
-    ways = {name: way for name, way in WAYS.items() if native or "bfloat16" not in way.values()}
+    ways = {name: way for name, way in WAYS.items() if native or "bfloat16" not in way}
     document: dict[str, Any] = {
         "provenance": {
             "command": f"python -m benchmarks.index.products --data-dir DATA --queries {options.queries}",
@@ -78,8 +85,7 @@ def main(arguments: list[str]) -> None:
         assert isinstance(task, RankingTask), "all sets hold candidate lists"
         qrels = {str(number): grades for number, grades in enumerate(task.qrels)}
         expected: list[list[str]] = []
-        for name, way in ways.items():
-            best = best_ten(task, **way)
+        for name, best in best_tens(task, ways):
             expected = expected or best
             record = {"set": path, "way": name, "queries": len(task), "candidates": len(task.documents)}
             record |= {"ndcg_at_10": ndcg(qrels, best, qrels), "overlap_at_10": overlap(best, expected)}
