@@ -4,14 +4,16 @@
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from mixencoder.base.threads import on_one_thread
 from mixencoder.errors import InputError
 from mixencoder.ranking.cuda_graphs import CudaGraphs
 from mixencoder.ranking.interaction import Inputs, Layers, Query
-from mixencoder.ranking.piece_sizes import PieceSizes
+from mixencoder.ranking.piece_sizes import PieceSize, PieceSizes
 from mixencoder.ranking.pinned_memory import Staging
 from mixencoder.ranking.plan import Plan, padded_length
 from mixencoder.ranking.record_format import RecordFormat, mean_over_contexts
@@ -74,23 +76,24 @@ class CandidateBuffer:
         """
         assert self._sizes is not None, "a buffer without sizes only serves to try sizes"
         groups = self._sizes.for_queries(queries)
-        for count in self._fill(candidates, score, min(sizes[0] for sizes, _ in groups)):
+        for count in self._fill(candidates, score, min(sizes[0].candidates for sizes, _ in groups)):
             scores = torch.empty(len(queries), count, dtype=torch.float32, device=self._layers.device)
             for sizes, numbers in groups:
                 self._score_group([queries[number] for number in numbers], sizes, score, scores, numbers)
             yield self._positions[:count], scores
 
     def _score_group(
-        self, queries: Sequence[Query], sizes: tuple[int, ...], score: str, out: Tensor, numbers: list[int]
+        self, queries: Sequence[Query], sizes: tuple[PieceSize, ...], score: str, out: Tensor, numbers: list[int]
     ) -> None:
         """Score the first candidates of the buffer, in pieces of the given sizes; out (B, C) takes rows `numbers`."""
         assert self._sizes is not None, "the caller has asked it for the sizes"
         start, count = 0, out.shape[1]
-        piece_sizes = self._sizes.cut(count, sizes)
-        self._pad(count, sum(piece_sizes))
-        for size in piece_sizes:
+        pieces = self._sizes.cut(count, sizes)
+        self._pad(count, sum(size.candidates for size in pieces))
+        for size, one_thread in pieces:
             stop = min(start + size, count)
-            scores = self._piece_scores(queries, slice(start, start + size), score)
+            compute = partial(self._piece_scores, queries, slice(start, start + size), score)
+            scores = on_one_thread(compute) if one_thread else compute()
             out[numbers, start:stop] = scores[:, : stop - start]
             start += size
 
@@ -124,11 +127,14 @@ class CandidateBuffer:
             drawn = torch.randn(part.shape, generator=generator, dtype=torch.float32, device="cpu")[:count]
             part[:count].copy_(drawn.roll(shift, dims=0))
 
+    # the mode belongs to a thread, and these two also run in a pool's threads
+    @torch.inference_mode()
     def vectors(self, query: Query, count: int) -> Tensor:
         """Interaction vectors h and e of the first `count` candidates, (count, 2, d)."""
         hint, _, inputs = self._shared_by_queries(slice(0, count), "interaction")
         return torch.stack(self._layers.vectors(self._workspace(slice(0, count)), inputs, hint, query), dim=1)
 
+    @torch.inference_mode()
     def _piece_scores(self, queries: Sequence[Query], rows: slice, score: str) -> Tensor:
         """Scores (B, C) float32 of the candidates in the given rows of the buffer."""
         out = torch.empty(len(queries), rows.stop - rows.start, dtype=torch.float32, device=self._layers.device)
