@@ -167,10 +167,8 @@ class Layers:
     def interact(self, workspace: Workspace, inputs: Inputs, hint: Tensor, query: Query) -> Tensor:
         """Return ``h . e`` (C,) for one query and C candidates, given the first layer's inputs and hints (C, d)."""
         h, e = self.vectors(workspace, inputs, hint, query)
-        wide = torch.promote_types(self.dtype, torch.float32)
-        product = workspace.take("product", len(hint), self.d, dtype=wide)
         # scores are never summed in half precision
-        return product.copy_(h).mul_(e).sum(dim=-1) if wide != self.dtype else torch.mul(h, e, out=product).sum(dim=-1)
+        return self.row_products(workspace, h, e.to(torch.promote_types(self.dtype, torch.float32)))
 
     def vectors(self, workspace: Workspace, inputs: Inputs, hint: Tensor, query: Query) -> tuple[Tensor, Tensor]:
         """Return h and e, (C, d) each, which `interact` multiplies; valid until the workspace is used again."""
@@ -186,16 +184,20 @@ class Layers:
         h = out[:, -1] if self.has_state else query.first.expand(count, self.d)
         return h, mean_over_contexts(out[:, : self.k]) if self.contexts else hint
 
-    def dual_lengths(self, hint: Tensor) -> Tensor:
-        """Return the vector lengths (C,) of pooled candidates (C, d), for `dual`."""
-        wide = hint.to(torch.promote_types(hint.dtype, torch.float32))
-        return (wide * wide).sum(dim=-1).sqrt_().clamp_min_(_EPSILON)
+    def row_products(self, workspace: Workspace, rows: Tensor, others: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the inner products (C,) of rows (C, d) with others, (C, d) or (d,), whose dtype is the result's.
 
-    def dual(self, workspace: Workspace, hint: Tensor, lengths: Tensor, query: Query) -> Tensor:
-        """Return the dual term (C,) of pooled candidates (C, d) with vector lengths (C,) from `dual_lengths`."""
-        product = workspace.take("product", *hint.shape, dtype=query.direction.dtype)
-        cosine = torch.mul(hint, query.direction, out=product).sum(dim=-1).div_(lengths)
-        return cosine.mul_(self.model.dual_scale)
+        Every row is summed alone, so its bits do not depend on the number of rows; those of a matrix product would.
+        """
+        product = torch.mul(rows, others, out=workspace.take("product", *rows.shape, dtype=others.dtype))
+        return product.sum(dim=-1) if out is None else torch.sum(product, dim=-1, out=out)
+
+    def dual_scores(self, products: Tensor, squares: Tensor) -> Tensor:
+        """Return dual terms of pooled candidates: products (..., C) with `Query.direction`, squared lengths (C,).
+
+        May write into products.
+        """
+        return products.div_(squares.sqrt().clamp_min_(_EPSILON)).mul_(self.model.dual_scale)
 
     def _keys_and_values(self, state: QueryState) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         raise NotImplementedError

@@ -171,11 +171,13 @@ class RunningBest:
 
     def add(self, scores: Tensor, positions: Tensor) -> None:
         """Add scores (B, C) of candidates at positions (C,)."""
-        if self._count + len(positions) > self._capacity:
-            self._merge()
-        rows = slice(self._count, self._count + len(positions))
-        self._scores[:, rows], self._positions[rows] = scores, positions
-        self._count = rows.stop
+        parts = scores.split(self._capacity, dim=1), positions.split(self._capacity)
+        for scores, positions in zip(*parts, strict=True):
+            if self._count + len(positions) > self._capacity:
+                self._merge()
+            rows = slice(self._count, self._count + len(positions))
+            self._scores[:, rows], self._positions[rows] = scores, positions
+            self._count = rows.stop
 
     def result(self) -> TopK:
         """Return the best candidates, (B, n), on the CPU."""
