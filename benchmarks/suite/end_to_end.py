@@ -29,16 +29,18 @@ from mixencoder.base.encoding import EncodingEngine
 from mixencoder.index import CandidateIndex
 from mixencoder.peers import CrossEncoder, DeFormer, DualEncoder, LateInteraction, PolyEncoder
 from mixencoder.peers.packed import PackedTokens
+from mixkernels.devices import multiplies_natively
 
 QUERY_TOKENS, DOCUMENT_TOKENS, TOP_K = 16, 128, 10
 COUNTS = (10, 100, 1000, 10_000, 100_000)
 LONG_FROM = 100_000
-QUICK = 100
+QUICK = {100: ("cross-encoder", "plain PyTorch"), 1000: ("plain PyTorch",)}
+"""N -> rivals in the comparison that CI runs."""
 CROSS_PAIRS, DEFORMER_PAIRS = 16, 32
 LATE_INTERACTION_MOST = 10_000
 """Most candidates for late interaction, which holds a vector for every token: 66 kB per candidate."""
 
-OWN = ("mixencoder", "mixencoder, int8 products")
+OWN = ("mixencoder", "mixencoder, int8 products", "mixencoder, bfloat16 products")
 CROSS = "cross-encoder"
 THEIRS = "sentence-transformers cross-encoder"
 RIVALS = (CROSS, THEIRS, "deformer", "late-interaction", "poly-encoder", "dual-encoder", "plain PyTorch")
@@ -82,7 +84,7 @@ def rank_case(count: int) -> Case:
         rival=CROSS,
         unavailable=partial(_unavailable, count),
         long=count >= LONG_FROM,
-        quick=(CROSS, "plain PyTorch") if count == QUICK else (),
+        quick=QUICK.get(count, ()),
     )
 
 
@@ -92,6 +94,8 @@ def _unavailable(count: int, contender: str) -> str | None:
     if contender == "late-interaction" and count > LATE_INTERACTION_MOST:
         size = count * DOCUMENT_TOKENS * engine(LateInteraction).config.token_size * torch.float32.itemsize
         return f"late-interaction: its vectors of {count:,} candidates would take {size / 1e9:.1f} GB"
+    if contender == OWN[2] and not multiplies_natively(torch.bfloat16, torch.device("cpu")):
+        return "bfloat16 products: this processor does not multiply bfloat16 natively"
     return None
 
 
@@ -102,6 +106,7 @@ def _prepare(count: int, names: Collection[str]) -> Prepared:
     makers: dict[str, Callable[[], Contender]] = {
         OWN[0]: lambda: _ours(index(), "native"),
         OWN[1]: lambda: _ours(index(), "int8"),
+        OWN[2]: lambda: _ours(index(), "bfloat16"),
         "plain PyTorch": partial(_plain, context),
         "dual-encoder": lambda: _encoded(DualEncoder, context[:, 0].contiguous(), 1),
         "poly-encoder": lambda: _encoded(PolyEncoder, context[:, 0].contiguous(), engine(PolyEncoder).config.num_codes),
@@ -127,7 +132,7 @@ def _ours(index: CandidateIndex, products: str) -> Contender:
     """The engine on an index in memory."""
     dtype, stored = torch.float32, index.info()["row_bytes"]
     interaction = interaction_cost(MINILM, len(index), 1, QUERY_TOKENS, dtype, stored_bytes=stored)
-    own_limit = {"products": "int8"} if products == "int8" else {}
+    own_limit = {} if products == "native" else {"products": products}
     return Contender(
         partial(engine(MixEncoder).rank, query_text(), index, TOP_K, prefilter=None, products=products),
         query_cost(MINILM, QUERY_TOKENS, dtype).and_then(interaction),

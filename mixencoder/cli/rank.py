@@ -1,7 +1,8 @@
 """``mixencoder rank``: the candidates of a file for a query, best first."""
 
 import time
-from collections.abc import Sized
+from collections.abc import Callable, Iterable, Sized
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,20 +82,26 @@ def rank(
         spent = _milliseconds(time.perf_counter() - start)
         times.append(f"encoding {of} {spent} (once, ahead of time)")
         options["ids"] = found.ids
+        texts_at: Callable[[list[int]], Iterable[str | None]] = partial(map, found.texts.__getitem__)
     else:
         assert index is not None, "either candidates or an index is given"
         documents = engine.open_index(index, read_only=True)
         if len(documents) == 0:
             raise InputError(f"{index} holds no candidate; add some with mixencoder index add")
         times.append(f"opening {_count(documents)} {_milliseconds(time.perf_counter() - start)}")
-        options |= {"return_documents": documents.store_text, "prefilter": kept}
+        # one commit, whose texts are read after ranking
+        documents = documents.snapshot()
+        texts_at = documents.texts
+        options["prefilter"] = kept
     options["return_probabilities"] = engine.config.calibration is not None
     start = time.perf_counter()
     results = engine.rank(query, documents, top_k=top_k, **options)
     times.append(f"ranking {_milliseconds(time.perf_counter() - start)} (per query)")
-    if found is not None:
-        for result in results:
-            result["text"] = found.texts[result["corpus_id"]]
+    texts = texts_at([result["corpus_id"] for result in results])
+    for result, text in zip(results, texts, strict=True):
+        # an index may hold no text of a candidate
+        if text is not None:
+            result["text"] = text
     if as_json:
         print_json(results)
     else:

@@ -25,7 +25,7 @@ class Plan(NamedTuple):
     """Rows in CPU memory are copied to the device through pinned memory (`mixencoder.ranking.pinned_memory`)."""
 
 
-ON_CPU = Plan(PIECE, 32, replayed=False, staged=False)
+ON_CPU = Plan(PIECE, 16, replayed=False, staged=False)
 ON_CPU_HALF = ON_CPU._replace(piece=2 * PIECE)
 """For bfloat16 and float16, with half the bytes a candidate: fewer calls between the products, which take less time."""
 ON_GPU = Plan(4096, 512, replayed=True, staged=True)

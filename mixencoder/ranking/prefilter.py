@@ -4,12 +4,14 @@ from typing import Any
 
 from mixencoder.base.inputs import positive_integer
 from mixencoder.errors import InputError
-from mixencoder.ranking.plan import ON_CPU
 
 LEAST_KEPT = 100
 """Least number of documents that "auto" fully scores."""
 KEPT_PER_RESULT = 10
 """Documents that "auto" fully scores for each one that is returned."""
+ROUNDED_TO = 32
+"""With "auto", the number of fully scored documents is a multiple of this. Pieces have a power of two of documents, and
+smaller ones save little, so the added documents cost almost nothing."""
 LEAST_RATIO = 4
 """With "auto", a prefilter is used only with more than this many documents for each one that it keeps."""
 
@@ -34,8 +36,7 @@ def chosen_prefilter(
     """Return how many documents to score fully, the best by dual score; None scores all.
 
     "auto" takes ten documents per result, at least 100: the measured best ten change in few queries then
-    (docs/candidate-index.md). The number is rounded up to a multiple of 32, because the smallest piece that is scored
-    has 32 candidates, so the added documents cost nothing. "auto" is None if
+    (docs/candidate-index.md). The number is rounded up to a multiple of `ROUNDED_TO`. "auto" is None if
 
     - all documents are wanted (top_k is None);
     - a single term of the score is wanted, or the model has no dual term;
@@ -53,5 +54,5 @@ def chosen_prefilter(
     if top_k is None or score != "full" or not has_dual:
         return None
     wanted = max(LEAST_KEPT, KEPT_PER_RESULT * top_k)
-    kept = -(-wanted // ON_CPU.granule) * ON_CPU.granule
+    kept = -(-wanted // ROUNDED_TO) * ROUNDED_TO
     return kept if documents > LEAST_RATIO * kept else None

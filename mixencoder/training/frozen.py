@@ -1,5 +1,6 @@
 """Encode the texts of the training data once, by an encoder that is not trained (``freeze_encoder``)."""
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,12 @@ class StoredDocuments(NamedTuple):
     """Name of a document -> its row."""
     contexts: Tensor
     """(N, k, d), in the model's dtype."""
+
+    def content_hash(self) -> str:
+        """Return the number of documents, and a hash of their names and embeddings."""
+        content = hashlib.sha256(repr(self.numbers).encode())
+        content.update(self.contexts.cpu().contiguous().view(torch.uint8).numpy().data)
+        return f"{len(self.contexts)} {content.hexdigest()}"
 
 
 class FrozenEncodings:

@@ -29,7 +29,7 @@ from mixencoder.training.batches import Collator, ExampleDataset, ModelInputs, T
 from mixencoder.training.checks import check_contrast, check_heads, check_texts, ranking_sources
 from mixencoder.training.config import DataSpec, TrainConfig, checked, data_specs
 from mixencoder.training.folders import RECORD, RunFolder, last_checkpoint
-from mixencoder.training.frozen import FrozenEncodings, stored_documents
+from mixencoder.training.frozen import FrozenEncodings, StoredDocuments, stored_documents
 from mixencoder.training.objective import Objective, Teacher
 from mixencoder.training.snapshots import Snapshots, check_snapshots
 from mixencoder.training.start import BUNDLED, Start, checkpoint_path, identity, new_model, trained_model
@@ -148,8 +148,13 @@ def _prepare(config: TrainConfig, specs: list[DataSpec]) -> _Prepared:
     if not in_batch and negatives < 1:
         raise InputError("negatives is 0 without in_batch, so that lists hold no wrong document; expected at least 1")
     check_contrast(sources, config.batch_size, PartialState().num_processes, negatives)
+    stored = None
+    if config.index is not None:
+        assert isinstance(engine, MixEncoder), "freezing has checked the architecture"
+        # not with the limits of training, but with those that the index was made with
+        stored = stored_documents(engine, config.index, sources)
     collator = Collator(
-        _inputs(config, engine, sources),
+        _inputs(config, engine, sources, stored),
         negatives,
         config.seed,
         in_batch=in_batch,
@@ -167,6 +172,8 @@ def _prepare(config: TrainConfig, specs: list[DataSpec]) -> _Prepared:
     )
     contents = {f"data {source.name}": content_hash(source) for source in sources}
     contents["model" if config.model is not None else "backbone"] = read
+    if stored is not None:
+        contents["index"] = stored.content_hash()
     if teacher is not None:
         contents["teacher"] = identity(teacher.engine.model, teacher.engine.tokenizer)
     return _Prepared(engine, sources, collator, objective, contents)
@@ -248,15 +255,14 @@ def _freeze(engine: Engine, config: TrainConfig) -> None:
                 parameter.requires_grad_(False)
 
 
-def _inputs(config: TrainConfig, engine: Engine, sources: list[Source]) -> ModelInputs:
+def _inputs(config: TrainConfig, engine: Engine, sources: list[Source], stored: StoredDocuments | None) -> ModelInputs:
     """Return what makes the model's inputs: token ids, or encodings that are made now."""
     reader = _limited(engine, config)
     if not config.freeze_encoder:
         return TokenInputs(reader.read_query, reader.read_document, reader.tokenizer.pad_token_id)
     assert isinstance(reader, MixEncoder), "freezing has checked the architecture"
-    assert isinstance(engine, MixEncoder), "the reader is a copy of the engine"
-    # not the reader: its limits are those of training, and not the ones that the index was made with
-    stored = None if config.index is None else stored_documents(engine, config.index, sources)
+    # the trainer moves the model later; encoding on a CPU would take many times as long
+    reader.model.to(PartialState().device)
     return FrozenEncodings(reader.model, reader.read_query, reader.read_document, sources, stored)
 
 

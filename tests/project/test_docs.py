@@ -75,6 +75,17 @@ def test_every_link_and_anchor_leads_somewhere(page):
             assert anchor in anchors(target), f"{link}: headings there are {sorted(anchors(target))}"
 
 
+def test_pages_of_the_site_link_no_page_that_the_site_lacks():
+    included = runpy.run_path(str(DOCS / "conf.py"))["INCLUDED"]
+    outside = [
+        link
+        for page in DOCS.glob("*.md")
+        for link in links(page)
+        if link.partition("#")[0].endswith(".md") and link.startswith("../")
+    ]
+    assert set(outside) <= set(included), "Sphinx ends with an error there"
+
+
 def test_every_page_of_the_docs_is_linked_from_their_front_page():
     linked = {(DOCS / link.partition("#")[0]).resolve() for link in links(DOCS / "README.md")}
     assert {page for page in DOCS.glob("*.md") if page.name != "README.md"} <= linked

@@ -327,6 +327,16 @@ def test_the_commands_build_change_and_rank_an_index(dual, tmp_path):
     assert (empty.exit_code, "holds no candidate" in empty.output) == (2, True)
 
 
+def test_candidates_without_a_text_are_ranked_by_the_command_too(dual, tmp_path):
+    dual.save_pretrained(tmp_path / "model")
+    index = dual.index(TEXTS[:2], ["a", "b"], tmp_path / "index")
+    index.add(ids=["c"], embeddings=dual.encode_document(TEXTS[2:3]))
+    ranked = run("rank", QUERIES[0], "--index", tmp_path / "index", "--json", "--model", tmp_path / "model")
+    assert ranked.exit_code == 0, ranked.output
+    found = {entry["id"]: entry.get("text") for entry in json.loads(ranked.stdout)}
+    assert found == {"a": TEXTS[0], "b": TEXTS[1], "c": None}
+
+
 def test_a_build_tells_what_it_cuts_and_a_dry_run_what_it_splits(dual, tmp_path):
     dual.save_pretrained(tmp_path / "model")
     long = " ".join(WORDS * 3)

@@ -1,5 +1,7 @@
 """Training the layers on top of a frozen encoder: same gradients as without the shortcut, and stored vectors stay."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -84,6 +86,31 @@ def test_documents_of_an_index_are_named_by_id_and_give_the_same_training(tmp_pa
     fields |= {"data": [DataSpec([*named, {"query": "how", "positive": "unknown"}])], "output": tmp_path / "third"}
     with pytest.raises(UnknownIdError, match="unknown"):
         train(options(tmp_path, backbone_path, words, **shared, **fields))
+
+
+def test_a_run_goes_on_only_with_the_vectors_that_it_was_begun_with(tmp_path, backbone_path, words, monkeypatch):
+    before = MixEncoder.from_backbone(backbone_path, **FIELDS)
+    before.save_pretrained(tmp_path / "before")
+    rows = partner_pairs(words, 40)
+    texts = sorted({row["positive"] for row in rows})
+    index = before.index(texts, texts, tmp_path / "index", precision="float32")
+    fields = {
+        "backbone": None,
+        "config": {},
+        "model": tmp_path / "before",
+        "index": tmp_path / "index",
+        "save_every": 1,
+    }
+    config = options(tmp_path, backbone_path, words, data=[DataSpec(rows)], **fields)
+    with monkeypatch.context() as patch:
+        patch.setattr("mixencoder.training.run.save", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config)
+    index.update(["another text"], [texts[0]])
+    with pytest.raises(InputError, match="begun with other contents of index; resume with what it read"):
+        train(dataclasses.replace(config, resume=True))
+    index.update([texts[0]], [texts[0]])
+    train(dataclasses.replace(config, resume=True))
 
 
 def test_a_relation_is_learned_without_training_the_encoder(tmp_path, backbone_path, words):
