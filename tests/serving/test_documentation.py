@@ -15,13 +15,13 @@ MADE_UP = re.compile(r"(rerank|score)-[0-9a-f]{32}")
 
 
 def curls_and_answers() -> list[tuple[list[str], list[str]]]:
-    """The curl commands of each block of bash, and the lines of the block of JSON that follows it."""
-    blocks = re.findall(r"```(bash|json)\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)
+    """The curl commands of each block of bash, and the lines of the block of answers that follows it."""
+    blocks = re.findall(r"```(bash|json|text)\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)
     found = []
     for kind, text in blocks:
         if kind == "bash" and text.startswith("curl"):
             found.append((text.splitlines(), []))
-        elif kind == "json":
+        elif kind != "bash":
             found[-1][1].extend(text.splitlines())
     return found
 
