@@ -109,7 +109,8 @@ def _default_torch_state() -> Generator[None]:
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         for device in {"cpu", "cuda" if torch.cuda.is_available() else "cpu"}:
-            stack.enter_context(torch.autocast(device, enabled=False))
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
         stack.callback(torch.set_default_dtype, dtype)
         torch.set_default_dtype(torch.float32)
         yield

@@ -92,6 +92,9 @@ class ObjectiveTrainer(Trainer):
         Raises:
             NonFiniteError: the loss is NaN or infinite; the message names the step and the batch's rows.
         """
+        # PyTorch drops autocast's casts of weights when the outermost autocast ends. Inside one of the caller's, a step
+        # would compute with the weights of an earlier one
+        torch.clear_autocast_cache()
         loss, scores = self._objective(model, inputs)
         self._rows += inputs["where"]
         if not torch.isfinite(loss):
