@@ -25,8 +25,8 @@ from mixkernels.attention.triton_backward_kernels import (
     candidate_attention_bwd_candidates_kernel,
     candidate_attention_bwd_shared_kernel,
 )
-from mixkernels.attention.triton_launch import Kind, LaunchConfig, launch_config
-from mixkernels.attention.triton_variants import attention_variants
+from mixkernels.attention.triton_launch import CANDIDATES, SHARED, Kind, LaunchConfig, launch_config
+from mixkernels.attention.triton_variants import backward_variants
 from mixkernels.triton_common.runtime import INTERPRET, device_of
 from mixkernels.triton_common.variant import KernelVariant
 
@@ -118,7 +118,7 @@ def _candidates_backward(
         )
 
     if results[0].numel():
-        launch(launch_config(Kind("backward_candidates", k, slots, head_dim, key.element_size()), key.device, launch))
+        launch(launch_config(Kind(CANDIDATES, k, slots, head_dim, key.element_size()), key.device, launch))
     else:
         outputs = [None if t is None else torch.zeros_like(t) for t in inputs]
         return outputs
@@ -184,7 +184,7 @@ def _shared_backward(
             **config.options(),
         )
 
-    launch(launch_config(Kind("backward_shared", k, slots, head_dim, key.element_size()), key.device, launch))
+    launch(launch_config(Kind(SHARED, k, slots, head_dim, key.element_size()), key.device, launch))
     if atomic:
         return outputs[0].to(key.dtype), outputs[1].to(key.dtype)
     dkey, dvalue = ((t.sum(dim=0) if t.shape[0] > 1 else t[0]).to(key.dtype) for t in outputs)
@@ -194,6 +194,6 @@ def _shared_backward(
 def variants() -> list[KernelVariant]:
     """Return both kernels in every launch configuration that is shipped."""
     return [
-        *attention_variants(candidate_attention_bwd_candidates_kernel, "backward_candidates", {"HAS_LSE_GRAD": False}),
-        *attention_variants(candidate_attention_bwd_shared_kernel, "backward_shared", {"ATOMIC": False}),
+        *backward_variants(candidate_attention_bwd_candidates_kernel, CANDIDATES, {"HAS_LSE_GRAD": False}),
+        *backward_variants(candidate_attention_bwd_shared_kernel, SHARED, {"ATOMIC": False}),
     ]

@@ -1,6 +1,8 @@
 """Where the kernels run, on a GPU or in Triton's interpreter, and what that means for their outputs."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -20,3 +22,27 @@ def empty_output(like: Tensor, *shape: int) -> Tensor:
     The interpreter truncates to bfloat16 where a GPU rounds; there the output is float32 and PyTorch rounds it.
     """
     return like.new_empty(shape, dtype=torch.float32 if INTERPRET else like.dtype)
+
+
+def _allocate(size: int, alignment: int, stream: int | None) -> Tensor:
+    # of PyTorch's allocator all memory is aligned to 512 bytes; it is given back in the order of the stream
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
+@contextmanager
+def with_workspace(needed: bool) -> Iterator[None]:
+    """Let kernels launched inside the block have their descriptors in memory of PyTorch's allocator.
+
+    Triton writes descriptors that a kernel makes to 128 bytes of memory each, a program. The caller's own allocator
+    (`triton.set_allocator`) is in place again afterwards.
+    """
+    if not needed or INTERPRET:
+        yield
+        return
+    from triton.runtime import _allocation
+
+    token = _allocation._allocator.set(_allocate)
+    try:
+        yield
+    finally:
+        _allocation._allocator.reset(token)
