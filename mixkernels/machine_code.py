@@ -99,6 +99,8 @@ def _amd_load_bits(kind: str) -> int:
 def hottest_loop(sass: str) -> Loop | None:
     """Return the loop with most products among those that hold no other loop with products; None if none has any."""
     instructions = [(int(address, 16), text) for address, text in _SASS_INSTRUCTION.findall(sass)]
+    if not instructions:
+        return None
     blocks, followers = _basic_blocks(instructions)
     products = {
         block: sum(bool(_SASS_TENSOR.search(text)) for _, text in instructions[block:end])

@@ -68,6 +68,11 @@ def backward_variants(kernel: Any, name: str, defaults: dict[str, Any]) -> list[
     return [
         _attention_variant(kernel, Kind(name, k, k + 1, dim, _ITEMSIZES[dtype]), dtype, form, defaults | _FORMS[form])
         for k, dim, dtype, form in shapes
+    ] + [
+        _attention_variant(kernel, kind, "bf16", table.gpus[0], defaults, config=config)._replace(arch=table.arch)
+        for table in tables()
+        for kind, config in table.configurations.items()
+        if kind.kernel == name
     ]
 
 
@@ -150,9 +155,12 @@ def _attention_variant(
     constants |= {"HAS_IDS": False, "RAGGED": False, "HAS_OWN_LOGITS": False, "INTERPRET": False, **changes}
     constants["POOL"] = not (constants["HAS_IDS"] or constants["RAGGED"])
     if kind.kernel not in FORWARD:
-        kind = kind._replace(slots=slots_of(kind.kernel, kind.num_context, has_state=constants["HAS_STATE"]))
+        kind = kind._replace(slots=slots_of(kind.kernel, kind.num_context, has_state=bool(constants["HAS_STATE"])))
     config = config or rule(kind)
-    constants |= forward_options(kind, config, num_keys) if kind.kernel in FORWARD else config.options()
+    if kind.kernel in FORWARD:
+        constants |= forward_options(kind, config, num_keys)
+    else:
+        constants |= config.options() | {"STAGES": config.num_stages}
     constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
     signature = {
         argument: _type_of(argument, dtype, constants) for argument in kernel.arg_names if argument not in constants
@@ -185,5 +193,5 @@ def _type_of(argument: str, dtype: str, constants: dict[str, Any]) -> str:
         return "*i8"
     if constants.get("ATOMIC") and argument in ("dk_ptr", "dv_ptr"):
         return "*fp32"
-    wide = ("lse_ptr", "scale_ptr", "logits_ptr", "delta_ptr", "partial_ptr")
+    wide = ("lse_ptr", "scale_ptr", "logits_ptr", "shift_ptr", "delta_ptr")
     return "*fp32" if argument.endswith(wide) else f"*{dtype}"

@@ -1,7 +1,7 @@
 """Where the kernels run, on a GPU or in Triton's interpreter, and what that means for their outputs."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -30,7 +30,7 @@ def _allocate(size: int, alignment: int, stream: int | None) -> Tensor:
 
 
 @contextmanager
-def with_workspace(needed: bool) -> Iterator[None]:
+def with_workspace(needed: bool) -> Generator[None]:
     """Let kernels launched inside the block have their descriptors in memory of PyTorch's allocator.
 
     Triton writes descriptors that a kernel makes to 128 bytes of memory each, a program. The caller's own allocator

@@ -114,7 +114,8 @@ def test_tables_are_of_kinds_that_are_launched():
             slots = {slots_of(kind.kernel, kind.num_context, has_state=state) for state in (True, False)}
             assert kind.kernel in KERNELS
             assert kind.slots in slots
-            assert config.block_m % kind.slots == 0
+            assert config.block_m >= kind.slots
+            assert kind.kernel not in FORWARD or config.block_m % kind.slots == 0
 
 
 def unchecked_call(case: Case) -> Call:
