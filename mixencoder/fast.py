@@ -85,7 +85,8 @@ class MixEncoder(IndexingEngine):
         Args:
             name_or_path: a directory, a hub id, or None for the default that the package bundles (no network).
             device: None and "auto" take a GPU if there is one, else the CPU.
-            dtype: of the weights: a torch dtype, its name, or a short form such as "bf16". None and "auto": float32.
+            dtype: of the weights: a torch dtype, its name, or a short form such as "bf16". None: float32. "auto":
+                bfloat16 where the device multiplies it faster, which changes scores a little, else float32.
             backend: which mixkernels backend runs the attention: "auto", "triton", "torch" or "reference".
 
         Raises:
@@ -265,8 +266,9 @@ class MixEncoder(IndexingEngine):
                 which is faster and may lose a result (docs/candidate-index.md has the measured loss). None scores all.
                 "auto" takes about ten per result, at least 100, if there are more than four times as many documents;
                 it scores all if top_k is None, score is not "full", or the model has no dual term.
-            products: with an index, what matrix products compute in: "native"; "bfloat16", if the device has
-                instructions for it; or "int8", on a CPU. The last two are faster and change scores slightly.
+            products: with an index, what matrix products compute in: "native", the model's dtype; "bfloat16", if the
+                device has instructions for it; "auto", bfloat16 for a float32 model where it is faster, else "native";
+                or "int8", on a CPU. bfloat16 and int8 change scores slightly.
 
         Returns:
             For each query a list of `mixencoder.base.results.RankResult`: ``{"corpus_id": int, "score": float, "text":

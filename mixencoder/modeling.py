@@ -330,11 +330,10 @@ class MixEncoderModel(TwoTowerModel):
         tap = KeyValueTap(indices, stop_after_last=self.config.state_row and not self.config.dual_term)
         pooled = first = None
         try:
-            output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, key_value_tap=tap)
+            tokens = self.run_backbone(input_ids, attention_mask, tap)
         except LastTapReached:
             pass
         else:
-            tokens = output.last_hidden_state
             if self.config.dual_term:
                 pooled = pool(tokens, attention_mask, "first" if self.codes is None else "mean")
             if not self.config.state_row:
@@ -351,7 +350,7 @@ class MixEncoderModel(TwoTowerModel):
 
         C are the codes, T a candidate's final token vectors. With the pooling "first", E_0 is the first row of T.
         """
-        tokens = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        tokens = self.run_backbone(input_ids, attention_mask)
         return self.scaled_contexts(self._pooled(tokens, attention_mask))
 
     def scaled_contexts(self, contexts: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ of memory, 8 GB of disk and ten minutes. Writes benchmarks/results/DEVICE/index_
 """
 
 import argparse
+import copy
 import math
 import platform
 import sys
@@ -28,15 +29,17 @@ from benchmarks.measuring.noise import NoisyMeasurementError, quiet_medians
 from benchmarks.measuring.provenance import ROOT, commit, versions, write_json
 from benchmarks.measuring.timing import interleaved_samples
 from mixencoder import MixEncoder
+from mixencoder.base.linears import arranged_linear, can_pack
 from mixencoder.index import CandidateIndex
 from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.peers import CrossEncoder, DualEncoder, LateInteraction
 from mixencoder.peers.packed import PackedTokens
 from mixencoder.ranking.candidate_buffer import Rows
-from mixencoder.ranking.plan import PIECE
+from mixencoder.ranking.plan import PIECE, plan_for
 from mixencoder.ranking.query_cache import QueryStateCache
 from mixencoder.ranking.record_format import RecordFormat
 from mixencoder.ranking.streaming import RunningBest, StreamRanker
+from mixkernels.devices import multiplies_natively
 
 QUERY_TOKENS, DOCUMENT_TOKENS, TOP_K = 16, 128, 10
 CROSS_PAIRS = 32
@@ -54,6 +57,9 @@ CROSS = f"cross-encoder, {CROSS_PAIRS} pairs"
 ON_DISK = "text to ranking, index on disk, projected float16"
 DEFAULT = ", default"
 """Suffix of names: with the settings of the bundled checkpoint."""
+NARROW = ", bfloat16 model"
+"""Suffix of names, before `DEFAULT`: a model in bfloat16; measured where the processor multiplies it natively."""
+NARROW_ON_DISK = f"text to ranking, index on disk, projected bfloat16{NARROW}"
 FORMATS = (
     ("projected", "float32", "native"),
     ("projected", "float16", "native"),
@@ -73,6 +79,8 @@ class Engines(NamedTuple):
     cross: CrossEncoder
     dual: DualEncoder
     late: LateInteraction
+    narrow: "Engines | None" = None
+    """The same engines in bfloat16; None where the processor emulates it."""
 
 
 def build_engines() -> Engines:
@@ -93,9 +101,12 @@ def build_engines() -> Engines:
             MixEncoder.from_backbone(folder, dual_term=True),
             *(peer.from_backbone(folder) for peer in (CrossEncoder, DualEncoder, LateInteraction)),
         )
+    if multiplies_natively(torch.bfloat16):
+        engines = engines._replace(narrow=Engines(*(copy.deepcopy(engine).to("bfloat16") for engine in engines[:5])))
     # encode every query again, without a cache
-    for engine in (engines.published, engines.default):
-        engine._query_states = QueryStateCache(max_bytes=0)
+    for one in filter(None, (engines, engines.narrow)):
+        for engine in (one.published, one.default):
+            engine._query_states = QueryStateCache(max_bytes=0)
     return engines
 
 
@@ -128,39 +139,39 @@ def source_of(rows: dict[str, Tensor], count: int) -> list[Rows]:
 
 
 def bare_products(model: MixEncoderModel, count: int, m: int) -> Callable[[], None]:
-    """The matrix products of N candidates whose first layer is stored, without bias and into reused memory.
+    """The matrix products of N candidates whose first layer is stored, without bias, in the ranker's pieces.
 
-    In pieces of the ranker's size; the last one may be smaller.
+    In the fastest form that was found: with weights arranged for oneDNN in bfloat16, into reused memory in float32.
     """
-    layer, d = model.interaction[0], model.config.hidden_size
-    heads, wide = layer.num_heads, layer.intermediate.out_features
-    most = 2 * min(PIECE, count)
-    memory = {
-        "rows": torch.randn(most, d),
-        "hidden": torch.empty(most, wide),
-        "out": torch.empty(most, d),
-        "gate": torch.empty(most // 2, d),
-    }
-    key, value = torch.randn(heads, d // heads, m), torch.randn(heads, m, d // heads)
-    logits, attended = torch.empty(heads * most * m), torch.empty(heads * most * (d // heads))
+    layer, d, dtype = model.interaction[0], model.config.hidden_size, model.dtype
+    heads, wide, piece_size = layer.num_heads, layer.intermediate.out_features, plan_for(model.device, dtype).piece
+    most = 2 * min(piece_size, count)
+    memory = {"rows": torch.randn(most, d).to(dtype), "hidden": torch.randn(most, wide).to(dtype)}
+    memory |= {"out": torch.empty(most, d, dtype=dtype), "gate": torch.empty(most // 2, d, dtype=dtype)}
+    key, value = (torch.randn(heads, m, d // heads).to(dtype) for _ in range(2))
+    logits, attended = (torch.empty(heads * most * size, dtype=dtype) for size in (m, d // heads))
+    gate_weight = model.gate.weight[:, d : 2 * d]
+    weights = (layer.attention_output.weight, gate_weight, layer.intermediate.weight, layer.output.weight)
+    arranged = [arranged_linear(weight, None) for weight in weights] if can_pack(dtype, model.device) else None
 
     def piece(candidates: int) -> None:
         total = 2 * candidates
         rows, hidden, out = (memory[name][:total] for name in ("rows", "hidden", "out"))
-        states, gate = rows.view(candidates, 2, d)[:, 1], memory["gate"][:candidates]
+        states, gate = rows[:candidates], memory["gate"][:candidates]
         queries = rows.view(total, heads, d // heads).transpose(0, 1)
-        scores = logits[: heads * total * m].view(heads, total, m)
-        torch.bmm(queries, key, out=scores)
-        torch.bmm(scores, value, out=attended[: heads * total * (d // heads)].view(heads, total, -1))
-        torch.mm(rows, layer.attention_output.weight.t(), out=out)
-        torch.mm(states, model.gate.weight[:, d : 2 * d].t(), out=gate)
-        torch.mm(rows, layer.intermediate.weight.t(), out=hidden)
-        torch.mm(hidden, layer.output.weight.t(), out=out)
+        scores = logits[: heads * total * m].view(heads, m, total)
+        torch.bmm(key, queries.mT, out=scores)
+        torch.bmm(scores.mT, value, out=attended[: heads * total * (d // heads)].view(heads, total, -1))
+        for number, (inputs, outputs) in enumerate(((rows, out), (states, gate), (rows, hidden), (hidden, out))):
+            if arranged is None:
+                torch.mm(inputs, weights[number].t(), out=outputs)
+            else:
+                arranged[number](inputs)
 
     @torch.inference_mode()
     def run() -> None:
-        for start in range(0, count, PIECE):
-            piece(min(PIECE, count - start))
+        for start in range(0, count, piece_size):
+            piece(min(piece_size, count - start))
 
     return run
 
@@ -207,8 +218,9 @@ def top_k_alone(count: int) -> Callable[[], object]:
 
 
 def index_of(engine: MixEncoder, context: Tensor, path: Path) -> CandidateIndex:
-    """An index of given embeddings, in files."""
-    index = engine.index(embeddings=context[:BLOCK], path=path, store_text=False)
+    """An index of given embeddings, in files: in float16, of a model in bfloat16 in bfloat16."""
+    precision = "bfloat16" if engine.dtype == torch.bfloat16 else "float16"
+    index = engine.index(embeddings=context[:BLOCK], path=path, precision=precision, store_text=False)
     for start in range(BLOCK, len(context), BLOCK):
         index.add(embeddings=context[start : start + BLOCK])
     return index
@@ -216,22 +228,45 @@ def index_of(engine: MixEncoder, context: Tensor, path: Path) -> CandidateIndex:
 
 def resident_rankings(engines: Engines, query: list[str], context: Tensor) -> dict[str, Callable[[], object]]:
     """Rankings from encoded queries and rows in memory, in every format."""
-    count, calls = len(context), {}
-    plain = plain_scores(engines.published.model, engines.published.encode_query(query), context[:, 0])
-    for layout, precision, products in FORMATS:
-        ours = [(engines.published, "")]
-        if (precision, products) == ("float32", "native"):
-            ours.append((engines.default, DEFAULT))
-        for engine, suffix in ours:
-            record_format, state = RecordFormat(engine.model, layout, precision), engine.encode_query(query)
-            ranker = StreamRanker(engine.model, record_format, products=products)
-            source = source_of(record_format.encode(context), count)
-            name = f"rank {layout} {precision}{' int8 products' * (products == 'int8')}{suffix}"
-            calls[name] = partial(ranker.rank, state, source, TOP_K)
-            if precision == "float32" and not suffix:
-                best = ranker.rank(state, source).scores[0]
-                torch.testing.assert_close(best, plain.sort(descending=True).values, rtol=1e-4, atol=1e-3)
+    published, narrow, calls = engines.published, engines.narrow, {}
+    ways = [(published, *form, "") for form in FORMATS] + [(engines.default, "projected", "float32", "native", DEFAULT)]
+    if narrow is not None:
+        ways.append((published, "projected", "float16", "bfloat16", ""))
+        ways += [(narrow.published, "projected", "bfloat16", "native", NARROW)]
+        ways += [(narrow.default, "projected", "bfloat16", "native", NARROW + DEFAULT)]
+    plain = plain_scores(published.model, published.encode_query(query), context[:, 0])
+    for engine, layout, precision, products, suffix in ways:
+        record_format, state = RecordFormat(engine.model, layout, precision), engine.encode_query(query)
+        ranker = StreamRanker(engine.model, record_format, products=products)
+        source = source_of(record_format.encode(context.to(engine.dtype)), len(context))
+        name = f"rank {layout} {precision}{'' if products == 'native' else f' {products} products'}{suffix}"
+        calls[name] = partial(ranker.rank, state, source, TOP_K)
+        if precision == "float32" and not suffix:
+            best = ranker.rank(state, source).scores[0]
+            torch.testing.assert_close(best, plain.sort(descending=True).values, rtol=1e-4, atol=1e-3)
     return calls
+
+
+def narrow_calls(narrow: Engines, query: list[str], context: Tensor, folder: Path) -> dict[str, Callable[[], object]]:
+    """What is timed of engines in bfloat16."""
+    published, default = narrow.published, narrow.default
+    index, default_index = (index_of(each, context, folder / f"narrow {n}") for n, each in enumerate(narrow[:2]))
+    pairs, vectors = cross_pairs(published, query), context[:, 0].to(published.dtype)
+    return {
+        f"tokenise and query pass{NARROW}": lambda: published.encode_query(query),
+        f"tokenise and query pass{NARROW}{DEFAULT}": lambda: default.encode_query(query),
+        "products bfloat16": bare_products(published.model, len(context), QUERY_TOKENS),
+        NARROW_ON_DISK: partial(published.rank, query, index, TOP_K, prefilter=None),
+        f"{NARROW_ON_DISK}{DEFAULT}": partial(default.rank, query, default_index, TOP_K, prefilter=None),
+        f"{NARROW_ON_DISK} prefilter{DEFAULT}": partial(default.rank, query, default_index, TOP_K, prefilter="auto"),
+        f"{CROSS}{NARROW}": lambda: narrow.cross.predict(pairs),
+        f"dual-encoder{NARROW}": lambda: narrow.dual.interact(narrow.dual.encode_query(query), vectors).topk(TOP_K),
+    }
+
+
+def cross_pairs(engine: MixEncoder, query: list[str]) -> list[tuple[str, str]]:
+    """The pairs that a cross-encoder is timed on."""
+    return [(query[0], text) for text in texts_of(engine, DOCUMENT_TOKENS, CROSS_PAIRS, seed=1)]
 
 
 def measure(engines: Engines, context: Tensor, folder: Path) -> dict[str, Any]:
@@ -261,11 +296,20 @@ def measure(engines: Engines, context: Tensor, folder: Path) -> dict[str, Any]:
         ON_DISK: partial(engine.rank, query, index, TOP_K, prefilter=None),
         f"{ON_DISK} int8 products": partial(engine.rank, query, index, TOP_K, prefilter=None, products="int8"),
         f"{ON_DISK}{DEFAULT}": partial(engines.default.rank, query, default_index, TOP_K, prefilter=None),
+        f"{ON_DISK} int8 products{DEFAULT}": partial(
+            engines.default.rank, query, default_index, TOP_K, prefilter=None, products="int8"
+        ),
         f"{ON_DISK} prefilter{DEFAULT}": partial(engines.default.rank, query, default_index, TOP_K, prefilter="auto"),
     }
     if not once:
         calls |= resident_rankings(engines, query, context)
-    pairs = [(query[0], text) for text in texts_of(engine, DOCUMENT_TOKENS, CROSS_PAIRS, seed=1)]
+    if engines.narrow is not None:
+        for each, of, suffix in ((engine, index, ""), (engines.default, default_index, DEFAULT)):
+            calls[f"{ON_DISK} bfloat16 products{suffix}"] = partial(
+                each.rank, query, of, TOP_K, prefilter=None, products="bfloat16"
+            )
+        calls |= narrow_calls(engines.narrow, query, context, folder)
+    pairs = cross_pairs(engine, query)
     calls[CROSS] = lambda: engines.cross.predict(pairs)
     calls["plain eager"] = lambda: plain_scores(engine.model, engine.encode_query(query), context[:, 0]).topk(
         min(TOP_K, count)
@@ -299,23 +343,29 @@ def seconds_once(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
 def ratios(record: dict[str, Any]) -> dict[str, float]:
     """The ratios for which docs/design.md has targets."""
     seconds, whole = record["seconds"], {}
-    cross = seconds[CROSS] / CROSS_PAIRS
-    passes = seconds["tokenise and query pass"], seconds[f"tokenise and query pass{DEFAULT}"]
+    count = record["N"] / CROSS_PAIRS
     for name, value in seconds.items():
         if name.startswith("rank "):
-            whole[name] = value + passes[name.endswith(DEFAULT)]
-        elif name.startswith(ON_DISK):
+            whole[name] = value + seconds[_query_pass(name)]
+        elif name.startswith((ON_DISK, NARROW_ON_DISK)):
             whole[name] = value
     published = [name for name in whole if not name.endswith(DEFAULT)]
-    found = {f"cross-encoder / {name}": cross * record["N"] / value for name, value in whole.items()}
+    found = {f"cross-encoder / {name}": seconds[CROSS] * count / value for name, value in whole.items()}
     found |= {
-        f"{name} / products": seconds[name] / seconds["products"] for name in published if name.startswith("rank ")
+        f"cross-encoder in bfloat16 / {name}": seconds[f"{CROSS}{NARROW}"] * count / whole[name]
+        for name in whole
+        if NARROW in name
     }
+    found |= {f"{n} / products": seconds[n] / seconds[_products(n)] for n in published if n.startswith("rank ")}
     # without the query pass, which the bare products do not include
     found |= {
-        f"{name}, scoring / products": (whole[name] - passes[0]) / seconds["products"]
+        f"{name}, scoring / products": (whole[name] - seconds[_query_pass(name)]) / seconds[_products(name)]
         for name in published
-        if name.startswith(ON_DISK)
+        if not name.startswith("rank ")
+    }
+    found |= {
+        f"{name} / products and query pass": whole[name] / (seconds[_products(name)] + seconds[_query_pass(name)])
+        for name in published
     }
     found |= {f"plain eager / {name}": seconds["plain eager"] / whole[name] for name in published}
     found |= {
@@ -324,6 +374,16 @@ def ratios(record: dict[str, Any]) -> dict[str, float]:
         if rival in seconds
     }
     return found
+
+
+def _query_pass(name: str) -> str:
+    """Name of the query pass that belongs to a ranking."""
+    return f"tokenise and query pass{NARROW if NARROW in name else ''}{DEFAULT if name.endswith(DEFAULT) else ''}"
+
+
+def _products(name: str) -> str:
+    """Name of the bare products that a ranking is compared with."""
+    return "products bfloat16" if NARROW in name or "bfloat16 products" in name else "products"
 
 
 def run(counts: Iterable[int]) -> dict[str, Any]:
@@ -379,6 +439,7 @@ def main(arguments: list[str]) -> int:
             "candidates are resident in memory unless the name says on disk (files that the system has cached)",
             "ratios of rankings include tokenisation and query pass, those of products do not",
             "prefilter: the default, which fully scores only the best by dual score; all other rankings score all",
+            "bfloat16 model: weights, index and query pass in it; bfloat16 and int8 products: of a float32 model",
             "plain eager: published model from cached E_0, query pass included, nothing of the first layer stored",
         ],
         **found,

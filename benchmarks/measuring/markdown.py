@@ -14,3 +14,8 @@ def markdown_table(rows: Rows) -> str:
     """Format rows of cells as a table; the first row is the header, and the line under it is added."""
     header, *body = rows
     return markdown([header, ["---"] * len(header), *body])
+
+
+def multiple(ratio: float) -> str:
+    """Write a ratio with three digits, or as a whole number from 1,000 on."""
+    return f"{ratio:,.0f}x" if ratio >= 999.5 else f"{ratio:.3g}x"

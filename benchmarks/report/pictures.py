@@ -12,17 +12,11 @@ from typing import Any
 
 from benchmarks.comparison.settings import CONTENDERS, CURVE_CONTENDERS
 from benchmarks.comparison.tables import COLUMNS, Figure, cells, read_records, task_mean
+from benchmarks.index.speed import DEFAULT, NARROW_ON_DISK, ON_DISK
 from benchmarks.measuring.provenance import ROOT
+from benchmarks.report.index_tables import MACHINES, index_records
 from benchmarks.report.learning_tables import CURVE_LABELS, CURVES_COMMAND, curve_reports, curves_of, read_curves
-from benchmarks.report.tables import (
-    ATTENTION,
-    COMPARISONS,
-    FOLDER,
-    MACHINES,
-    index_records,
-    share_of_limit,
-    suite_records,
-)
+from benchmarks.report.tables import ATTENTION, COMPARISONS, FOLDER, share_of_limit, suite_records
 from benchmarks.suite.case import Record
 from benchmarks.suite.results import read_results
 
@@ -160,9 +154,11 @@ def cost_picture() -> Picture | None:
 
 
 _INDEX_LINES = {
-    "text to ranking, index on disk, projected float16": "all fully scored",
-    "text to ranking, index on disk, projected float16 int8 products": "all, int8 products",
-    "text to ranking, index on disk, projected float16 prefilter, default": "with the default prefilter",
+    ON_DISK: "all fully scored",
+    f"{ON_DISK} int8 products": "all, int8 products",
+    f"{NARROW_ON_DISK}{DEFAULT}": "all, bfloat16 model",
+    f"{ON_DISK} prefilter{DEFAULT}": "with the default prefilter",
+    f"{NARROW_ON_DISK} prefilter{DEFAULT}": "the same, bfloat16 model",
     "dual-encoder": "dual-encoder",
 }
 """Name in the records of `benchmarks.index.speed` -> label of a line."""

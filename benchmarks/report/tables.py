@@ -10,7 +10,8 @@ from benchmarks.comparison.tables import ablation_rows, comparison_rows, growth_
 from benchmarks.comparison.tables import read_records as read_comparison
 from benchmarks.gpu.records import read_records as read_gpu_records
 from benchmarks.gpu.records import targets
-from benchmarks.measuring.markdown import markdown, markdown_table
+from benchmarks.measuring.markdown import markdown, markdown_table, multiple
+from benchmarks.report.index_tables import index_table, products_table
 from benchmarks.report.learning_tables import adapting_table, curves_table, interaction_table
 from benchmarks.report.process_tables import startup_table, threads_table
 from benchmarks.suite.case import Record
@@ -19,13 +20,6 @@ from benchmarks.suite.results import RESULTS, case_name, read_results
 DEVICE = "cpu-zen3-2-threads"
 """The machine whose results the documents show."""
 FOLDER = RESULTS / DEVICE
-MACHINES = {
-    "cpu-zen3-2-threads": "AMD Zen 3 (AVX2), two threads",
-    "cpu-emerald-rapids-2-threads": "Intel Emerald Rapids (AVX-512, bfloat16, AMX), two threads",
-}
-"""Device -> what documents call it."""
-PREFILTERED = "with prefilter"
-"""Column of the bundled model's settings, which fully scores only the best by dual score."""
 GPU_FOLDER = RESULTS / "nvidia-h200"
 ATTENTION = "candidate_attention"
 STEP = "candidate_attention training step"
@@ -99,11 +93,6 @@ def milliseconds(seconds: float) -> str:
     """Write a time in milliseconds, with three digits."""
     value = seconds * 1000
     return f"{value:,.0f} ms" if value >= 99.95 else f"{value:.3g} ms"
-
-
-def multiple(ratio: float) -> str:
-    """Write a ratio with three digits, or as a whole number from 1,000 on."""
-    return f"{ratio:,.0f}x" if ratio >= 999.5 else f"{ratio:.3g}x"
 
 
 def attention_table() -> str:
@@ -211,59 +200,6 @@ def quality_table() -> str:
     """Every task's measures: two dual-encoders, and the default's score whole and by parts."""
     found = (json.loads((FOLDER / f"quality_{name}.json").read_text(encoding="utf-8")) for name in QUALITY)
     return markdown_table(quality_rows(*found))
-
-
-_DISK = "text to ranking, index on disk, projected float16"
-_INDEX_COLUMNS = {
-    "query pass": ("seconds", "tokenise and query pass"),
-    "bare products": ("seconds", "products"),
-    "text to ranking": ("seconds", _DISK),
-    "cross-encoder": ("ratios", f"cross-encoder / {_DISK}"),
-    "plain PyTorch": ("beside", "plain eager"),
-    "late interaction": ("beside", "late interaction"),
-    "dual-encoder": ("beside", "dual-encoder"),
-    "int8 products": ("seconds", f"{_DISK} int8 products"),
-    "cross-encoder / int8 products": ("ratios", f"cross-encoder / {_DISK} int8 products"),
-    PREFILTERED: ("seconds", f"{_DISK} prefilter, default"),
-    f"{PREFILTERED} / dual-encoder": ("prefiltered", "dual-encoder"),
-}
-"""Column -> kind of figure, and its name in a record."""
-
-
-def index_records() -> dict[str, list[dict[str, Any]]]:
-    """Return {device: records of rankings out of an index} for every CPU that was measured, newest first."""
-    found = {
-        path.parent.name: json.loads(path.read_text(encoding="utf-8"))
-        for path in RESULTS.glob("cpu-*/index_speed.json")
-    }
-    newest = sorted(found, key=lambda device: found[device]["provenance"]["started"], reverse=True)
-    return {device: found[device]["records"] for device in newest}
-
-
-def index_table() -> str:
-    """For every N the time from a query's text to its ranking through an index on disk, and rivals as multiples."""
-    return "\n\n".join(
-        f"{MACHINES.get(device, device)}:\n\n{_index_rows(records)}" for device, records in index_records().items()
-    )
-
-
-def _index_rows(records: Sequence[dict[str, Any]]) -> str:
-    columns = {name: cells for name, cells in _INDEX_COLUMNS.items() if any(_index_cell(r, *cells) for r in records)}
-    rows = [["N", *columns], ["---"] * (1 + len(columns))]
-    rows += [[f"{record['N']:,}", *(_index_cell(record, *cells) for cells in columns.values())] for record in records]
-    return markdown(rows)
-
-
-def _index_cell(record: dict[str, Any], kind: str, name: str) -> str:
-    seconds = record["seconds"]
-    if name not in record["ratios" if kind == "ratios" else "seconds"]:
-        return ""
-    if kind == "seconds":
-        return f"{seconds[name] * 1000:,.1f} ms"
-    if kind == "prefiltered":
-        own = _INDEX_COLUMNS[PREFILTERED][1]
-        return multiple(seconds[own] / seconds[name]) if own in seconds else ""
-    return multiple(record["ratios"][name] if kind == "ratios" else seconds[name] / seconds[_DISK])
 
 
 def _precision_records() -> list[dict]:
@@ -409,6 +345,7 @@ def gpu_targets_table() -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "index": index_table,
+    "products": products_table,
     "precision": precision_table,
     "prefilter": prefilter_table,
     "prefilter changes": prefilter_changes_table,

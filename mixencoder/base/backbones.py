@@ -8,7 +8,7 @@ passes in several threads do not share it. A mask function is registered under t
 would silently drop padding masks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -133,6 +133,8 @@ class Layout:
         model_options: arguments for the encoder's class, to build it without its pooler.
         attention_dropout: name of the configuration's field for dropout of attention weights.
         parts: from each module of an interaction layer to the backbone layer's module that it starts as a copy of.
+        prepared_layers: names of the classes of layers that are built as BERT's, of these parts alone
+            (`mixencoder.base.prepared_encoder`).
     """
 
     model_options: Mapping[str, Any] = {"add_pooling_layer": False}
@@ -147,6 +149,15 @@ class Layout:
         "output": "output.dense",
         "output_norm": "output.LayerNorm",
     }
+    prepared_layers: tuple[str, ...] = ("BertLayer",)
+
+    def embed(self, backbone: Any, input_ids: Tensor, **inputs: Tensor) -> Tensor:
+        """Return what the first layer reads, (B, n, d); inputs are further inputs of the embeddings."""
+        return backbone.embeddings(input_ids=input_ids, **inputs)
+
+    def activation(self, layer: Any) -> Callable[[Tensor], Tensor]:
+        """Return the activation of a layer's FFN."""
+        return layer.intermediate.intermediate_act_fn
 
     def reason_against(self, config: PreTrainedConfig) -> str | None:
         """Return why an encoder of this configuration cannot be used, or None."""
@@ -175,6 +186,8 @@ class Layout:
 class _RobertaLayout(Layout):
     """RoBERTa and XLM-R: positions start after the padding index."""
 
+    prepared_layers = ("RobertaLayer", "XLMRobertaLayer")
+
     def first_position(self, config: PreTrainedConfig) -> int:
         return config.pad_token_id + 1
 
@@ -183,6 +196,11 @@ class _ElectraLayout(Layout):
     """ELECTRA: no pooler. Its forward pass includes the projection of narrower embeddings."""
 
     model_options: Mapping[str, Any] = {}
+    prepared_layers = ("ElectraLayer",)
+
+    def embed(self, backbone: Any, input_ids: Tensor, **inputs: Tensor) -> Tensor:
+        embedded = super().embed(backbone, input_ids, **inputs)
+        return backbone.embeddings_project(embedded) if hasattr(backbone, "embeddings_project") else embedded
 
 
 class _DistilBertLayout(Layout):
@@ -200,6 +218,10 @@ class _DistilBertLayout(Layout):
         "output": "ffn.lin2",
         "output_norm": "output_layer_norm",
     }
+    prepared_layers = ("TransformerBlock",)
+
+    def activation(self, layer: Any) -> Callable[[Tensor], Tensor]:
+        return layer.ffn.activation
 
     def settings(self, config: PreTrainedConfig) -> LayerSettings:
         return LayerSettings(config.hidden_dim, config.activation, 1e-12, config.dropout)
@@ -221,6 +243,7 @@ class _AlbertLayout(Layout):
         "output": "ffn_output",
         "output_norm": "full_layer_layer_norm",
     }
+    prepared_layers = ()
 
     def reason_against(self, config: PreTrainedConfig) -> str | None:
         if config.inner_group_num == 1:
@@ -243,6 +266,7 @@ class _ModernBertLayout(Layout):
     model_options: Mapping[str, Any] = {}
     # transformers uses this field for the dropout after W_o, too
     attention_dropout = "attention_dropout"
+    prepared_layers = ()
 
     def settings(self, config: PreTrainedConfig) -> LayerSettings:
         return LayerSettings(config.intermediate_size, config.hidden_activation, config.norm_eps, config.mlp_dropout)

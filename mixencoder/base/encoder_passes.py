@@ -13,6 +13,7 @@ Three rules make a text's encoding independent of the other texts (docs/determin
 Called by `mixencoder.base.encoding`.
 """
 
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixencoder.base.backbones import layout_of, max_positions
+from mixencoder.base.linears import arranged_linear
+from mixencoder.base.modeling import HeadedModel
+from mixencoder.base.prepared_encoder import PreparedEncoder
 from mixencoder.base.threads import on_one_thread, run_in_order
 
 STEP = 8
@@ -59,13 +63,14 @@ class EncoderPasses:
     """Runs texts through a model's encoder.
 
     Args:
-        backbone: the encoder.
+        model: with the encoder as its backbone.
         pad_id: token id of padding. It is masked; it matters only to encoders that compute positions from it.
     """
 
-    def __init__(self, backbone: Any, pad_id: int) -> None:
-        self._pad_id, self._longest = pad_id, max_positions(backbone.config)
-        self._trial = ShapeTrial(backbone)
+    def __init__(self, model: HeadedModel, pad_id: int) -> None:
+        self._pad_id, self._longest = pad_id, max_positions(model.backbone.config)
+        self._prepared = model.prepared_encoder
+        self._trial = ShapeTrial(model.backbone, self._prepared)
 
     def run(
         self,
@@ -87,6 +92,8 @@ class EncoderPasses:
             alone: True gives the bits of a pass with one text and all threads: for queries, as most calls have one.
                 False gives the bits of full passes: for documents, as there are many.
         """
+        # in this thread, as the threads of passes only use what a call's own thread has prepared
+        self._prepared()
         groups = defaultdict(list)
         for number, row in enumerate(rows):
             groups[min(-(-len(row) // STEP) * STEP, self._longest)].append(number)
@@ -140,6 +147,10 @@ class EncoderPasses:
         return Pass(numbers, torch.tensor(ids, device=device), torch.tensor(mask, device=device), shape.threads)
 
 
+_Kind = tuple[torch.dtype, bool]
+"""Dtype of the weights, and whether the encoder is prepared (`mixencoder.base.prepared_encoder`)."""
+
+
 class ShapeTrial:
     """Finds by experiment which shapes of passes give a text the same bits.
 
@@ -151,20 +162,22 @@ class ShapeTrial:
 
     Args:
         backbone: its first layer gives the shapes of the products.
+        prepared: returns what runs in place of the backbone, or None if the backbone itself does.
     """
 
-    def __init__(self, backbone: Any) -> None:
+    def __init__(self, backbone: Any, prepared: Callable[[], PreparedEncoder | None] = lambda: None) -> None:
+        self._prepared = prepared
         self._layer = layout_of(backbone.config).layers(backbone)[0]
         self._heads = backbone.config.num_attention_heads
         self._width = backbone.config.hidden_size
         self._lock = threading.Lock()
-        self._outputs: dict[tuple[int, PassShape, torch.dtype], tuple[Tensor, ...] | None] = {}
-        self._shapes: dict[tuple[int, int, bool, torch.dtype], list[PassShape]] = {}
+        self._outputs: dict[tuple[int, PassShape, _Kind], tuple[Tensor, ...] | None] = {}
+        self._shapes: dict[tuple[int, int, bool, _Kind], list[PassShape]] = {}
 
     def shapes(self, length: int, *, alone: bool) -> list[PassShape]:
         """Return the shapes of passes of a length whose bits agree, most texts first; at least one."""
         threads = torch.get_num_threads()
-        key = length, threads, alone, self._dtype
+        key = length, threads, alone, self._kind
         with self._lock:
             if key not in self._shapes:
                 sizes = [1]
@@ -214,7 +227,7 @@ class ShapeTrial:
 
     def _output(self, length: int, shape: PassShape) -> tuple[Tensor, ...] | None:
         """Return the operators' results for a text in a pass of this shape; None if they differ between rows."""
-        key = length, shape, self._dtype
+        key = length, shape, self._kind
         if key not in self._outputs:
             run = partial(self._run, length, shape.texts)
             self._outputs[key] = run() if shape.threads > 1 else on_one_thread(run)
@@ -239,15 +252,28 @@ class ShapeTrial:
             return torch.cat([function(*parts) for parts in zip(*(each.split(texts) for each in inputs), strict=True)])
 
         results = []
+        prepared = self._kind[1]
         for wide, narrow, has_bias in sorted(self._linears()):
             weight = torch.randn(narrow, wide, generator=generator, dtype=torch.float32, device="cpu").to(self._dtype)
             bias = torch.zeros(narrow, dtype=self._dtype, device="cpu") if has_bias else None
             inputs, weight = _mirrored(rows(wide), -1), _mirrored(weight, 1)
-            results.append(in_passes(lambda part, weight=weight, bias=bias: F.linear(part, weight, bias), inputs))
+            if prepared:
+                linear = _on_texts(arranged_linear(weight, bias))
+                # a sum that the product includes may change its routine
+                nothing = inputs.new_zeros(*inputs.shape[:-1], narrow)
+                results.append(in_passes(linear, inputs, nothing))
+            else:
+                linear = partial(F.linear, weight=weight, bias=bias)
+            results.append(in_passes(linear, inputs))
             results.append(in_passes(F.gelu, rows(narrow)))
+        valid = (torch.arange(length, device="cpu") < length - 1).expand(distinct * copies, 1, length, length)
         split = (self._heads, self._width // self._heads)
-        query, key, value = (rows(self._width).unflatten(-1, split).transpose(1, 2) for _ in range(3))
-        mask = (torch.arange(length, device="cpu") < length - 1).expand(distinct * copies, 1, length, length)
+        if prepared:
+            query, key, value = rows(3 * self._width).unflatten(-1, (3, *split)).permute(2, 0, 3, 1, 4)
+            mask = torch.zeros(valid.shape, dtype=self._dtype, device="cpu").masked_fill_(~valid, -math.inf)
+        else:
+            query, key, value = (rows(self._width).unflatten(-1, split).transpose(1, 2) for _ in range(3))
+            mask = valid
         results.append(in_passes(F.scaled_dot_product_attention, query, key, value, mask))
         outputs = [out.unflatten(0, (copies, distinct)) for out in results]
         if not all(torch.equal(out, out[:1].expand_as(out)) for out in outputs):
@@ -257,11 +283,26 @@ class ShapeTrial:
     def _linears(self) -> set[tuple[int, int, bool]]:
         """Return the shapes of the layer's linear layers: number of inputs, of outputs, and whether there is a bias."""
         linears = (module for module in self._layer.modules() if isinstance(module, nn.Linear))
-        return {(linear.in_features, linear.out_features, linear.bias is not None) for linear in linears}
+        shapes = {(linear.in_features, linear.out_features, linear.bias is not None) for linear in linears}
+        # a prepared layer multiplies by W_q, W_k and W_v together
+        return {*shapes, (self._width, 3 * self._width, True)} if self._kind[1] else shapes
 
     @property
     def _dtype(self) -> torch.dtype:
         return next(self._layer.parameters()).dtype
+
+    @property
+    def _kind(self) -> _Kind:
+        return self._dtype, self._prepared() is not None
+
+
+def _on_texts(linear: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a function of rows (R, in) as one of texts (B, n, in)."""
+
+    def run(texts: Tensor, *added: Tensor) -> Tensor:
+        return linear(texts.flatten(0, 1), *(part.flatten(0, 1) for part in added)).unflatten(0, texts.shape[:2])
+
+    return run
 
 
 def _mirrored(rows: Tensor, sign: int) -> Tensor:

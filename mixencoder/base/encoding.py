@@ -27,7 +27,7 @@ class EncodingEngine(Engine, Generic[Q, D]):
 
     def _derive(self) -> None:
         super()._derive()
-        self._passes = EncoderPasses(self.model.backbone, self.tokenizer.pad_token_id or 0)
+        self._passes = EncoderPasses(self.model, self.tokenizer.pad_token_id or 0)
 
     @inference
     def encode_query(

@@ -53,7 +53,7 @@ def inference_context(model: nn.Module) -> Generator[None]:
     Raises:
         ForkedProcessError: this process was forked from one that had computed with threads.
     """
-    if model in _ACTIVE.models:
+    if _ACTIVE.call_of(model) is not None:
         # a method called another method of the same model, in the same thread
         yield
         return
@@ -67,33 +67,52 @@ def inference_context(model: nn.Module) -> Generator[None]:
         # torch.device as a context makes every PyTorch call slower, so enter it only if needed
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
-        stack.enter_context(_training_state_of(model).evaluation())
-        _ACTIVE.models.append(model)
-        stack.callback(_ACTIVE.models.remove, model)
+        stack.enter_context(_state_of(model).use())
+        call = _Call(model)
+        _ACTIVE.calls.append(call)
+        stack.callback(_ACTIVE.calls.remove, call)
         yield
 
 
-class _ActiveModels(threading.local):
-    """The models in whose `inference_context` the current thread is."""
+class _Call:
+    """An outermost call of a model's engine."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.values: dict[str, Any] = {}
+        """What `once_a_call` has computed, by name."""
+
+
+class _ActiveCalls(threading.local):
+    """The calls that the current thread is in, one for each model."""
 
     def __init__(self) -> None:
-        self.models: list[nn.Module] = []
+        self.calls: list[_Call] = []
+
+    def call_of(self, model: nn.Module) -> _Call | None:
+        """Return the call of a model's engine, or None."""
+        return next((call for call in self.calls if call.model is model), None)
 
 
-_ACTIVE = _ActiveModels()
+_ACTIVE = _ActiveCalls()
 
 
-class _TrainingState:
-    """The modules of a model to put back into training mode when the last thread has finished inference."""
+class _InferenceState:
+    """What holds for a model while at least one thread is in its `inference_context`.
+
+    Modules that were in training mode are put back into it when the last thread has finished.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = weakref.ref(model)
         self._lock = threading.Lock()
         self._users = 0
         self._to_restore: list[nn.Module] = []
+        self.shared: Any = None
+        """See `shared_by_passes`."""
 
     @contextmanager
-    def evaluation(self) -> Generator[None]:
+    def use(self) -> Generator[None]:
         """Put the model into evaluation mode while at least one thread is in this context."""
         with self._lock:
             self._users += 1
@@ -106,22 +125,46 @@ class _TrainingState:
             with self._lock:
                 self._users -= 1
                 if not self._users:
+                    self.shared = None
                     for module in self._to_restore:
                         module.training = True
                     self._to_restore.clear()
 
 
-_TRAINING_STATES: "weakref.WeakKeyDictionary[nn.Module, _TrainingState]" = weakref.WeakKeyDictionary()
-_TRAINING_STATES_LOCK = threading.Lock()
+_STATES: "weakref.WeakKeyDictionary[nn.Module, _InferenceState]" = weakref.WeakKeyDictionary()
+_STATES_LOCK = threading.Lock()
 
 
-def _training_state_of(model: nn.Module) -> _TrainingState:
+def _state_of(model: nn.Module) -> _InferenceState:
     # one for each model, as several engines may share it
-    with _TRAINING_STATES_LOCK:
-        state = _TRAINING_STATES.get(model)
+    with _STATES_LOCK:
+        state = _STATES.get(model)
         if state is None:
-            state = _TRAINING_STATES[model] = _TrainingState(model)
+            state = _STATES[model] = _InferenceState(model)
         return state
+
+
+def shared_by_passes(model: nn.Module, compute: Callable[[], R]) -> R | None:
+    """Return compute's result for a model, which is computed again in every outermost call of its engine.
+
+    For what a call's passes share, and what must not be used after the weights have changed between two calls. All
+    callers must compute the same. In other threads that run a call's passes, this returns what the caller's thread
+    computed before; outside of any call it returns None.
+    """
+    state = _state_of(model)
+    if _ACTIVE.call_of(model) is not None:
+        state.shared = once_a_call(model, "shared by passes", compute)
+    return state.shared
+
+
+def once_a_call(model: nn.Module, name: str, compute: Callable[[], R]) -> R:
+    """Return compute's result; within an outermost call of a model's engine it is computed once, by its name."""
+    call = _ACTIVE.call_of(model)
+    if call is None:
+        return compute()
+    if name not in call.values:
+        call.values[name] = compute()
+    return call.values[name]
 
 
 def _training_modules(model: nn.Module | None) -> list[nn.Module]:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from mixencoder.errors import InputError
+from mixkernels.devices import multiplies_faster
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 _DTYPE_NAMES = {
-    "auto": "float32",
     "float": "float32",
     "fp32": "float32",
     "bf16": "bfloat16",
@@ -24,7 +24,6 @@ _DTYPE_NAMES = {
     "double": "float64",
     "fp64": "float64",
 }
-"""Further names; "auto" is the same as None, on every device."""
 
 
 def positive_integer(value: Any, name: str) -> int:
@@ -149,16 +148,21 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     return device
 
 
-def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    """Return a dtype, given as object, name or common short form; None and "auto" give float32.
+def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Return a dtype, given as object, name or common short form.
+
+    None gives float32, as its results are the most exact and the same on all processors but for rounding. "auto" gives
+    the fastest dtype of the device that ranks alike: bfloat16 where the device multiplies it faster, else float32.
 
     Raises:
         InputError: dtype is not one of `DTYPES`.
     """
+    if dtype == "auto":
+        return torch.bfloat16 if multiplies_faster(torch.bfloat16, device.type) else torch.float32
     name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
     name = _DTYPE_NAMES.get(name, name)
     if name not in DTYPES:
-        raise InputError(f"dtype {dtype!r} cannot be used; expected one of {', '.join(DTYPES)}")
+        raise InputError(f"dtype {dtype!r} cannot be used; expected one of {', '.join(DTYPES)}, or auto")
     return getattr(torch, name)
 
 
@@ -166,8 +170,13 @@ def placement(
     *where: str | torch.device | torch.dtype,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    current: torch.device,
 ) -> tuple[torch.device | None, torch.dtype | None]:
     """Return the device and the dtype among the arguments of `ModelHolder.to`, None for one that is not given.
+
+    Args:
+        where, device, dtype: as in `ModelHolder.to`.
+        current: the device that the model is on.
 
     Raises:
         InputError: a device or dtype does not exist or is given twice, or there is no argument.
@@ -176,14 +185,15 @@ def placement(
     devices: list[str | torch.device] = [] if device is None else [device]
     dtypes: list[str | torch.dtype] = [] if dtype is None else [dtype]
     for value in where:
-        if isinstance(value, torch.dtype) or (isinstance(value, str) and value in names and value != "auto"):
+        if isinstance(value, torch.dtype) or (isinstance(value, str) and value in names):
             dtypes.append(value)
         else:
             devices.append(value)
     if len(dtypes) > 1 or len(devices) > 1 or not (dtypes or devices):
         found = ", ".join(map(repr, (*devices, *dtypes))) or "nothing"
         raise InputError(f"to() was given {found}; expected a device, a dtype, or one of each")
-    return resolve_device(devices[0]) if devices else None, resolve_dtype(dtypes[0]) if dtypes else None
+    to_device = resolve_device(devices[0]) if devices else None
+    return to_device, resolve_dtype(dtypes[0], to_device or current) if dtypes else None
 
 
 def read_pairs(pairs: Iterable[Any]) -> tuple[list[tuple[Any, Any]], bool]:

@@ -64,7 +64,8 @@ class ModelHolder:
         cls, name_or_path: str | Path, device: str | torch.device | None, dtype: str | torch.dtype | None
     ) -> tuple[Any, Any]:
         """Load model and tokenizer of a checkpoint, for `from_pretrained`."""
-        to_device, to_dtype = resolve_device(device), resolve_dtype(dtype)
+        to_device = resolve_device(device)
+        to_dtype = resolve_dtype(dtype, to_device)
         with locked_for_reading(name_or_path):
             model = load_model(name_or_path, to_dtype, cls.model_class, engine_name=cls.__name__)
             tokenizer = load_tokenizer(name_or_path, model.config)
@@ -89,7 +90,8 @@ class ModelHolder:
             fields: of the configuration.
             poolings, lengths_matter: for `follow_pooling`; None leaves the pooling alone.
         """
-        to_device, to_dtype = resolve_device(device), resolve_dtype(dtype)
+        to_device = resolve_device(device)
+        to_dtype = resolve_dtype(dtype, to_device)
         backbone = load_backbone(name_or_path)
         tokenizer = load_tokenizer(name_or_path, backbone.config)
         if num_labels is not None:
@@ -215,7 +217,7 @@ class ModelHolder:
         Raises:
             InputError: a device or dtype does not exist or is given twice, or there is no argument.
         """
-        to_device, to_dtype = placement(*where, device=device, dtype=dtype)
+        to_device, to_dtype = placement(*where, device=device, dtype=dtype, current=self.device)
         if to_dtype is not None:
             cast_parameters(self.model, to_dtype)
         if to_device is not None:

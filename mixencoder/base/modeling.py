@@ -9,9 +9,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from mixencoder.base.backbones import build_backbone, cast_parameters
+from mixencoder.base.backbones import KeyValueTap, build_backbone, cast_parameters
 from mixencoder.base.configuration import HEADS, EncoderConfig
 from mixencoder.base.gradient_cache import in_chunks
+from mixencoder.base.inference_context import shared_by_passes
+from mixencoder.base.prepared_encoder import PreparedEncoder, is_untouched, prepare
+from mixencoder.base.weights_version import KeptForWeights, version_in_call
 from mixencoder.errors import InputError
 
 
@@ -79,6 +82,7 @@ class HeadedModel(PreTrainedModel):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
         self.backbone = build_backbone(config.backbone_config)
+        self._prepared: KeptForWeights[PreparedEncoder | None] = KeptForWeights()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise weights that are not loaded, from a normal distribution as BERT does."""
@@ -89,6 +93,39 @@ class HeadedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+
+    def run_backbone(
+        self, input_ids: Tensor, attention_mask: Tensor | None, tap: KeyValueTap | None = None, **inputs: Tensor
+    ) -> Tensor:
+        """Return the backbone's final token vectors (B, n, d).
+
+        In calls of an engine on a CPU this may be `PreparedEncoder`, whose results differ by rounding.
+
+        Args:
+            input_ids: (B, n), padded on the right.
+            attention_mask: (B, n), 1 for tokens; None if there is no padding.
+            tap: takes keys and values of layers.
+            inputs: further inputs of the backbone (token_type_ids).
+
+        Raises:
+            LastTapReached: tap has all that it wants.
+        """
+        prepared = self.prepared_encoder()
+        if prepared is not None:
+            return prepared(input_ids, attention_mask, tap, **inputs)
+        options = inputs if tap is None else {**inputs, "key_value_tap": tap}
+        return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **options).last_hidden_state
+
+    def prepared_encoder(self) -> PreparedEncoder | None:
+        """Return the backbone prepared for inference; None outside an engine's calls, and if it cannot be prepared."""
+        if not torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
+            return None
+        return shared_by_passes(self, self._prepare)
+
+    def _prepare(self) -> PreparedEncoder | None:
+        if self.backbone.device.type != "cpu" or not is_untouched(self.backbone):
+            return None
+        return self._prepared.get(version_in_call(self), lambda: prepare(self.backbone))
 
     def start_from_backbone(self) -> None:
         """Copy weights of the backbone into an untrained model's other layers; here there are none."""
@@ -172,10 +209,6 @@ class TwoTowerModel(HeadedModel):
         if candidates_per_query is not None:
             candidates = candidates.unflatten(0, (-1, candidates_per_query))
         return self.interact(query_state, candidates, head)
-
-    def _tokens(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Return the final token vectors (B, n, d)."""
-        return self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
 
 _Model = TypeVar("_Model", bound=HeadedModel)

@@ -45,7 +45,13 @@ ModelOption = Annotated[
 DeviceOption = Annotated[
     str | None, typer.Option(help="For example cpu or cuda.", show_default="a GPU if there is one")
 ]
-DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="float32")]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16, float16, or auto: bfloat16 where the device multiplies it faster, else float32.",
+        show_default="float32",
+    ),
+]
 BackendOption = Annotated[str, typer.Option(help="auto, triton, torch or reference.")]
 
 CandidatesOption = Annotated[

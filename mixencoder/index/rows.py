@@ -149,11 +149,17 @@ class RowMap:
 
     def live_between(self, first: int, last: int) -> np.ndarray:
         """Return the live rows first to last (exclusive), counted among live rows only: int64."""
+        if self.live_rows == self.rows:
+            return np.arange(first, last)
         return self._live.select_range(first, last)
 
     def positions_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the positions of the documents that own these live rows: int64."""
         return self._live_starts.rank(rows + 1) - 1
+
+    def positions_between(self, first: int, rows: np.ndarray) -> np.ndarray:
+        """`positions_of` for rows from `live_between`, of which the first has the number `first` among live rows."""
+        return np.arange(first, first + len(rows)) if self.one_row_each else self.positions_of(rows)
 
     def live_before(self, rows: np.ndarray) -> np.ndarray:
         """Return how many live rows come before each row, which is its row number after compaction: int64."""

@@ -196,18 +196,22 @@ class Snapshot(Listing):
         return Snapshot(self._catalogue, self._map, self.manifest, shards)
 
     def chunks(self, size: int) -> Iterator[Chunk]:
-        """Yield all live rows in iteration order, `size` per chunk, fewer in the last chunk.
+        """Yield all live rows in iteration order, at most `size` per chunk, and none of two shards.
 
-        A chunk is a view of the map if its rows are consecutive rows of one shard, and a copy otherwise. The rows of a
-        document follow each other but may be split between chunks.
+        A chunk is a view of the map if its rows are consecutive, and a copy otherwise. The rows of a document follow
+        each other but may be split between chunks.
 
         Args:
-            size: rows per chunk, at least 1.
+            size: most rows of a chunk, at least 1.
         """
         size = positive_integer(size, "size")
-        for first in range(0, self.rows, size):
+        first = 0
+        while first < self.rows:
             rows = self._map.live_between(first, min(first + size, self.rows))
-            yield Chunk(self._map.positions_of(rows), self._rows(rows))
+            # rows of the next shard would have to be copied behind those of this one
+            rows = rows[rows < (rows[0] // self._shard_rows + 1) * self._shard_rows]
+            yield Chunk(self._map.positions_between(first, rows), self._rows(rows))
+            first += len(rows)
 
     def gather(self, positions: Sequence[int] | np.ndarray | Tensor) -> Chunk:
         """Return all rows of some documents, in the order given; repeats are allowed.

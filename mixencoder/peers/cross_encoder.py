@@ -118,7 +118,7 @@ class CrossEncoderModel(HeadedModel):
         head = self.check_head(head)
         ids, mask, types = self.join(query, query_mask, document, document_mask)
         token_types = {"token_type_ids": types} if has_token_types(self.config) else {}
-        states = self.backbone(input_ids=ids, attention_mask=mask, **token_types).last_hidden_state
+        states = self.run_backbone(ids, mask, None, **token_types)
         return self.head(states[:, 0], head)
 
     def _score_batch(

@@ -63,7 +63,7 @@ class DualEncoderModel(TwoTowerModel):
 
     def encode_query(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Encode queries (B, m) into vectors (B, d)."""
-        return pool(self._tokens(input_ids, attention_mask), attention_mask, self.config.pooling)
+        return pool(self.run_backbone(input_ids, attention_mask), attention_mask, self.config.pooling)
 
     encode_document = encode_query
 

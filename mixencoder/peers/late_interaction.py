@@ -65,7 +65,7 @@ class LateInteractionModel(TwoTowerModel):
 
     def encode_query(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> TokenStates:
         """Encode queries (B, m) into a vector for every token, (B, m, token_size)."""
-        vectors = self._tokens(input_ids, attention_mask)
+        vectors = self.run_backbone(input_ids, attention_mask)
         if self.projection is not None:
             vectors = self.projection(vectors)
         if self.config.similarity == "cosine":

@@ -56,7 +56,7 @@ class PolyEncoderModel(TwoTowerModel):
 
     def encode_query(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Encode queries (B, m) into code vectors (B, num_codes, d): ``softmax(codes T^T + mask) T``, unscaled."""
-        tokens = self._tokens(input_ids, attention_mask)
+        tokens = self.run_backbone(input_ids, attention_mask)
         # (B, num_codes, m)
         logits = at_least_float32(self.codes @ tokens.mT)
         if attention_mask is not None:
@@ -65,7 +65,7 @@ class PolyEncoderModel(TwoTowerModel):
 
     def encode_document(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Encode documents (N, n) into vectors (N, d)."""
-        return pool(self._tokens(input_ids, attention_mask), attention_mask, self.config.pooling)
+        return pool(self.run_backbone(input_ids, attention_mask), attention_mask, self.config.pooling)
 
     def interact(self, query_state: Tensor, candidates: Tensor, head: str | None = None) -> RankingScores | Tensor:
         """Score candidates (N, d), or (B, N, d), for code vectors (B, num_codes, d), as `TwoTowerModel.interact`."""

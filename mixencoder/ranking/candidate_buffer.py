@@ -4,14 +4,16 @@
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from mixencoder.base.threads import on_one_thread
 from mixencoder.errors import InputError
 from mixencoder.ranking.cuda_graphs import CudaGraphs
 from mixencoder.ranking.interaction import Inputs, Layers, Query
-from mixencoder.ranking.piece_sizes import PieceSizes
+from mixencoder.ranking.piece_sizes import PieceSize, PieceSizes
 from mixencoder.ranking.pinned_memory import Staging
 from mixencoder.ranking.plan import Plan, padded_length
 from mixencoder.ranking.record_format import RecordFormat, mean_over_contexts
@@ -38,6 +40,7 @@ class CandidateBuffer:
         self, layers: Layers, record_format: RecordFormat, plan: Plan, sizes: PieceSizes | None = None
     ) -> None:
         self._layers, self._format, self._plan, self._sizes = layers, record_format, plan, sizes
+        self._fields = [field.name for field in record_format.schema.fields]
         self._has_dual = layers.model.config.dual_term
         # with CUDA graphs one for every size: a workspace that grew would move memory that a graph reads
         self._workspaces: dict[int, Workspace] = {}
@@ -64,7 +67,7 @@ class CandidateBuffer:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Read candidates piece by piece and score every piece for all queries.
 
-        A chunk is copied before the next one is requested, so that a source may use its memory again.
+        A chunk is read before the next one is requested, so that a source may use its memory again.
 
         Yields:
             Positions (C,) int64 and scores (B, C) float32 of a piece; positions are valid until the next piece.
@@ -73,24 +76,48 @@ class CandidateBuffer:
             InputError: a chunk lacks a field, or a position is out of range.
         """
         assert self._sizes is not None, "a buffer without sizes only serves to try sizes"
+        if score == "dual" and not self._plan.replayed and not self._plan.staged:
+            yield from self._dual_pieces(candidates, queries)
+            return
         groups = self._sizes.for_queries(queries)
-        for count in self._fill(candidates, score, min(sizes[0] for sizes, _ in groups)):
+        for count in self._fill(candidates, score, min(sizes[0].candidates for sizes, _ in groups)):
             scores = torch.empty(len(queries), count, dtype=torch.float32, device=self._layers.device)
             for sizes, numbers in groups:
                 self._score_group([queries[number] for number in numbers], sizes, score, scores, numbers)
             yield self._positions[:count], scores
 
+    def _dual_pieces(self, candidates: Iterable[Rows], queries: Sequence[Query]) -> Iterator[tuple[Tensor, Tensor]]:
+        """`score_pieces` for the dual term alone: row by row, so pieces need not be filled for equal bits."""
+        layers, workspace, size = self._layers, self._workspace(slice(0)), self._plan.piece
+        dtype = torch.promote_types(layers.dtype, torch.float32)
+        names = [name for name in ("context", "hint") if name in self._format.parts]
+        pooled = {name: workspace.take(f"dual {name}", size, *self._format.parts[name], dtype=dtype) for name in names}
+        for positions, rows in candidates:
+            self._check_chunk(positions, rows)
+            squares = torch.empty(len(positions), dtype=dtype)
+            scores = torch.empty(len(queries), len(positions), dtype=dtype)
+            for start in range(0, len(positions), size):
+                stop = min(start + size, len(positions))
+                self._format.read(rows, start, stop, pooled, 0)
+                hint = pooled["hint"] if "hint" in pooled else mean_over_contexts(pooled["context"])
+                hint = hint[: stop - start]
+                layers.row_products(workspace, hint, hint, out=squares[start:stop])
+                for query, out in zip(queries, scores, strict=True):
+                    layers.row_products(workspace, hint, query.direction, out=out[start:stop])
+            yield positions, layers.dual_scores(scores, squares)
+
     def _score_group(
-        self, queries: Sequence[Query], sizes: tuple[int, ...], score: str, out: Tensor, numbers: list[int]
+        self, queries: Sequence[Query], sizes: tuple[PieceSize, ...], score: str, out: Tensor, numbers: list[int]
     ) -> None:
         """Score the first candidates of the buffer, in pieces of the given sizes; out (B, C) takes rows `numbers`."""
         assert self._sizes is not None, "the caller has asked it for the sizes"
         start, count = 0, out.shape[1]
-        piece_sizes = self._sizes.cut(count, sizes)
-        self._pad(count, sum(piece_sizes))
-        for size in piece_sizes:
+        pieces = self._sizes.cut(count, sizes)
+        self._pad(count, sum(size.candidates for size in pieces))
+        for size, one_thread in pieces:
             stop = min(start + size, count)
-            scores = self._piece_scores(queries, slice(start, start + size), score)
+            compute = partial(self._piece_scores, queries, slice(start, start + size), score)
+            scores = on_one_thread(compute) if one_thread else compute()
             out[numbers, start:stop] = scores[:, : stop - start]
             start += size
 
@@ -124,18 +151,21 @@ class CandidateBuffer:
             drawn = torch.randn(part.shape, generator=generator, dtype=torch.float32, device="cpu")[:count]
             part[:count].copy_(drawn.roll(shift, dims=0))
 
+    # the mode belongs to a thread, and these two also run in a pool's threads
+    @torch.inference_mode()
     def vectors(self, query: Query, count: int) -> Tensor:
         """Interaction vectors h and e of the first `count` candidates, (count, 2, d)."""
         hint, _, inputs = self._shared_by_queries(slice(0, count), "interaction")
         return torch.stack(self._layers.vectors(self._workspace(slice(0, count)), inputs, hint, query), dim=1)
 
+    @torch.inference_mode()
     def _piece_scores(self, queries: Sequence[Query], rows: slice, score: str) -> Tensor:
         """Scores (B, C) float32 of the candidates in the given rows of the buffer."""
         out = torch.empty(len(queries), rows.stop - rows.start, dtype=torch.float32, device=self._layers.device)
         if self._graphs is None:
-            hint, lengths, inputs = self._shared_by_queries(rows, score)
+            hint, squares, inputs = self._shared_by_queries(rows, score)
             for number, query in enumerate(queries):
-                out[number] = self._scores(rows, hint, lengths, inputs, query)
+                out[number] = self._scores(rows, hint, squares, inputs, query)
             return out
         for number, query in enumerate(queries):
             slot = self._query_slot(query)
@@ -167,17 +197,20 @@ class CandidateBuffer:
         self._staging.release()
 
     def _shared_by_queries(self, rows: slice, score: str) -> tuple[Tensor, Tensor | None, Inputs | None]:
-        """What is the same for all queries: hints, the dual term's vector lengths, the first layer's inputs."""
+        """What all queries share: hints, their squared lengths for the dual term, the first layer's inputs."""
         hint = self._parts["hint"][rows] if "hint" in self._parts else mean_over_contexts(self._parts["context"][rows])
-        lengths = self._layers.dual_lengths(hint) if self._has_dual and score != "interaction" else None
-        return hint, lengths, None if score == "dual" else self._inputs(rows, hint)
+        squares = None
+        if self._has_dual and score != "interaction":
+            wide = hint.to(torch.promote_types(hint.dtype, torch.float32))
+            squares = self._layers.row_products(self._workspace(rows), wide, wide)
+        return hint, squares, None if score == "dual" else self._inputs(rows, hint)
 
-    def _scores(self, rows: slice, hint: Tensor, lengths: Tensor | None, inputs: Inputs | None, query: Query) -> Tensor:
+    def _scores(self, rows: slice, hint: Tensor, squares: Tensor | None, inputs: Inputs | None, query: Query) -> Tensor:
         layers, workspace = self._layers, self._workspace(rows)
-        if inputs is None:
-            return layers.dual(workspace, hint, lengths, query)
-        scores = layers.interact(workspace, inputs, hint, query)
-        return scores if lengths is None else scores + layers.dual(workspace, hint, lengths, query)
+        terms = [] if inputs is None else [layers.interact(workspace, inputs, hint, query)]
+        if squares is not None:
+            terms.append(layers.dual_scores(layers.row_products(workspace, hint, query.direction), squares))
+        return sum(terms[1:], terms[0])
 
     def _inputs(self, rows: slice, hint: Tensor) -> Inputs:
         """The first layer's inputs: stored with the candidates, or computed from their context embeddings."""
@@ -210,7 +243,7 @@ class CandidateBuffer:
         return slot
 
     def _check_chunk(self, positions: Tensor, rows: Mapping[str, Tensor]) -> None:
-        fields = [field.name for field in self._format.schema.fields]
+        fields = self._fields
         if missing := [name for name in fields if name not in rows]:
             raise InputError(f"a chunk lacks {', '.join(missing)}; expected the fields {', '.join(fields)}")
         if any(len(rows[name]) != len(positions) for name in fields):

@@ -10,29 +10,29 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
 from mixencoder.errors import InputError
-from mixencoder.ranking.linear import HALF, Linear, QuantisedLinear, elementwise, truncate
+from mixencoder.ranking.linear import HALF, Linear, PackedLinear, QuantisedLinear, elementwise, truncate
 from mixencoder.ranking.workspace import Workspace
 
 
 class FloatFeedForward:
     """``W_2 activation(W_1 x + b_1) + b_2`` in the dtype of the weights."""
 
-    def __init__(self, intermediate: Linear, output: Linear, activation: nn.Module) -> None:
+    def __init__(
+        self, intermediate: Linear | PackedLinear, output: Linear | PackedLinear, activation: nn.Module
+    ) -> None:
         self.intermediate, self.output = intermediate, output
         self.activate = _in_place(activation)
 
-    def add_into(self, workspace: Workspace, rows: Tensor) -> None:
-        """Add the FFN's output for rows (R, d) to the rows."""
-        hidden = self._hidden(workspace, rows)
-        rows.addmm_(hidden, self.output.weight).add_(self.output.bias)
+    def added(self, workspace: Workspace, rows: Tensor) -> Tensor:
+        """Return rows (R, d) plus the FFN's output for them; the rows are not needed afterwards."""
+        return self.output.of(workspace, "update", self._hidden(workspace, rows), rows)
 
     def of(self, workspace: Workspace, rows: Tensor) -> Tensor:
         """Return the FFN's output (R, d) for rows (R, d)."""
-        return self.output.into(workspace, workspace.take("update", *rows.shape), self._hidden(workspace, rows))
+        return self.output.of(workspace, "update", self._hidden(workspace, rows))
 
     def _hidden(self, workspace: Workspace, rows: Tensor) -> Tensor:
-        hidden = workspace.take("hidden", len(rows), self.intermediate.weight.shape[1])
-        return elementwise(self.activate, self.intermediate.into(workspace, hidden, rows))
+        return elementwise(self.activate, self.intermediate.of(workspace, "hidden", rows))
 
 
 def _in_place(activation: nn.Module) -> Callable[[Tensor], object]:
@@ -61,9 +61,9 @@ class QuantisedFeedForward:
         # activations are stored as their distance from the minimum; the bias adds the minimum's product again
         self._bias = output.bias + self._minimum * self._second.sums
 
-    def add_into(self, workspace: Workspace, rows: Tensor) -> None:
-        """As `FloatFeedForward.add_into`."""
-        rows.add_(self.of(workspace, rows))
+    def added(self, workspace: Workspace, rows: Tensor) -> Tensor:
+        """As `FloatFeedForward.added`."""
+        return rows.add_(self.of(workspace, rows))
 
     def of(self, workspace: Workspace, rows: Tensor) -> Tensor:
         """As `FloatFeedForward.of`."""

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from mixencoder.base.weights_version import KeptForWeights, weights_version
 from mixencoder.bundled import default_checkpoint
 from mixencoder.index.schema import raw_bytes
 from mixencoder.modeling import MixEncoderModel
 from mixencoder.ranking.record_format import RecordFormat
-from mixencoder.ranking.weights_version import KeptForWeights, weights_version
 
 
 class ModelIdentity:

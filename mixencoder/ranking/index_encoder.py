@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mixencoder.base.inference_context import inference_context
 from mixencoder.base.tokenization import TextEncoder
+from mixencoder.base.weights_version import weights_version
 from mixencoder.errors import IndexDamagedError, IndexMismatchError, InputError
 from mixencoder.index import CandidateIndex, Encoded, Snapshot
 from mixencoder.index.candidate_index import BuildEstimate
@@ -23,7 +24,6 @@ from mixencoder.modeling import MixEncoderModel
 from mixencoder.ranking.fingerprint import DOCUMENT_TOKENS, IndexMatch, match_index, part_names, stores_embeddings
 from mixencoder.ranking.identity import ModelIdentity
 from mixencoder.ranking.record_format import RecordFormat
-from mixencoder.ranking.weights_version import weights_version
 
 OVERFLOWS = ("truncate", "chunk", "error")
 """For documents that are longer than the model's limit: cut them, split them into several rows, or raise."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mixencoder.base.inputs import as_list, positive_integer_or_none
 from mixencoder.base.results import Activation, RankResult, activated, document_names, entries
+from mixencoder.base.weights_version import KeptForWeights, version_in_call
 from mixencoder.errors import DuplicateIdError, InputError
 from mixencoder.index import CandidateIndex, Chunk, Snapshot
 from mixencoder.index.messages import quoted_ids
@@ -19,7 +20,6 @@ from mixencoder.ranking.identity import ModelIdentity
 from mixencoder.ranking.prefilter import check_prefilter, chosen_prefilter
 from mixencoder.ranking.record_format import RecordFormat
 from mixencoder.ranking.streaming import Rows, RowSource, StreamRanker
-from mixencoder.ranking.weights_version import KeptForWeights, weights_version
 from mixkernels import TopK
 
 CHUNK_ROWS = 4096
@@ -59,7 +59,7 @@ class IndexRanker:
         top_k = positive_integer_or_none(top_k, "top_k")
         prefilter = check_prefilter(prefilter)
         groups = _groups(states, ids)
-        version = weights_version(self._model)
+        version = version_in_call(self._model)
         view = index if isinstance(index, Snapshot) else index.snapshot()
         # only the model counts: engines may differ in their limit of document tokens
         match = match_index(self._model, self._identity, view.manifest, version=version)

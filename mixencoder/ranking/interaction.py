@@ -5,9 +5,8 @@ computed again; the rows of its contexts and of its state lie side by side, so t
 each; work between the products is done in place, in memory that is kept (`mixencoder.ranking.workspace`).
 `mixencoder.ranking.candidate_buffer` is the caller.
 
-On a CPU, `FusedLayers`: attention is two batched products and a softmax over the m + k keys of a row. On a GPU, with a
-backend other than torch, and in float16 or bfloat16 if the CPU multiplies that natively, `OperatorLayers`: operators of
-`mixkernels`.
+On a CPU, `FusedLayers`: attention is two batched products and a softmax over the m + k keys of a row. On a GPU, and
+with a backend other than torch, `OperatorLayers`: operators of `mixkernels`.
 """
 
 import math
@@ -18,14 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mixencoder.base.linears import Norm, can_pack
 from mixencoder.errors import InputError
 from mixencoder.modeling import InteractionLayer, MixEncoderModel, QueryState
 from mixencoder.ranking.feed_forward import FloatFeedForward, QuantisedFeedForward
-from mixencoder.ranking.linear import Linear, QuantisedLinear, elementwise
+from mixencoder.ranking.linear import Linear, PackedLinear, QuantisedLinear, elementwise
 from mixencoder.ranking.record_format import mean_over_contexts
 from mixencoder.ranking.workspace import Workspace
 from mixkernels import candidate_attention, gate_layer_norm, residual_layer_norm, score_candidates
-from mixkernels.devices import multiplies_natively
+from mixkernels.devices import multiplies_faster, multiplies_natively
 
 _EPSILON = 1e-8
 """Least length of a vector in a cosine, as in PyTorch's."""
@@ -93,13 +93,13 @@ class Query(NamedTuple):
 class Layers:
     """The interaction layers of a model, prepared for inference.
 
-    `dtype` is what the products compute in. A model in this dtype shares its weights with the layers; else they are
-    copied once, here.
+    `dtype` is what the products compute in. A model in this dtype shares its weights with the layers, except where
+    `PackedLinear` rearranges them; else they are copied once, here.
 
     Args:
         model: the model, in inference mode.
-        products: "native"; "bfloat16"; or "int8" (`mixencoder.ranking.linear`) for the products that depend on the
-            query, except in the attention.
+        products: "native"; "auto"; "bfloat16"; or "int8" (`mixencoder.ranking.linear`) for the products that depend on
+            the query, except in the attention.
 
     Raises:
         InputError: the device cannot compute these products.
@@ -116,13 +116,15 @@ class Layers:
         """Rows of a candidate in the products: its contexts, if they are updated, and the state."""
         self.heads = model.config.backbone_config.num_attention_heads
         self.head_dim = self.d // self.heads
-        quantised = products == "int8"
-        self.layers = [_Layer(layer, self.dtype, quantised) for layer in model.interaction_layers]
+        quantised, packed = products == "int8", can_pack(self.dtype, self.device)
+        self.layers = [_Layer(layer, self.dtype, quantised, packed) for layer in model.interaction_layers]
         if self.has_state:
             # (d, d) each, for the hint (with the bias), the update and the state
             weights = [weight.t() for weight in model.gate.weight.to(self.dtype).split(self.d, dim=1)]
-            self.gate_hint = Linear(weights[0], model.gate.bias.to(self.dtype))
-            self.gate_update, self.gate_state = (_product(Linear(weight, None), quantised) for weight in weights[1:])
+            self.gate_hint = _product(Linear(weights[0], model.gate.bias.to(self.dtype)), False, packed)
+            self.gate_update, self.gate_state = (
+                _product(Linear(weight, None), quantised, packed) for weight in weights[1:]
+            )
 
     def query(self, query_state: QueryState, number: int) -> Query:
         """Prepare query `number` of a state."""
@@ -151,22 +153,22 @@ class Layers:
         if self.contexts:
             rows = context if context.is_contiguous() else workspace.take("contexts", *context.shape).copy_(context)
             rows = rows.view(-1, self.d)
-            names = ("key", f"{prefix} value", "query")
-            key, value, query = (workspace.take(name, count, self.k, self.d) for name in names)
-            for linear, out in ((layer.query, query), (layer.key, key), (layer.value, value)):
-                linear.into(workspace, out.view(-1, self.d), rows)
+            linears = {"query": layer.query, "key": layer.key, f"{prefix} value": layer.value}
+            query, key, value = (
+                linear.of(workspace, name, rows).view(count, self.k, self.d) for name, linear in linears.items()
+            )
             queries[:, : self.k] = query
             own_logits = self._own_logits(workspace, prefix, query, key)
         if self.has_state:
-            layer.state_query.into(workspace, queries[:, self.contexts], hint)
-            gate = workspace.take(f"{prefix} gate hint", count, self.d)
-            self.gate_hint.into(workspace, gate, hint)
+            queries[:, self.contexts] = layer.state_query.of(workspace, "state query", hint)
+            gate = self.gate_hint.of(workspace, f"{prefix} gate hint", hint)
         return Inputs(context, queries, value, own_logits, gate)
 
     def interact(self, workspace: Workspace, inputs: Inputs, hint: Tensor, query: Query) -> Tensor:
         """Return ``h . e`` (C,) for one query and C candidates, given the first layer's inputs and hints (C, d)."""
         h, e = self.vectors(workspace, inputs, hint, query)
-        return torch.mul(h, e, out=workspace.take("product", len(hint), self.d)).sum(dim=-1)
+        # scores are never summed in half precision
+        return self.row_products(workspace, h, e.to(torch.promote_types(self.dtype, torch.float32)))
 
     def vectors(self, workspace: Workspace, inputs: Inputs, hint: Tensor, query: Query) -> tuple[Tensor, Tensor]:
         """Return h and e, (C, d) each, which `interact` multiplies; valid until the workspace is used again."""
@@ -182,16 +184,20 @@ class Layers:
         h = out[:, -1] if self.has_state else query.first.expand(count, self.d)
         return h, mean_over_contexts(out[:, : self.k]) if self.contexts else hint
 
-    def dual_lengths(self, hint: Tensor) -> Tensor:
-        """Return the vector lengths (C,) of pooled candidates (C, d), for `dual`."""
-        wide = hint.to(torch.promote_types(hint.dtype, torch.float32))
-        return (wide * wide).sum(dim=-1).sqrt_().clamp_min_(_EPSILON)
+    def row_products(self, workspace: Workspace, rows: Tensor, others: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the inner products (C,) of rows (C, d) with others, (C, d) or (d,), whose dtype is the result's.
 
-    def dual(self, workspace: Workspace, hint: Tensor, lengths: Tensor, query: Query) -> Tensor:
-        """Return the dual term (C,) of pooled candidates (C, d) with vector lengths (C,) from `dual_lengths`."""
-        product = workspace.take("product", *hint.shape, dtype=query.direction.dtype)
-        cosine = torch.mul(hint, query.direction, out=product).sum(dim=-1).div_(lengths)
-        return cosine.mul_(self.model.dual_scale)
+        Every row is summed alone, so its bits do not depend on the number of rows; those of a matrix product would.
+        """
+        product = torch.mul(rows, others, out=workspace.take("product", *rows.shape, dtype=others.dtype))
+        return product.sum(dim=-1) if out is None else torch.sum(product, dim=-1, out=out)
+
+    def dual_scores(self, products: Tensor, squares: Tensor) -> Tensor:
+        """Return dual terms of pooled candidates: products (..., C) with `Query.direction`, squared lengths (C,).
+
+        May write into products.
+        """
+        return products.div_(squares.sqrt().clamp_min_(_EPSILON)).mul_(self.model.dual_scale)
 
     def _keys_and_values(self, state: QueryState) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         raise NotImplementedError
@@ -223,7 +229,7 @@ class FusedLayers(Layers):
         return math.ceil((length + self.contexts) / _WIDTH) * _WIDTH - self.contexts
 
     def _keys_and_values(self, state: QueryState) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """For every layer scaled keys (H, D, n) and values (H, n, D), zero after the m tokens.
+        """For every layer scaled keys and values (H, n, D), zero after the m tokens.
 
         n is `width` plus the number of own keys, whose columns follow the tokens.
         """
@@ -232,38 +238,43 @@ class FusedLayers(Layers):
         padding = self.width(length) + self.contexts - length
         for key, value in zip(state.keys, state.values, strict=True):
             scaled = key[0].to(self.dtype) / math.sqrt(self.head_dim)
-            keys.append(F.pad(scaled.permute(1, 2, 0), (0, padding)).contiguous())
+            keys.append(F.pad(scaled.transpose(0, 1), (0, 0, 0, padding)).contiguous())
             values.append(F.pad(value[0].to(self.dtype).transpose(0, 1), (0, 0, 0, padding)).contiguous())
         return tuple(keys), tuple(values)
 
     def _layer(self, workspace: Workspace, number: int, inputs: Inputs, state: Tensor | None, query: Query) -> Tensor:
         layer, count, d = self.layers[number], len(inputs.queries), self.d
         attended = self._attend(workspace, inputs, query.length, query.keys[number], query.values[number])
-        rows = workspace.take("rows", count, self.rows, d)
-        layer.attention_output.into(workspace, rows.view(-1, d), attended)
+        rows = layer.attention_output.of(workspace, "rows", attended).view(count, self.rows, d)
         if self.contexts:
             rows[:, : self.k].add_(inputs.context)
         if self.has_state:
             self._gate(workspace, rows[:, -1], inputs.gate, state)
         normed = layer.attention_norm(rows.view(-1, d))
-        layer.feed_forward.add_into(workspace, normed)
-        return layer.output_norm(normed).view(count, self.rows, d)
+        return layer.output_norm(layer.feed_forward.added(workspace, normed)).view(count, self.rows, d)
 
     def _attend(self, workspace: Workspace, inputs: Inputs, m: int, key: Tensor, value: Tensor) -> Tensor:
-        """Attention results (C * rows, d): of all rows to the query's m tokens, of contexts also to own keys."""
+        """Attention results (C * rows, d): of all rows to the query's m tokens, of contexts also to own keys.
+
+        Logits have the rows last, as PyTorch's softmax over a few keys is several times as fast that way.
+        """
         count, heads, k = len(inputs.queries), self.heads, self.contexts
-        total, width = count * self.rows, key.shape[-1]
-        logits = workspace.take("logits", heads, total, width)
-        torch.bmm(inputs.queries.view(total, heads, self.head_dim).transpose(0, 1), key, out=logits)
+        total, width = count * self.rows, value.shape[1]
+        logits = workspace.take("logits", heads, width, total)
+        queries = inputs.queries.view(total, heads, self.head_dim).transpose(0, 1)
+        if self.dtype.itemsize < 4:
+            # oneDNN would copy them itself, but transposed, which takes several times as long
+            queries = workspace.take("queries by head", heads, total, self.head_dim).copy_(queries)
+        torch.bmm(key, queries.mT, out=logits)
         if width > m:
-            rest = logits.view(heads, count, self.rows, width)[..., m:].fill_(-math.inf)
+            rest = logits.view(heads, width, count, self.rows)[:, m:].fill_(-math.inf)
             if k:
-                rest[:, :, :k, :k] = inputs.own_logits.permute(3, 0, 1, 2)
-        probs = torch.softmax(logits, dim=-1, out=workspace.take("probs", heads, total, width))
-        by_head = torch.bmm(probs, value, out=workspace.take("by head", heads, total, self.head_dim))
+                rest[:, :k, :, :k] = inputs.own_logits.permute(3, 2, 0, 1)
+        probs = torch.softmax(logits, dim=1, out=workspace.take("probs", heads, width, total))
+        by_head = torch.bmm(probs.mT, value, out=workspace.take("by head", heads, total, self.head_dim))
         attended = workspace.take("attended", total, heads, self.head_dim).copy_(by_head.transpose(0, 1))
         if k:
-            own = probs.view(heads, count, self.rows, width)[:, :, :k, m : m + k]
+            own = probs.view(heads, width, count, self.rows)[:, m : m + k, :, :k].permute(0, 2, 3, 1)
             contexts = attended.view(count, self.rows, heads, self.head_dim)[:, :k]
             self._add_own(workspace, contexts, own, inputs.value.unflatten(-1, (heads, self.head_dim)))
         return attended.view(total, self.d)
@@ -283,11 +294,11 @@ class FusedLayers(Layers):
 
     def _gate(self, workspace: Workspace, update: Tensor, hint: Tensor, state: Tensor | None) -> None:
         """Gate the update u (C, d) in place: ``z*u + (1-z)*h``; state h, or None for zeros."""
-        gate = self.gate_update.into(workspace, workspace.take("gate", *hint.shape), update, hint)
+        gate = self.gate_update.of(workspace, "gate", update, hint)
         if state is None:
             update.mul_(elementwise(torch.sigmoid_, gate))
             return
-        self.gate_state.into(workspace, gate, state, gate)
+        gate = self.gate_state.of(workspace, "gate with state", state, gate)
         update.sub_(state).mul_(elementwise(torch.sigmoid_, gate)).add_(state)
 
 
@@ -297,7 +308,7 @@ class OperatorLayers(Layers):
     def interact(self, workspace: Workspace, inputs: Inputs, hint: Tensor, query: Query) -> Tensor:
         """As `Layers.interact`; for a single layer, LN2 and all that follows it is one operator."""
         if len(self.layers) > 1 or not (self.contexts and self.has_state):
-            return super().interact(workspace, inputs, hint, query).float()
+            return super().interact(workspace, inputs, hint, query)
         # LN2, the mean over contexts, the product h * e and its sum
         normed, update = self._before_norm(workspace, 0, inputs, None, query)
         norm, contexts, states = self.layers[0].output_norm, slice(0, self.k), -1
@@ -343,16 +354,15 @@ class OperatorLayers(Layers):
         attended[:, : max(k, 1)] = result.context[0].flatten(-2)
         if result.state is not None:
             attended[:, -1] = result.state[0].flatten(-2)
-        rows = workspace.take("rows", count, self.rows, d)
-        layer.attention_output.into(workspace, rows.view(-1, d), attended.view(-1, d))
+        rows = layer.attention_output.of(workspace, "rows", attended.view(-1, d)).view(attended.shape)
         norm, normed = layer.attention_norm, workspace.take("normed", count, self.rows, d)
         options = {"eps": norm.eps, "backend": self.model.kernel_backend}
         if k:
             normed[:, :k] = residual_layer_norm(rows[:, :k], inputs.context, norm.weight, norm.bias, **options)
         if self.has_state:
-            gate = self.gate_update.into(workspace, workspace.take("gate", count, d), rows[:, -1], inputs.gate)
+            gate = self.gate_update.of(workspace, "gate", rows[:, -1], inputs.gate)
             if state is not None:
-                self.gate_state.into(workspace, gate, state, gate)
+                gate = self.gate_state.of(workspace, "gate with state", state, gate)
             normed[:, -1] = gate_layer_norm(gate, rows[:, -1], state, norm.weight, norm.bias, **options)
         return normed, layer.feed_forward.of(workspace, normed.view(-1, d)).view(normed.shape)
 
@@ -360,38 +370,37 @@ class OperatorLayers(Layers):
 class _Layer:
     """An interaction layer's weights, prepared for the products."""
 
-    def __init__(self, layer: InteractionLayer, dtype: torch.dtype, quantised: bool) -> None:
+    def __init__(self, layer: InteractionLayer, dtype: torch.dtype, quantised: bool, packed: bool) -> None:
         def linear(module: nn.Linear) -> Linear:
             return Linear(module.weight.to(dtype).t(), module.bias.to(dtype))
 
-        projections: Mapping[str, Linear] = {
-            name: linear(getattr(layer, name))
+        projections: Mapping[str, AnyLinear] = {
+            name: _product(linear(getattr(layer, name)), False, packed)
             for name in ("query", "key", "value", "state_query")
             if hasattr(layer, name)
         }
         self.__dict__.update(projections)
-        self.attention_output = _product(linear(layer.attention_output), quantised)
+        self.attention_output = _product(linear(layer.attention_output), quantised, packed)
         self.attention_norm, self.output_norm = (
-            _Norm(norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
+            Norm(norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
             for norm in (layer.attention_norm, layer.output_norm)
         )
-        feed_forward = QuantisedFeedForward if quantised else FloatFeedForward
-        self.feed_forward = feed_forward(linear(layer.intermediate), linear(layer.output), layer.activation)
+        first, second = linear(layer.intermediate), linear(layer.output)
+        if quantised:
+            self.feed_forward = QuantisedFeedForward(first, second, layer.activation)
+        else:
+            self.feed_forward = FloatFeedForward(
+                _product(first, False, packed), _product(second, False, packed), layer.activation
+            )
 
 
-def _product(linear: Linear, quantised: bool) -> Linear | QuantisedLinear:
-    return QuantisedLinear(linear) if quantised else linear
+AnyLinear = Linear | PackedLinear | QuantisedLinear
 
 
-class _Norm(NamedTuple):
-    """A LayerNorm."""
-
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        return F.layer_norm(rows, rows.shape[-1:], self.weight, self.bias, self.eps)
+def _product(linear: Linear, quantised: bool, packed: bool) -> AnyLinear:
+    if quantised:
+        return QuantisedLinear(linear)
+    return PackedLinear(linear.weight.t(), linear.bias) if packed else linear
 
 
 def prepare_layers(model: MixEncoderModel, products: str = "native") -> Layers:
@@ -401,8 +410,7 @@ def prepare_layers(model: MixEncoderModel, products: str = "native") -> Layers:
         InputError: the device cannot compute these products.
     """
     on_operators = model.device.type != "cpu" or model.kernel_backend not in ("auto", "torch")
-    narrow = _dtype_of(model, products) in (torch.float16, torch.bfloat16)
-    return (OperatorLayers if on_operators or narrow else FusedLayers)(model, products)
+    return (OperatorLayers if on_operators else FusedLayers)(model, products)
 
 
 def _dtype_of(model: MixEncoderModel, products: str) -> torch.dtype:
@@ -411,6 +419,8 @@ def _dtype_of(model: MixEncoderModel, products: str) -> torch.dtype:
     Raises:
         InputError: products is "bfloat16", which the device does not multiply natively.
     """
+    if products == "auto" and model.dtype == torch.float32 and multiplies_faster(torch.bfloat16, model.device.type):
+        return torch.bfloat16
     wanted = torch.bfloat16 if products == "bfloat16" else model.dtype
     native = multiplies_natively(wanted, model.device)
     if products == "bfloat16" and not native:

@@ -1,5 +1,7 @@
 """Linear layers of the interaction, in floating point or int8.
 
+In bfloat16 and float16 on a CPU, weights are arranged once as oneDNN's products read them.
+
 int8 products (of oneDNN) need a CPU and float32; they are faster, and less exact. Activations get one scale a row, so
 that rows do not influence each other; weights get one scale an output. Activations have 7 bits: processors without VNNI
 add pairs of products in 16 bits, which must not overflow.
@@ -14,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mixencoder.base import linears
 from mixencoder.errors import InputError
 from mixencoder.ranking.workspace import Workspace
 
@@ -33,20 +36,30 @@ class Linear(NamedTuple):
     weight: Tensor
     """(in, out)."""
     bias: Tensor | None
-    """(out,); None if every caller of `into` passes `added`."""
+    """(out,); None if every caller of `of` passes `added`."""
 
-    def into(self, workspace: Workspace, out: Tensor, rows: Tensor, added: Tensor | None = None) -> Tensor:
-        """Write the layer's output for rows (R, in) into out (R, out); return out.
-
-        Rows and out may have any strides between rows.
+    def of(self, workspace: Workspace, name: str, rows: Tensor, added: Tensor | None = None) -> Tensor:
+        """Return the layer's output (R, out) for rows (R, in), which may have any strides between rows.
 
         Args:
-            workspace: used by `QuantisedLinear` only.
-            out: the output.
+            workspace: memory for the output.
+            name: of that memory; other kinds of layers may return new memory instead.
             rows: the input.
-            added: (R, out), to add in place of the bias; may be out itself.
+            added: (R, out), to add to the output; not in the memory of that name.
         """
-        return torch.addmm(self.bias if added is None else added, rows, self.weight, out=out)
+        out = workspace.take(name, len(rows), self.weight.shape[1])
+        if added is None:
+            return torch.addmm(self.bias, rows, self.weight, out=out)
+        torch.addmm(added, rows, self.weight, out=out)
+        return out if self.bias is None else out.add_(self.bias)
+
+
+class PackedLinear(linears.PackedLinear):
+    """`mixencoder.base.linears.PackedLinear` with the method of `Linear`."""
+
+    def of(self, workspace: Workspace, name: str, rows: Tensor, added: Tensor | None = None) -> Tensor:
+        """As `Linear.of`; returns new memory."""
+        return self(rows, added)
 
 
 def elementwise(function: Callable[[Tensor], object], rows: Tensor) -> Tensor:
@@ -67,7 +80,7 @@ def elementwise(function: Callable[[Tensor], object], rows: Tensor) -> Tensor:
 
 
 class QuantisedLinear:
-    """A linear layer with int8 products; `into` as in `Linear`.
+    """A linear layer with int8 products; methods as in `Linear`.
 
     Raises:
         InputError: int8 products cannot run on this machine or in this dtype.
@@ -80,7 +93,7 @@ class QuantisedLinear:
                 f'products "int8" cannot run in {weight.dtype} on {weight.device}; expected float32 on a CPU with '
                 'oneDNN. Use products "native", which run everywhere'
             )
-        self.bias = linear.bias
+        self.bias, self.width = linear.bias, weight.shape[1]
         self._scales = weight.abs().amax(dim=0).clamp_min_(_TINY) / 127
         numbers = (weight / self._scales).round_().clamp_(-127, 127)
         self.sums = (numbers * self._scales).sum(dim=0)
@@ -90,9 +103,13 @@ class QuantisedLinear:
         self._one = torch.tensor(1.0, dtype=torch.float32)
         self._zero_points = {zero: torch.tensor(zero) for zero in (0, HALF)}
 
-    def into(self, workspace: Workspace, out: Tensor, rows: Tensor, added: Tensor | None = None) -> Tensor:
-        """As `Linear.into`."""
-        return torch.add(self.product(workspace, rows), self.bias if added is None else added, out=out)
+    def of(self, workspace: Workspace, name: str, rows: Tensor, added: Tensor | None = None) -> Tensor:
+        """As `Linear.of`; returns new memory."""
+        out = self.product(workspace, rows)
+        for term in (added, self.bias):
+            if term is not None:
+                out.add_(term)
+        return out
 
     def product(self, workspace: Workspace, rows: Tensor) -> Tensor:
         """Return the float32 product (R, out) with rows (R, in), without the bias."""

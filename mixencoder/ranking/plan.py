@@ -26,14 +26,16 @@ class Plan(NamedTuple):
 
 
 ON_CPU = Plan(PIECE, 32, replayed=False, staged=False)
+ON_CPU_HALF = ON_CPU._replace(piece=2 * PIECE)
+"""For bfloat16 and float16, with half the bytes a candidate: fewer calls between the products, which take less time."""
 ON_GPU = Plan(4096, 512, replayed=True, staged=True)
 """With 4096 candidates, the FFN's intermediate results fit into the cache of a large GPU. Not yet timed on one."""
 
 
-def plan_for(device: torch.device) -> Plan:
-    """Return the plan for a device."""
+def plan_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Plan:
+    """Return the plan for a device and the dtype of its products."""
     if device.type == "cpu":
-        return ON_CPU
+        return ON_CPU if dtype.itemsize >= 4 else ON_CPU_HALF
     return ON_GPU._replace(replayed=device.type == "cuda" and graphs_allowed(), staged=device.type == "cuda")
 
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from mixencoder.base.weights_version import version_in_call
 from mixencoder.modeling import QueryState
-from mixencoder.ranking.weights_version import weights_version
 
 
 class QueryStateCache:
     """States of single queries by their token ids; drops the least recently used ones first. Safe to use from threads.
 
-    All states are dropped when the model's weights change (`mixencoder.ranking.weights_version`). A copy of the cache,
+    All states are dropped when the model's weights change (`mixencoder.base.weights_version`). A copy of the cache,
     by `copy` or `pickle`, starts empty.
 
     Args:
@@ -45,7 +45,7 @@ class QueryStateCache:
             encode: encodes distinct queries into one state; called at most once, with the queries that are not cached.
         """
         keys = [tuple(row) for row in rows]
-        version = weights_version(model)
+        version = version_in_call(model)
         with self._lock:
             if version != self._version:
                 self._states.clear()

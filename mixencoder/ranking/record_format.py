@@ -168,7 +168,9 @@ class RecordFormat:
         """
         for name, out in into.items():
             out, stored = out[first : first + end - begin], rows[name][begin:end]
-            out.copy_(stored)
+            # PyTorch converts float16 to bfloat16 one number at a time, but both to and from float32 in vectors
+            narrow = out.device.type == "cpu" and {out.dtype, stored.dtype} == {torch.float16, torch.bfloat16}
+            out.copy_(stored.float() if narrow else stored)
             if stored.dtype == torch.int8:
                 scale = rows[f"{name}_scale"][begin:end].to(out.device, out.dtype)
                 out.unflatten(-1, (self._heads, -1)).mul_(scale.unsqueeze(-1))

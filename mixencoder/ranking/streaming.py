@@ -25,9 +25,10 @@ from mixencoder.ranking.record_format import RecordFormat
 from mixkernels import TopK
 from mixkernels.packed_keys import EMPTY_KEY, LARGEST_ID, pack_keys, unpack_keys
 
-PRODUCTS = ("native", "bfloat16", "int8")
-"""What matrix products compute in: the model's dtype; bfloat16, where the device multiplies it natively; or int8, on a
-CPU. The latter two are faster and change scores a little."""
+PRODUCTS = ("native", "auto", "bfloat16", "int8")
+"""What matrix products compute in: the model's dtype; for "auto" bfloat16, if the model is float32 and the device
+multiplies bfloat16 faster, else the model's dtype; bfloat16, where the device multiplies it natively; or int8, on a
+CPU. bfloat16 and int8 are faster and change scores a little."""
 
 _WAITING = 8192
 """Scores of a query that are collected before they are merged into the top k."""
@@ -70,7 +71,7 @@ class StreamRanker:
         self.record_format = record_format
         self._layers = prepare_layers(model, products)
         self._has_dual = model.config.dual_term
-        self._plan = plan_for(self._layers.device) if plan is None else plan
+        self._plan = plan_for(self._layers.device, self._layers.dtype) if plan is None else plan
         # buffers that no thread is using
         self._free: list[CandidateBuffer] = []
         self._sizes = PieceSizes(
@@ -170,11 +171,13 @@ class RunningBest:
 
     def add(self, scores: Tensor, positions: Tensor) -> None:
         """Add scores (B, C) of candidates at positions (C,)."""
-        if self._count + len(positions) > self._capacity:
-            self._merge()
-        rows = slice(self._count, self._count + len(positions))
-        self._scores[:, rows], self._positions[rows] = scores, positions
-        self._count = rows.stop
+        parts = scores.split(self._capacity, dim=1), positions.split(self._capacity)
+        for scores, positions in zip(*parts, strict=True):
+            if self._count + len(positions) > self._capacity:
+                self._merge()
+            rows = slice(self._count, self._count + len(positions))
+            self._scores[:, rows], self._positions[rows] = scores, positions
+            self._count = rows.stop
 
     def result(self) -> TopK:
         """Return the best candidates, (B, n), on the CPU."""

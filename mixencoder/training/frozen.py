@@ -57,7 +57,7 @@ class FrozenEncodings:
     ) -> None:
         examples = [example for source in sources for example in source.examples]
         self._model = model
-        self._passes = EncoderPasses(model.backbone, read_query.tokenizer.pad_token_id or 0)
+        self._passes = EncoderPasses(model, read_query.tokenizer.pad_token_id or 0)
         self._queries = {text: number for number, text in enumerate(dict.fromkeys(e.query for e in examples))}
         with inference_context(model):
             self._encode_queries(read_query(list(self._queries)))

@@ -14,7 +14,7 @@ from torch import Tensor
 from mixkernels.attention.checks import Call
 from mixkernels.attention.torch_slabs import Slab, add, result_view, slabs, take
 
-_SLAB_LOGITS = {"cpu": 2**20, "cuda": 2**25}
+_SLAB_LOGITS = {"cpu": 2**19, "cuda": 2**25}
 """Shared logits of a slab."""
 
 _NAMES = ("context_query", "context_key", "context_value", "state_query", "key", "value", "own_logits")
@@ -96,9 +96,13 @@ def _delta(grad: Tensor | None, result: Tensor, grad_lse: Tensor | None) -> tupl
 
 
 def _joined(of_contexts: Tensor, of_states: Tensor | None) -> Tensor:
-    """(b, n, k, H, ...) and (b, n, H, ...) as rows (b, n k + n, H, ...): context rows, then states."""
-    rows = of_contexts.flatten(1, 2)
-    return rows if of_states is None else torch.cat([rows, of_states], dim=1)
+    """(b, n, k, H, ...) and (b, n, H, ...) as rows by head (H, b, n k + n, ...): context rows, then states."""
+    b, n, k, heads = of_contexts.shape[:4]
+    rows = of_contexts.new_empty(heads, b, n * (k + (of_states is not None)), *of_contexts.shape[4:])
+    rows[:, :, : n * k] = of_contexts.flatten(1, 2).movedim(2, 0)
+    if of_states is not None:
+        rows[:, :, n * k :] = of_states.movedim(2, 0)
+    return rows
 
 
 class _Candidates:
@@ -115,7 +119,7 @@ class _Candidates:
         self.n, self.k = self.query.shape[:2]
         self.has_state = part.state_query is not None
         # all rows that attend to the shared keys, times scale: (H, R, D)
-        self.rows = _joined(part.context_query, part.state_query)[0].transpose(0, 1).contiguous() * scale
+        self.rows = _joined(part.context_query, part.state_query).squeeze(1).mul_(scale)
         # (n, k, k, H): every context row with every own key
         if part.own_logits is not None:
             self.own_logits = part.own_logits[0].to(self.query.dtype)
@@ -138,28 +142,25 @@ class _Candidates:
             # a zero key adds nothing to dQ; its own gradient is zeroed below
             absent = (torch.arange(m, device=key.device) >= lengths[:, None])[:, :, None, None]
             key = key.masked_fill(absent, 0.0)
-        # (b, R, H, ...)
-        grad = _joined(outputs.grad_context, outputs.grad_state)
-        lse = _joined(outputs.context_lse, outputs.state_lse)
-        delta = _joined(outputs.context_delta, outputs.state_delta)
-        # (H, b m, D) and (H, R, b, m): one product of the rows with the keys of all queries
+        # keys before rows in P and dS, so that each product takes its operands as they lie: (H, b m, R), (H b, m, R)
         keys = key.permute(2, 0, 1, 3).reshape(heads, queries * m, dim)
-        probs = torch.bmm(self.rows, keys.transpose(1, 2)).view(heads, -1, queries, m)
-        probs = probs.sub_(lse.permute(2, 1, 0).unsqueeze(-1)).exp_()
-        grad_scores = torch.empty_like(probs)
-        of_value = value.new_empty(queries, heads, m, dim)
-        # query by query: (H, R, D), (H, R, 1), (H, R, m), (H, D, m), (H, m, D)
-        by_query = (grad.transpose(1, 2), delta.transpose(1, 2).unsqueeze(-1), value.permute(0, 2, 3, 1), of_value)
-        by_query = (*(t.unbind(0) for t in by_query), probs.unbind(2), grad_scores.unbind(2))
-        for b_grad, b_delta, b_value, b_of_value, b_probs, b_grad_scores in zip(*by_query, strict=True):
-            torch.mul(torch.baddbmm(b_delta, b_grad, b_value, beta=-1.0), b_probs, out=b_grad_scores)
-            torch.bmm(b_probs.transpose(1, 2), b_grad, out=b_of_value)
-        grad_scores = grad_scores.view(heads, -1, queries * m)
-        self.grad_rows.baddbmm_(grad_scores, keys, alpha=self.scale)
-        of_key = torch.bmm(grad_scores.transpose(1, 2), self.rows).view(heads, queries, m, dim).permute(1, 2, 0, 3)
-        of_value = of_value.transpose(1, 2)
-        shared[0].add_(of_key if absent is None else of_key.masked_fill_(absent, 0.0))
-        shared[1].add_(of_value if absent is None else of_value.masked_fill_(absent, 0.0))
+        values = value.permute(2, 0, 1, 3).reshape(heads * queries, m, dim)
+        # (H, b, R, D), and (H, b, 1, R)
+        grad = _joined(outputs.grad_context, outputs.grad_state)
+        lse = _joined(outputs.context_lse, outputs.state_lse).unsqueeze(2)
+        delta = _joined(outputs.context_delta, outputs.state_delta).unsqueeze(2)
+        each, by_query = (heads, queries, m, -1), (heads * queries, m, -1)
+        probs = torch.bmm(keys, self.rows.mT)
+        probs.view(each).sub_(lse).exp_()
+        grad_rows = grad.flatten(0, 1)
+        of_value = torch.bmm(probs.view(by_query), grad_rows)
+        grad_scores = torch.bmm(values, grad_rows.mT)
+        grad_scores = grad_scores.view(each).sub_(delta).view_as(probs).mul_(probs)
+        self.grad_rows.baddbmm_(grad_scores.mT, keys, alpha=self.scale)
+        of_key = torch.bmm(grad_scores, self.rows)
+        for total, part in zip(shared, (of_key, of_value), strict=True):
+            part = part.view(heads, queries, m, dim).permute(1, 2, 0, 3)
+            total.add_(part if absent is None else part.masked_fill_(absent, 0.0))
 
     def _add_own_keys(self, outputs: _Outputs) -> None:
         for this in range(self.k):

@@ -24,6 +24,12 @@ Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 _SLAB_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
 """Output elements of a slab."""
 
+_FEW_CONTEXTS = 3
+"""With at most this many contexts, attention to own keys is k elementwise products; k x k matrix products cost more."""
+
+_BLOCK_ROWS = 16
+"""Rows of a block of `_attend_own_flash`, if k is not larger. The kernel is about as fast for 16 rows as for fewer."""
+
 
 def candidate_attention(call: Call, *, scale: float, return_lse: bool) -> Results:
     """Same contract as the reference's; the log-sum-exps are None unless return_lse."""
@@ -132,61 +138,105 @@ def _attend_shared_products(
 
 
 def _attend_own(call: Call, scale: float, *, on_cpu: bool) -> tuple[Tensor, Tensor]:
-    """Attend each candidate's context rows to its own keys: (..., n, k, H, D) and log-sum-exp (..., n, k, H)."""
-    query, key, value = call.context_query, call.context_key, call.context_value
-    k = query.shape[-3]
-    wide = torch.promote_types(query.dtype, torch.float32)
+    """Attend each candidate's context rows to its own keys: (..., n, k, H, D) and log-sum-exp (..., n, k, H).
+
+    On a CPU a candidate keeps its bits at every position, as every step treats all candidates alike.
+    """
+    lead, (k, heads) = call.context_query.shape[:-3], call.context_query.shape[-3:-1]
+    query, value = call.context_query.flatten(0, -4), call.context_value.flatten(0, -4)
+    if call.own_logits is None:
+        assert call.context_key is not None, "either own keys or their logits are given"
+        key = call.context_key.flatten(0, -4)
+        if on_cpu and k > _FEW_CONTEXTS and k & (k - 1) == 0:
+            # other blocks would not fill the kernel's vectors: products are up to twice as fast for them
+            own, lse = _attend_own_flash(query, key, value, scale)
+            return own.unflatten(0, lead), lse.unflatten(0, lead)
+        logits = (_logits_elementwise if k <= _FEW_CONTEXTS else _logits_by_products)(query, key, scale)
+    else:
+        logits = call.own_logits.flatten(0, -4).movedim(2, 0).to(torch.promote_types(query.dtype, torch.float32))
     if k == 1:
         # one own key has all the weight
-        if call.own_logits is not None:
-            return value, call.own_logits.squeeze(-2)
-        assert key is not None, "either own keys or their logits are given"
-        return value, (query.to(wide) * key.to(wide)).sum(dim=-1).mul_(scale)
-    if on_cpu and key is not None:
-        return _attend_own_flash(query, key, value, scale)
-    # (..., n, H, k, k)
-    if call.own_logits is not None:
-        scores = call.own_logits.movedim(-1, -3).to(wide)
-    else:
-        assert key is not None, "either own keys or their logits are given"
-        scores = torch.matmul(query.transpose(-3, -2).to(wide), key.to(wide).movedim(-3, -1)) * scale
-    own = torch.matmul(scores.softmax(dim=-1), value.transpose(-3, -2).to(wide))
-    return own.transpose(-3, -2).to(value.dtype), scores.logsumexp(dim=-1).transpose(-1, -2)
+        return call.context_value, logits.view(*lead, k, heads)
+    own, lse = (_weigh_elementwise if k <= _FEW_CONTEXTS else _weigh_by_products)(logits, value)
+    return own.to(value.dtype).unflatten(0, lead), lse.unflatten(0, lead)
 
 
-_OWN_BLOCK_ROWS = 24
-"""Most rows of a block of `_attend_own_flash`. k x k products of single candidates are mostly overhead; blocks of 16 to
-24 rows, of a power of two of candidates, measured fastest for k = 2, 3 and 4, although part of their work is masked."""
+def _logits_elementwise(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Logits (k, n, k, H), own keys first, of rows and own keys (n, k, H, D)."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    query, key = query.to(wide), key.to(wide)
+    logits, product = query.new_empty(query.shape[1], *query.shape[:-1]), torch.empty_like(query)
+    for this in range(query.shape[1]):
+        torch.mul(query, key[:, this : this + 1], out=product)
+        torch.sum(product, dim=-1, out=logits[this])
+    return logits.mul_(scale)
+
+
+def _weigh_elementwise(logits: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Own values (n, k, H, D) weighed by the softmax of logits (k, n, k, H), and the log-sum-exps."""
+    probs, lse = _own_softmax(logits)
+    value = value.to(probs.dtype)
+    own = value[:, :1] * probs[0].unsqueeze(-1)
+    for this in range(1, len(probs)):
+        own.addcmul_(value[:, this : this + 1], probs[this].unsqueeze(-1))
+    return own, lse
+
+
+def _logits_by_products(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """`_logits_elementwise` by k x k matrix products, head by head: nothing is then copied."""
+    (count, k, heads, _), wide = query.shape, torch.promote_types(query.dtype, torch.float32)
+    query, key = query.to(wide), key.to(wide)
+    logits = query.new_empty(heads, count, k, k)
+    for head in range(heads):
+        torch.bmm(query[:, :, head], key[:, :, head].mT, out=logits[head])
+    return logits.mul_(scale).permute(3, 1, 2, 0)
+
+
+def _weigh_by_products(logits: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """`_weigh_elementwise` by matrix products, head by head."""
+    # (k, H, n, k)
+    probs, lse = _own_softmax(logits.transpose(1, 3).transpose(2, 3))
+    value = value.to(probs.dtype)
+    count, k, heads, dim = value.shape
+    own = value.new_empty(heads, count, k, dim)
+    for head in range(heads):
+        torch.bmm(probs[:, head].permute(1, 2, 0), value[:, :, head], out=own[head])
+    return own.permute(1, 2, 0, 3), lse.permute(1, 2, 0)
+
+
+def _own_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax over the first dimension, and its log-sum-exp.
+
+    Terms are added one by one: the order in `torch.softmax` and `torch.sum` depends on a column's position.
+    """
+    top = logits.amax(dim=0)
+    # contiguous, also if logits are permuted
+    probs = torch.sub(logits, top, out=logits.new_empty(logits.shape)).exp_()
+    total = probs[0].clone()
+    for part in probs[1:]:
+        total += part
+    return probs.div_(total), total.log_().add_(top)
 
 
 def _attend_own_flash(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """`_attend_own` in blocks of a few candidates under a block-diagonal mask.
+    """`_attend_own` for k a power of two, in blocks of a few candidates under a block-diagonal mask.
 
-    A block's size depends only on k, and each candidate gets a power of two of its columns. The softmax sums a row by
-    vectors of 8 or 16 columns, then across the vector by halves: with this layout a candidate's k terms are added in
-    the same order at every position in the block.
+    A block's size depends only on k. The softmax sums a row by vectors of 8 or 16 columns, then across the vector by
+    halves, so a candidate's k terms are added in the same order at every position in the block.
     """
-    k, heads, dim = query.shape[-3:]
-    per_block = 1 << (_OWN_BLOCK_ROWS // k).bit_length() - 1
-    # MKL's tiles have six rows with AVX2 on Intel, and it rounds a remainder of two rows differently
-    while per_block > 1 and per_block * k % 6 == 2:
-        per_block //= 2
-    width = k if per_block == 1 else 1 << (k - 1).bit_length()
-    candidates = query.shape[:-3].numel()
-    missing = -candidates % per_block
+    count, k, heads, dim = query.shape
+    per_block = max(_BLOCK_ROWS // k, 1)
+    size, missing = per_block * k, -count % per_block
 
-    def blocks(rows: Tensor, columns: int) -> Tensor:
-        rows = rows.reshape(candidates, k, heads, dim)
-        if missing or columns > k:
-            rows = F.pad(rows, (0, 0, 0, 0, 0, columns - k, 0, missing))
-        return rows.view(-1, per_block * columns, heads, dim).transpose(1, 2)
+    def blocks(rows: Tensor) -> Tensor:
+        rows = F.pad(rows, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else rows
+        return rows.reshape(-1, size, heads, dim).transpose(1, 2)
 
-    column = torch.arange(per_block * width)
-    candidate_of_row = torch.arange(per_block).repeat_interleave(k)
-    mask = torch.zeros(1, 1, per_block * k, per_block * width, dtype=query.dtype)
-    mask.masked_fill_((candidate_of_row[:, None] != column // width) | (column % width >= k), -torch.inf)
+    candidate = torch.arange(size) // k
+    mask = torch.zeros(1, 1, size, size, dtype=query.dtype)
+    mask.masked_fill_(candidate[:, None] != candidate, -torch.inf)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        blocks(query, k), blocks(key, width), blocks(value, width), attn_mask=mask, scale=scale
+        blocks(query), blocks(key), blocks(value), attn_mask=mask, scale=scale
     )
-    out, lse = (part.transpose(1, 2).flatten(0, 1)[: candidates * k] for part in (out, lse))
-    return out.reshape(query.shape), lse.reshape(query.shape[:-1])
+    out, lse = out.transpose(1, 2).reshape(-1, k, heads, dim), lse.transpose(1, 2).reshape(-1, k, heads)
+    return out[:count], lse[:count]

@@ -12,6 +12,7 @@ import torch
 
 import mixencoder
 from mixencoder import CandidateIndex, InputError, MixEncoder, NonFiniteError, RankResult
+from mixencoder.base import inputs
 from tests.base.engine_cases import untrained
 
 DOCUMENTS = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france", "the cat sat"]
@@ -275,10 +276,27 @@ def test_short_names_of_dtypes_are_understood(backbone_path, name, dtype):
     assert MixEncoder.from_backbone(backbone_path, dtype=name).dtype == dtype
 
 
-def test_auto_is_the_default(backbone_path):
-    plain, auto = (MixEncoder.from_backbone(backbone_path, device=name, dtype=name) for name in (None, "auto"))
-    assert (auto.device, auto.dtype) == (plain.device, plain.dtype)
-    assert auto.dtype == torch.float32
+def test_the_default_is_float32_on_a_cpu(backbone_path):
+    plain, auto = (MixEncoder.from_backbone(backbone_path, device=device) for device in (None, "auto"))
+    assert auto.device == plain.device
+    assert plain.dtype == torch.float32
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_auto_is_bfloat16_where_the_processor_multiplies_it_faster(backbone_path, monkeypatch, faster):
+    monkeypatch.setattr(inputs, "multiplies_faster", lambda dtype, device: faster)
+    want = torch.bfloat16 if faster else torch.float32
+    assert MixEncoder.from_backbone(backbone_path, device="cpu", dtype="auto").dtype == want
+    model = MixEncoder.from_backbone(backbone_path, device="cpu", dtype="float64")
+    assert model.to(dtype="auto").dtype == want
+
+
+def test_auto_is_bfloat16_on_a_gpu_that_multiplies_it(monkeypatch):
+    monkeypatch.setattr(inputs, "multiplies_faster", inputs.multiplies_faster.__wrapped__)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert inputs.resolve_dtype("auto", torch.device("cuda")) == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert inputs.resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
 
 
 def test_a_model_is_cast_and_moved_in_place(backbone_path):

@@ -5,9 +5,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu import ranking as gpu_ranking
-from benchmarks.index.speed import CROSS, CROSS_PAIRS, ON_DISK, bare_products, plain_scores, ratios
+from benchmarks.index.speed import (
+    CROSS,
+    CROSS_PAIRS,
+    NARROW,
+    NARROW_ON_DISK,
+    ON_DISK,
+    bare_products,
+    plain_scores,
+    ratios,
+)
 from mixencoder.configuration import MixEncoderConfig
 from mixencoder.modeling import MixEncoderModel
+from mixkernels.devices import multiplies_natively
 from tests.conftest import backbone_config
 
 
@@ -58,6 +68,8 @@ def test_ratios_put_equal_work_side_by_side():
         f"cross-encoder / {ON_DISK}, default": 30.0,
         "rank projected float32 / products": 1.25,
         f"{ON_DISK}, scoring / products": 7 / 4,
+        "rank projected float32 / products and query pass": 6 / 5,
+        f"{ON_DISK} / products and query pass": 8 / 5,
         "plain eager / rank projected float32": 20 / 6,
         f"plain eager / {ON_DISK}": 2.5,
         f"dual-encoder / {ON_DISK}": 0.5 / 8,
@@ -72,3 +84,35 @@ def test_the_end_to_end_benchmark_of_a_gpu_runs(device, monkeypatch):
     assert {name.split(",")[0] for name in large["seconds"]} == {"resident", "streamed"}
     small = gpu_ranking.beside_cross_encoder(12, device, shape)
     assert small["ratio"] == small["seconds"]["cross-encoder"] / small["seconds"]["mixencoder"]
+
+
+def test_ratios_in_bfloat16_take_the_parts_in_bfloat16():
+    seconds = {
+        "tokenise and query pass": 1.0,
+        "tokenise and query pass, default": 2.0,
+        f"tokenise and query pass{NARROW}": 0.5,
+        f"tokenise and query pass{NARROW}, default": 0.6,
+        "products": 4.0,
+        "products bfloat16": 2.0,
+        "plain eager": 20.0,
+        CROSS: 3.0 * CROSS_PAIRS,
+        f"{CROSS}{NARROW}": 1.5 * CROSS_PAIRS,
+        ON_DISK: 8.0,
+        f"{ON_DISK} bfloat16 products": 5.0,
+        NARROW_ON_DISK: 4.0,
+        f"rank projected bfloat16{NARROW}, default": 2.4,
+    }
+    found = ratios({"N": 100, "seconds": seconds})
+    assert found[f"cross-encoder / {NARROW_ON_DISK}"] == 300 / 4
+    assert found[f"cross-encoder in bfloat16 / {NARROW_ON_DISK}"] == 150 / 4
+    assert found[f"cross-encoder in bfloat16 / rank projected bfloat16{NARROW}, default"] == pytest.approx(50)
+    assert f"cross-encoder in bfloat16 / {ON_DISK}" not in found
+    assert found[f"{ON_DISK} bfloat16 products, scoring / products"] == 4 / 2
+    assert found[f"{NARROW_ON_DISK}, scoring / products"] == 3.5 / 2
+    assert found[f"{NARROW_ON_DISK} / products and query pass"] == 4 / 2.5
+
+
+@pytest.mark.skipif(not multiplies_natively(torch.bfloat16), reason="this processor does not multiply bfloat16")
+def test_bare_products_run_in_bfloat16():
+    with torch.inference_mode():
+        bare_products(make_model().bfloat16(), 700, 5)()

@@ -11,12 +11,12 @@ import torch
 from typer.testing import CliRunner
 
 from mixencoder import IndexDamagedError, IndexMismatchError, IndexStateError, InputError, MixEncoder
+from mixencoder.base.weights_version import weights_version
 from mixencoder.cli import app
 from mixencoder.index import CandidateIndex, Snapshot
 from mixencoder.index import copying as index_copying
 from mixencoder.ranking import identity as identity_file
 from mixencoder.ranking import index_encoder
-from mixencoder.ranking.weights_version import weights_version
 from tests.conftest import WORDS
 
 TEXTS = [f"{a} {b} in the pot" for a, b in itertools.product(WORDS[4:9], WORDS[9:13])]

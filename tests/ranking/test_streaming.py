@@ -10,6 +10,7 @@ from benchmarks.measuring.timing import peak_bytes
 from mixencoder.errors import InputError, NonFiniteError
 from mixencoder.ranking import interaction, piece_sizes
 from mixencoder.ranking.candidate_buffer import CandidateBuffer
+from mixencoder.ranking.piece_sizes import PieceSize
 from mixencoder.ranking.record_format import LAYOUTS, RecordFormat
 from mixencoder.ranking.streaming import RowSource, StreamRanker
 from tests.ranking.streaming_cases import (
@@ -146,7 +147,7 @@ def test_queries_that_no_size_suits_together_are_scored_in_sizes_of_their_own(mo
     want = dense(StreamRanker(model, record_format).rank(query_state, chunks(rows)))
     ranker = StreamRanker(model, record_format)
     widths = [ranker._layers.width(length) for length in (4, 9)]
-    sizes = dict(zip(widths, [(512, 64), (384, 48)], strict=True))
+    sizes = {width: tuple(map(PieceSize, of)) for width, of in zip(widths, [(512, 64), (384, 48)], strict=True)}
     monkeypatch.setattr(ranker._sizes, "for_width", sizes.__getitem__)
     piece_scores = CandidateBuffer._piece_scores
 
@@ -156,8 +157,54 @@ def test_queries_that_no_size_suits_together_are_scored_in_sizes_of_their_own(mo
 
     monkeypatch.setattr(CandidateBuffer, "_piece_scores", spied)
     torch.testing.assert_close(dense(ranker.rank(query_state, chunks(rows))), want, rtol=1e-4, atol=1e-4)
-    # a piece is as large as all of them can score
-    assert used == {((4, 4), 64), ((9,), 384), ((9,), 48)}
+    # one large piece costs less than several small ones
+    assert used == {((4, 4), 512), ((9,), 384)}
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(10, [32]), (33, [64]), (100, [128]), (600, [512, 128]), (700, [512, 256]), (1000, [512, 512]), (512, [512])],
+)
+def test_pieces_are_cut_so_that_padding_and_calls_cost_least(count, expected):
+    model = make_model(FORMS[0])
+    ranker = StreamRanker(model, RecordFormat(model, "compact", "float32"))
+    sizes = tuple(map(PieceSize, (512, 256, 128, 64, 32)))
+    assert [size.candidates for size in ranker._sizes.cut(count, sizes)] == expected
+
+
+def test_sizes_that_keep_bits_on_one_thread_alone_run_on_one(monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model = make_model(FORMS[1])
+        query_state, context = queries(model), contexts(model, 40)
+        record_format = RecordFormat(model, "compact", "float32")
+        rows, vectors = record_format.encode(context), CandidateBuffer.vectors
+
+        def split_between_threads(buffer, query, count):
+            # as a library that splits the sums of products of few rows
+            out = vectors(buffer, query, count)
+            return out * (1 + 1e-6) if count < 128 and torch.get_num_threads() > 1 else out
+
+        monkeypatch.setattr(CandidateBuffer, "vectors", split_between_threads)
+        ranker, used = StreamRanker(model, record_format), []
+        piece_scores = CandidateBuffer._piece_scores
+
+        def spied(buffer, queries, rows, score):
+            used.append((rows.stop - rows.start, torch.get_num_threads()))
+            return piece_scores(buffer, queries, rows, score)
+
+        monkeypatch.setattr(CandidateBuffer, "_piece_scores", spied)
+        ranker.rank(query_state, chunks(rows))
+        assert used == [(64, 1)]
+        assert {size.one_thread for size in ranker._sizes.for_width(7) if size.candidates >= 128} == {False}
+        # a size for several queries must suit all of them in the same way
+        two = PieceSize(64), PieceSize(64, one_thread=True)
+        monkeypatch.setattr(ranker._sizes, "for_width", lambda width: (PieceSize(128), two[width > 8]))
+        groups = ranker._sizes.for_queries([ranker._layers.query(queries(model, (m,)), 0) for m in (4, 20)])
+        assert groups == [((PieceSize(128),), [0, 1])]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_threads_that_rank_at_once_get_what_each_gets_alone():
@@ -389,7 +436,7 @@ def test_bad_arguments_are_named():
     del rows["gate"]
     with pytest.raises(InputError, match="a chunk lacks gate; expected the fields context"):
         ranker.rank(query_state, [(torch.arange(4), rows)])
-    with pytest.raises(InputError, match="products is 'int4'; expected one of native, bfloat16, int8"):
+    with pytest.raises(InputError, match="products is 'int4'; expected one of native, auto, bfloat16, int8"):
         StreamRanker(model, record_format, products="int4")
     dual = make_model(FORMS[1])
     with pytest.raises(InputError, match="candidates is an iterator"):

@@ -7,6 +7,7 @@ from mixencoder.errors import InputError
 from mixencoder.modeling import QueryState
 from mixencoder.ranking import interaction
 from mixencoder.ranking.interaction import prepare_layers
+from mixencoder.ranking.piece_sizes import PieceSize
 from mixencoder.ranking.plan import Plan
 from mixencoder.ranking.record_format import LAYOUTS, RecordFormat
 from mixencoder.ranking.streaming import StreamRanker
@@ -56,6 +57,23 @@ def test_bfloat16_products_move_scores_by_what_its_eight_bits_allow(options, mon
     with torch.inference_mode():
         budget = narrow.interact(state, context.bfloat16()).full.float() - want
     assert 0 < (got - want).pow(2).mean().sqrt() < budget.pow(2).mean().sqrt()
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_auto_takes_bfloat16_products_where_they_are_faster(monkeypatch, faster):
+    monkeypatch.setattr(interaction, "multiplies_faster", lambda dtype, device: faster)
+    monkeypatch.setattr(interaction, "multiplies_natively", lambda dtype, device: True)
+    model = make_model({})
+    query_state, context = queries(model), contexts(model)
+    record_format = RecordFormat(model)
+    rows = record_format.encode(context)
+    found, want = (
+        dense(StreamRanker(model, record_format, products=products).rank(query_state, chunks(rows)))
+        for products in ("auto", "bfloat16" if faster else "native")
+    )
+    assert torch.equal(found, want)
+    wide = make_model({}, torch.float64)
+    assert prepare_layers(wide, "auto").dtype == torch.float64
 
 
 def test_bfloat16_products_refuse_a_processor_that_would_emulate_them(monkeypatch):
@@ -117,7 +135,7 @@ def test_replays_use_few_lengths_and_shapes(monkeypatch):
     rows = record_format.encode(contexts(model, 700))
     ranker = StreamRanker(model, record_format, plan=Plan(256, 64, replayed=True, staged=False))
     # whatever this processor's trials would find
-    monkeypatch.setattr(ranker._sizes, "for_width", lambda width: (256, 128, 64))
+    monkeypatch.setattr(ranker._sizes, "for_width", lambda width: tuple(map(PieceSize, (256, 128, 64))))
     ranker.rank(queries(model, range(1, 34)), chunks(rows))
     first = {key for key in recorded if key[0] == 0}
     assert first == {(0, size, "full", length) for size in (256, 192 + 64) for length in (16, 32, 64)}

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mixencoder.base.inference_context import once_a_call
+
 WHOLE = 2048
 """Weights of at most this many numbers, such as biases and norms, are compared whole."""
 SAMPLED = 64
@@ -94,6 +96,14 @@ def weights_version(model: nn.Module) -> int:
         version = next(_numbers)
         _last_states[model] = _WeightsState(tensor_states, samples, bits, version)
         return version
+
+
+def version_in_call(model: nn.Module) -> int:
+    """Return `weights_version`; in a call of the model's engine it is found once, at its first use.
+
+    For calls that are short: in a longer one the weights may change meanwhile.
+    """
+    return once_a_call(model, "weights version", lambda: weights_version(model))
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mixencoder import IndexMismatchError, MixEncoder
+from mixencoder.base.weights_version import SAMPLED, WHOLE, KeptForWeights, weights_version
 from mixencoder.ranking.identity import ModelIdentity
 from mixencoder.ranking.query_cache import QueryStateCache
-from mixencoder.ranking.weights_version import SAMPLED, WHOLE, KeptForWeights, weights_version
 from tests.ranking.streaming_cases import FORMS, make_model
 
 TEXTS = ["boil the rice in a pot", "undo the commit", "paris is the capital of france"]
