@@ -5,6 +5,9 @@ kernel that reads keys in blocks (triton_forward_streamed). The choice and the t
 strides, never on N, so that a candidate keeps its bits whatever stands beside it. Only outputs are written.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -13,7 +16,9 @@ from mixkernels.attention.triton_arguments import (
     constants_of,
     dense,
     num_tiles,
+    out_strides_of,
     strides_of,
+    written_in_place,
 )
 from mixkernels.attention.triton_forward_short import candidate_attention_fwd_short_kernel
 from mixkernels.attention.triton_forward_streamed import candidate_attention_fwd_streamed_kernel
@@ -29,8 +34,9 @@ from mixkernels.attention.triton_launch import (
     slots_of,
 )
 from mixkernels.attention.triton_variants import forward_variants
+from mixkernels.triton_common.launching import Launch
 from mixkernels.triton_common.occupancy import one_wave, programs_each
-from mixkernels.triton_common.runtime import INTERPRET, device_of, empty_output, with_workspace
+from mixkernels.triton_common.runtime import INTERPRET, device_of
 from mixkernels.triton_common.variant import KernelVariant
 
 _INTERPRETED_WAVE = 4
@@ -39,8 +45,12 @@ _COPIED_BYTES = 16
 """The memory engine copies rows whose addresses and distances are multiples of this."""
 
 
-def forward_kind(call: Call, *, return_lse: bool) -> Kind:
-    """Return what the launch configuration of a call depends on."""
+Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+Out = tuple[Tensor | None, Tensor | None]
+
+
+def forward_kind(call: Call, *, return_lse: bool, out: Out = (None, None)) -> Kind:
+    """Return what the launch configuration of a call depends on; `out` as of `candidate_attention`."""
     key, k, has_state = call.key, call.context_query.shape[-3], call.state_query is not None
     short = key.shape[1] <= SHORT_KEYS and key.element_size() < 4 and keeps_short_queries(key.device)
     kernel = SHORT if short else STREAMED
@@ -52,26 +62,27 @@ def forward_kind(call: Call, *, return_lse: bool) -> Kind:
         key.element_size(),
         quantised=call.query_scale is not None,
         lse=return_lse,
-        descriptors=short and _tiles_are_copied(call),
+        descriptors=short and _tiles_are_copied(call, out),
     )
 
 
-def _tiles_are_copied(call: Call) -> bool:
+def _tiles_are_copied(call: Call, out: Out) -> bool:
     """Whether the memory engine can copy tiles: a tile's rows, with all heads, lie one distance apart."""
     k, heads, head_dim = call.context_query.shape[-3:]
     # tiles of the forward kernels have 64 or 32 rows, and products take 16 states at least
     if call.candidate_ids is not None or k not in (1, 2):
         return False
-    for tensor in call[:4]:
+    for tensor in (*call[:4], *out):
         if tensor is None:
             continue
-        rows = tensor.stride()[-3] if tensor is call.state_query or k > 1 else tensor.stride()[-4]
+        state = tensor is call.state_query or tensor is out[1]
+        rows = tensor.stride()[-3] if state or k > 1 else tensor.stride()[-4]
         size = tensor.element_size()
         distances = [rows, *tensor.stride()[:-3]]
         if (
             tensor.stride(-2) != head_dim
             or rows < heads * head_dim
-            or (k > 1 and tensor is not call.state_query and tensor.stride(-4) != k * rows)
+            or (k > 1 and not state and tensor.stride(-4) != k * rows)
             or tensor.data_ptr() % _COPIED_BYTES
             or any(distance * size % _COPIED_BYTES for distance in distances)
         ):
@@ -91,49 +102,124 @@ def _grid(call: Call, kind: Kind, config: LaunchConfig, wave: int) -> tuple[int,
     return num_tiles(call, each * candidates) * heads, each
 
 
-def candidate_attention(
-    call: Call, *, scale: float, return_lse: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Same contract as the reference's; one launch, no workspace."""
-    call = dense(call)
+class Prepared(NamedTuple):
+    """The forward pass of all calls of one form; holds no tensors."""
+
+    launch: Launch | None
+    """None: there are no candidates."""
+    shapes: tuple[tuple[int, ...], tuple[int, ...] | None, tuple[int, ...] | None, tuple[int, ...] | None]
+    """Of context, state and their log-sum-exps."""
+    dtype: torch.dtype
+    """Of context and state as the kernel writes them."""
+
+    def __call__(self, call: Call, scale: float, out: Out) -> Results:
+        """Run a call of the form; `call` has dense index tensors, and `out` as of `candidate_attention`."""
+        context, state, context_lse, state_lse = self.outputs(call.key, out)
+        if self.launch is not None:
+            # absent tensors are never read, so any pointer will do
+            tensors = (*call, context, state, context_lse, state_lse)
+            pointers = [context if tensor is None else tensor for tensor in tensors]
+            self.launch(pointers, scale)
+        if INTERPRET:
+            context = context.to(call.key.dtype)
+            state = None if state is None else state.to(call.key.dtype)
+        return context, state, context_lse, state_lse
+
+    def outputs(self, like: Tensor, out: Out) -> Results:
+        """Return memory for the results; the interpreter truncates where a GPU rounds, so PyTorch rounds there."""
+        (contexts, states, context_lses, state_lses), dtype = self.shapes, self.dtype
+        context, state = out
+        return (
+            like.new_empty(contexts, dtype=dtype) if context is None else context,
+            like.new_empty(states, dtype=dtype) if state is None and states is not None else state,
+            None if context_lses is None else like.new_empty(context_lses, dtype=torch.float32),
+            None if state_lses is None else like.new_empty(state_lses, dtype=torch.float32),
+        )
+
+
+def prepare(call: Call, *, return_lse: bool, out: Out = (None, None)) -> Prepared:
+    """Decide how calls of the form of `call`, which has dense index tensors, are computed."""
     key, lead = call.key, call.lead
     heads, head_dim = key.shape[2:]
     k, has_state = call.context_query.shape[-3], call.state_query is not None
-    context = empty_output(key, *lead, k, heads, head_dim)
-    state = empty_output(key, *lead, heads, head_dim) if has_state else None
-    context_lse = key.new_empty(context.shape[:-1], dtype=torch.float32) if return_lse else None
-    state_lse = key.new_empty(state.shape[:-1], dtype=torch.float32) if return_lse and state is not None else None
-    outputs = (context, state, context_lse, state_lse)
-    if context.numel():
-        # absent tensors are never read, so any pointer will do
-        pointers = [context if tensor is None else tensor for tensor in (*call, *outputs)]
-        constants = constants_of(call) | {
-            "QUANTISED": call.query_scale is not None,
-            # which rows of the scales are a candidate's
-            "PER_QUERY": call.query_scale is not None and call.context_query.dim() == 5,
-            "HAS_LSE": return_lse,
-        }
-        kind = forward_kind(call, return_lse=return_lse)
+    contexts = (*lead, k, heads, head_dim)
+    states = (*lead, heads, head_dim) if has_state else None
+    shapes = (
+        contexts,
+        states,
+        contexts[:-1] if return_lse else None,
+        states[:-1] if return_lse and states is not None else None,
+    )
+    prepared = Prepared(None, shapes, torch.float32 if INTERPRET else key.dtype)
+    if 0 in contexts:
+        return prepared
+    constants = constants_of(call) | {
+        "QUANTISED": call.query_scale is not None,
+        # which rows of the scales are a candidate's
+        "PER_QUERY": call.query_scale is not None and call.context_query.dim() == 5,
+        "HAS_LSE": return_lse,
+    }
+    constants |= dict(zip(("CO_N", "CO_C", "SO_N"), out_strides_of(call, out), strict=True))
+    kind = forward_kind(call, return_lse=return_lse, out=out)
 
-        def launch(config: LaunchConfig) -> None:
-            arguments = [*pointers, scale, lead[-1], key.shape[1], key.shape[0]]
-            strides = strides_of(call)
-            options = constants | forward_options(kind, config, key.shape[1])
-            if kind.kernel == STREAMED:
-                programs = num_tiles(call, config.block_m // kind.slots) * heads
-                candidate_attention_fwd_streamed_kernel[(programs,)](*arguments, *strides, **options)
-                return
-            kernel, wave = candidate_attention_fwd_short_kernel, _INTERPRETED_WAVE
-            if not INTERPRET:
-                wave = one_wave(kernel, (*arguments, 0, *strides), options, key.device)
-            programs, tiles_each = _grid(call, kind, config, wave)
-            with with_workspace(kind.descriptors):
-                kernel[(programs,)](*arguments, tiles_each, *strides, **options)
+    def launch(config: LaunchConfig) -> Launch:
+        numbers = (lead[-1], key.shape[1], key.shape[0])
+        strides = strides_of(call)
+        options = constants | forward_options(kind, config, key.shape[1])
+        if kind.kernel == STREAMED:
+            programs = num_tiles(call, config.block_m // kind.slots) * heads
+            return Launch(candidate_attention_fwd_streamed_kernel, programs, (*numbers, *strides), options, key.device)
+        kernel, wave = candidate_attention_fwd_short_kernel, _INTERPRETED_WAVE
+        if not INTERPRET:
+            # of the outputs, dtype and alignment matter
+            written, lse = key.new_empty(1, dtype=prepared.dtype), key.new_empty(1, dtype=torch.float32)
+            outputs = (written, written if has_state else None, *((lse if return_lse else None,) * 2))
+            tensors = [written if tensor is None else tensor for tensor in (*call, *outputs)]
+            with device_of(key):
+                wave = one_wave(kernel, (*tensors, 1.0, *numbers, 0, *strides), options, key.device)
+        programs, tiles_each = _grid(call, kind, config, wave)
+        numbers = (*numbers, tiles_each, *strides)
+        return Launch(kernel, programs, numbers, options, key.device, workspace=kind.descriptors)
 
-        with device_of(key):
-            launch(launch_config(kind, key.device, launch))
-    state = None if state is None else state.to(key.dtype)
-    return context.to(key.dtype), state, context_lse, state_lse
+    def time(config: LaunchConfig) -> None:
+        prepared._replace(launch=launch(config))(call, 1.0, out)
+
+    with device_of(key):
+        return prepared._replace(launch=launch(launch_config(kind, key.device, time)))
+
+
+def candidate_attention(call: Call, *, scale: float, return_lse: bool) -> Results:
+    """Same contract as the reference's; one launch, no workspace."""
+    return runner(call, return_lse=return_lse, out=(None, None))[0](call, scale, (None, None))
+
+
+def runner(call: Call, *, return_lse: bool, out: Out) -> tuple[Callable[[Call, float, Out], Results], bool]:
+    """Return what runs calls of a form, given scale and out, and whether it may be kept: it takes tensors as they are.
+
+    Args:
+        call: a call of the form.
+        return_lse: as of the operator.
+        out: where context and state are written, or (None, None).
+    """
+    given, call = call, dense(call)
+    if not all(before is after for before, after in zip(given, call, strict=True)):
+        prepared = prepare(call, return_lse=return_lse)
+        return lambda call, scale, out: _copied(prepared(dense(call), scale, _NOWHERE), out), False
+    if out[0] is None or (written_in_place(out) and not (INTERPRET and out[0].dtype != torch.float32)):
+        return prepare(call, return_lse=return_lse, out=out), True
+    prepared = prepare(call, return_lse=return_lse)
+    return lambda call, scale, out: _copied(prepared(call, scale, _NOWHERE), out), True
+
+
+_NOWHERE: Out = (None, None)
+
+
+def _copied(results: Results, out: Out) -> Results:
+    context, state, context_lse, state_lse = results
+    if out[0] is None:
+        return results
+    state = state if out[1] is None or state is None else out[1].copy_(state)
+    return out[0].copy_(context), state, context_lse, state_lse
 
 
 def variants() -> list[KernelVariant]:

@@ -121,6 +121,10 @@ def candidate_attention_fwd_short_kernel(
     K: tl.constexpr,
     SLOTS: tl.constexpr,
     D: tl.constexpr,
+    # strides of the outputs: n candidate, c context embedding; heads are contiguous
+    CO_N: tl.constexpr,
+    CO_C: tl.constexpr,
+    SO_N: tl.constexpr,
     HAS_STATE: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     HAS_IDS: tl.constexpr,
@@ -196,13 +200,13 @@ def candidate_attention_fwd_short_kernel(
                 context_key_ptr + i_batch * ck_b + base * ck_n, [count, H * D], [step_k, 1], [BLOCK_M, D]
             )
         context_desc = tl.make_tensor_descriptor(
-            context_ptr + start * (K * H * D), [count, H * D], [H * D, 1], [BLOCK_M, D]
+            context_ptr + start * CO_N, [count, H * D], [CO_N // K, 1], [BLOCK_M, D]
         )
         if STATE_TILE:
             s_desc = tl.make_tensor_descriptor(
                 state_query_ptr + i_batch * sq_b + base * sq_n, [rows, H * D], [sq_n, 1], [BLOCK_S, D]
             )
-            state_desc = tl.make_tensor_descriptor(state_ptr + start * (H * D), [rows, H * D], [H * D, 1], [BLOCK_S, D])
+            state_desc = tl.make_tensor_descriptor(state_ptr + start * SO_N, [rows, H * D], [SO_N, 1], [BLOCK_S, D])
         column = (i_head * D).to(tl.int32)
 
     for i_block in tl.range(i_first, i_last, num_stages=STAGES):
@@ -280,13 +284,12 @@ def candidate_attention_fwd_short_kernel(
         b_l, b_o = _attend(b_s, b_v, b_valid, b_scale, b_m, b_o, length, HAS_LSE, INTERPRET)
         b_l += b_l_own
         b_o = b_o * reciprocal(b_l)[:, None]
-        # outputs are contiguous: (rows, K, H, D), (rows, H, D), (rows, K, H), (rows, H)
-        o_row = (o_out * K + o_slot) * H + i_head
-        p_o, p_lse = context_ptr + o_row * D, context_lse_ptr + o_row
+        # outputs: (rows, K, H, D), (rows, H, D); contiguous log-sum-exps: (rows, K, H), (rows, H)
+        p_o = context_ptr + o_out * CO_N + o_slot * CO_C + i_head * D
+        p_lse = context_lse_ptr + (o_out * K + o_slot) * H + i_head
         if STATE_SLOT:
-            o_row = o_out * H + i_head
-            p_o = tl.where(m_context, p_o, state_ptr + o_row * D)
-            p_lse = tl.where(m_context, p_lse, state_lse_ptr + o_row)
+            p_o = tl.where(m_context, p_o, state_ptr + o_out * SO_N + i_head * D)
+            p_lse = tl.where(m_context, p_lse, state_lse_ptr + o_out * H + i_head)
             m_context = m_context | m_state
         if DESCRIPTORS:
             context_desc.store([i_block * BLOCK_M, column], b_o.to(context_ptr.dtype.element_ty))
@@ -302,10 +305,11 @@ def candidate_attention_fwd_short_kernel(
             b_o = tl.zeros([BLOCK_S, D], tl.float32)
             b_l, b_o = _attend(b_s, b_v, b_valid, b_scale_s, b_m, b_o, length, HAS_LSE, INTERPRET)
             b_o = b_o * reciprocal(b_l)[:, None]
-            o_row = o_out_s * H + i_head
+            p_lse = state_lse_ptr + o_out_s * H + i_head
             if DESCRIPTORS:
                 state_desc.store([i_block * BLOCK_S, column], b_o.to(state_ptr.dtype.element_ty))
                 if HAS_LSE:
-                    store_lse(state_lse_ptr + o_row, b_m, b_l, m_state)
+                    store_lse(p_lse, b_m, b_l, m_state)
             else:
-                store_rows(state_ptr + o_row * D, state_lse_ptr + o_row, b_o, b_m, b_l, o_d, m_state, HAS_LSE)
+                p_o = state_ptr + o_out_s * SO_N + i_head * D
+                store_rows(p_o, p_lse, b_o, b_m, b_l, o_d, m_state, HAS_LSE)

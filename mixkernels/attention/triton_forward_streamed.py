@@ -130,6 +130,10 @@ def candidate_attention_fwd_streamed_kernel(
     K: tl.constexpr,
     SLOTS: tl.constexpr,
     D: tl.constexpr,
+    # strides of the outputs: n candidate, c context embedding; heads are contiguous
+    CO_N: tl.constexpr,
+    CO_C: tl.constexpr,
+    SO_N: tl.constexpr,
     HAS_STATE: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     HAS_IDS: tl.constexpr,
@@ -287,18 +291,16 @@ def candidate_attention_fwd_streamed_kernel(
                     b_q_s, b_k, b_v, b_scale_s, m_n, b_m_s, b_l_s, b_o_s, True, FLOAT32_SUMS, INTERPRET
                 )
 
-    # outputs are contiguous: (rows, K, H, D), (rows, H, D), (rows, K, H), (rows, H)
-    o_row = (o_out * K + o_slot) * H + i_head
-    p_o, p_lse = context_ptr + o_row * D, context_lse_ptr + o_row
+    # outputs: (rows, K, H, D), (rows, H, D); contiguous log-sum-exps: (rows, K, H), (rows, H)
+    p_o = context_ptr + o_out * CO_N + o_slot * CO_C + i_head * D
+    p_lse = context_lse_ptr + (o_out * K + o_slot) * H + i_head
     if STATE_SLOT:
-        o_row = o_out * H + i_head
-        p_o = tl.where(m_context, p_o, state_ptr + o_row * D)
-        p_lse = tl.where(m_context, p_lse, state_lse_ptr + o_row)
+        p_o = tl.where(m_context, p_o, state_ptr + o_out * SO_N + i_head * D)
+        p_lse = tl.where(m_context, p_lse, state_lse_ptr + o_out * H + i_head)
         m_context = m_context | m_state
     b_l = _row_sums(b_l, FLOAT32_SUMS)
     store_rows(p_o, p_lse, b_o * reciprocal(b_l)[:, None], b_m, b_l, o_d, m_context, HAS_LSE)
     if STATE_TILE:
-        o_row = o_out_s * H + i_head
-        p_o, p_lse = state_ptr + o_row * D, state_lse_ptr + o_row
+        p_o, p_lse = state_ptr + o_out_s * SO_N + i_head * D, state_lse_ptr + o_out_s * H + i_head
         b_l_s = _row_sums(b_l_s, FLOAT32_SUMS)
         store_rows(p_o, p_lse, b_o_s * reciprocal(b_l_s)[:, None], b_m_s, b_l_s, o_d, m_state, HAS_LSE)

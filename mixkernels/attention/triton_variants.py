@@ -35,6 +35,7 @@ _FORMS = {
     "pointers": {},
     "lse": {"HAS_LSE": True},
     "lse gradient": {"HAS_LSE_GRAD": True},
+    "alternating rows": {},
     "atomic": {"ATOMIC": True},
 }
 _HEADS = 12
@@ -88,6 +89,10 @@ def forward_variants(kernel: Any, name: str) -> list[KernelVariant]:
     for k, dim in product(_NUMBERS_OF_CONTEXTS, HEAD_DIMS):
         shapes += [(k, dim, dtype, SHORT_KEYS, ()) for dtype in dtypes]
         shapes += [(k, dim, "bf16", SHORT_KEYS, forms) for forms in _HEAVY_FORMS]
+        if k == 1 and dim == 64:
+            shapes += [
+                (k, dim, "bf16", SHORT_KEYS, forms) for forms in (("alternating rows",), ("alternating rows", "lse"))
+            ]
         if k == 1 and dim in (32, 64):
             shapes += [(k, dim, "bf16", SHORT_KEYS, forms) for forms in _forward_forms(pointers=short) if forms]
             if short:
@@ -153,6 +158,11 @@ def _attention_variant(
 ) -> KernelVariant:
     constants = {"H": _HEADS, "K": kind.num_context, "D": kind.head_dim, "HAS_STATE": True, "HAS_LENGTHS": True}
     constants |= {"HAS_IDS": False, "RAGGED": False, "HAS_OWN_LOGITS": False, "INTERPRET": False, **changes}
+    row = _HEADS * kind.head_dim
+    constants |= {"CO_N": kind.num_context * row, "CO_C": row, "SO_N": row}
+    if "alternating rows" in form:
+        # outputs of a candidate's contexts and its state in one tensor
+        constants |= dict.fromkeys(("CO_N", "SO_N"), (kind.num_context + 1) * row)
     constants["POOL"] = not (constants["HAS_IDS"] or constants["RAGGED"])
     if kind.kernel not in FORWARD:
         kind = kind._replace(slots=slots_of(kind.kernel, kind.num_context, has_state=bool(constants["HAS_STATE"])))

@@ -1,8 +1,8 @@
 """Where the kernels run, on a GPU or in Triton's interpreter, and what that means for their outputs."""
 
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,20 +29,30 @@ def _allocate(size: int, alignment: int, stream: int | None) -> Tensor:
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
-@contextmanager
-def with_workspace(needed: bool) -> Generator[None]:
-    """Let kernels launched inside the block have their descriptors in memory of PyTorch's allocator.
+class Workspace:
+    """Let kernels launched inside a block have their descriptors in memory of PyTorch's allocator.
 
     Triton writes descriptors that a kernel makes to 128 bytes of memory each, a program. The caller's own allocator
-    (`triton.set_allocator`) is in place again afterwards.
+    (`triton.set_allocator`) is in place again afterwards. A generator as a context manager would take a microsecond
+    more.
     """
-    if not needed or INTERPRET:
-        yield
-        return
+
+    def __init__(self, needed: bool) -> None:
+        """With needed false, and in the interpreter, do nothing."""
+        self._token: Any = None
+        self._needed = needed and not INTERPRET
+
+    def __enter__(self) -> None:
+        if self._needed:
+            self._token = _allocation()._allocator.set(_allocate)
+
+    def __exit__(self, *raised: object) -> None:
+        if self._needed:
+            _allocation()._allocator.reset(self._token)
+
+
+@cache
+def _allocation() -> Any:
     from triton.runtime import _allocation
 
-    token = _allocation._allocator.set(_allocate)
-    try:
-        yield
-    finally:
-        _allocation._allocator.reset(token)
+    return _allocation

@@ -11,6 +11,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import itertools
 
+from mixkernels import plans
 from mixkernels.attention import triton_forward
 from mixkernels.attention.triton_tiles import range_of_program
 from mixkernels.triton_common import occupancy
@@ -149,6 +150,7 @@ def test_the_number_of_programs_changes_no_bit(monkeypatch, form, pytestconfig):
     results = []
     for wave in (1, 8, 12, 1000):
         monkeypatch.setattr(triton_forward, "_INTERPRETED_WAVE", wave)
+        plans.clear()
         results.append(case.run("triton", pytestconfig))
     for result in results[1:]:
         for got, want in zip(result, results[0], strict=True):

@@ -14,6 +14,7 @@ from tests.kernels.attention_cases import FORMS, Case, device_of
 
 pytestmark = pytest.mark.skipif(device_of("triton") == "cuda", reason="kernels are replaced, their results unwritten")
 
+SIZES = ("INTERPRET", "H", "K", "SLOTS", "BLOCK_M", "BLOCK_N", "BLOCK_S", "CO_N", "CO_C", "SO_N")
 FLAGS = ("HAS_STATE", "HAS_LENGTHS", "HAS_IDS", "HAS_OWN_LOGITS", "QUANTISED", "PER_QUERY", "HAS_LSE")
 # before kernels are replaced
 VARIANTS = triton_forward.variants() + triton_backward.variants()
@@ -98,6 +99,6 @@ def test_every_value_of_every_option_is_compiled_ahead_of_time(launched, determi
     assert [kernel for kernel, options in launched.items() if not options] == [SHORT]
     for kernel, options in launched.items():
         for name, values in {name: {launch[name] for launch in options} for name in (options or [{}])[0]}.items():
-            if name.isupper() and name not in ("INTERPRET", "H", "K", "SLOTS", "BLOCK_M", "BLOCK_N", "BLOCK_S"):
+            if name.isupper() and name not in SIZES:
                 for value in values:
                     assert catalogued(kernel, **{name: value}), (kernel, name, value)
