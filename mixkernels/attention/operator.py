@@ -19,7 +19,7 @@ from mixkernels.attention.checks import Call, check_values, checked_call, checke
 from mixkernels.dispatch import implementation, select_backend
 from mixkernels.errors import ShapeError
 from mixkernels.outputs import check_apart, check_no_gradients, check_out
-from mixkernels.plans import Plans, form_of
+from mixkernels.plans import Plans
 from mixkernels.tensors import dense_rows, needs_grad
 
 
@@ -121,10 +121,10 @@ def candidate_attention(
     )
     scales = _NOTHING if context_scales is None else context_scales
     into = _NOTHING[:2] if out is None else out
-    form = None
+    plan = form = None
     if type(scales) is type(into) is tuple:
-        form = form_of((*tensors, *scales, *into), backend, bool(return_lse), out is None, len(scales))
-    plan = None if form is None else _PLANS.get(form)
+        optional = (*scales, *into) if context_scales is not None or out is not None else ()
+        plan, form = _PLANS.find((*tensors, *optional), backend, bool(return_lse), len(scales))
     if plan is not None:
         call = Call(*tensors, *scales)
         scale = plan.scale if scale is None else checked_scale(scale)

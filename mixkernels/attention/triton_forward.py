@@ -36,7 +36,7 @@ from mixkernels.attention.triton_launch import (
 from mixkernels.attention.triton_variants import forward_variants
 from mixkernels.triton_common.launching import Launch
 from mixkernels.triton_common.occupancy import one_wave, programs_each
-from mixkernels.triton_common.runtime import INTERPRET, device_of
+from mixkernels.triton_common.runtime import INTERPRET, Memory, device_of
 from mixkernels.triton_common.variant import KernelVariant
 
 _INTERPRETED_WAVE = 4
@@ -107,34 +107,26 @@ class Prepared(NamedTuple):
 
     launch: Launch | None
     """None: there are no candidates."""
-    shapes: tuple[tuple[int, ...], tuple[int, ...] | None, tuple[int, ...] | None, tuple[int, ...] | None]
-    """Of context, state and their log-sum-exps."""
-    dtype: torch.dtype
-    """Of context and state as the kernel writes them."""
+    context: Memory
+    state: Memory | None
+    context_lse: Memory | None
+    state_lse: Memory | None
 
     def __call__(self, call: Call, scale: float, out: Out) -> Results:
-        """Run a call of the form; `call` has dense index tensors, and `out` as of `candidate_attention`."""
-        context, state, context_lse, state_lse = self.outputs(call.key, out)
+        """Run a call of the form; `call` has dense index tensors, and `out` is (None, None) or to be written."""
+        context, state = out
+        if context is None:
+            context = self.context()
+            state = None if self.state is None else self.state()
+        context_lse = None if self.context_lse is None else self.context_lse()
+        state_lse = None if self.state_lse is None else self.state_lse()
         if self.launch is not None:
-            # absent tensors are never read, so any pointer will do
-            tensors = (*call, context, state, context_lse, state_lse)
-            pointers = [context if tensor is None else tensor for tensor in tensors]
-            self.launch(pointers, scale)
+            self.launch((*call, context, state, context_lse, state_lse), context, scale)
         if INTERPRET:
+            # the interpreter truncates where a GPU rounds, so PyTorch rounds there
             context = context.to(call.key.dtype)
             state = None if state is None else state.to(call.key.dtype)
         return context, state, context_lse, state_lse
-
-    def outputs(self, like: Tensor, out: Out) -> Results:
-        """Return memory for the results; the interpreter truncates where a GPU rounds, so PyTorch rounds there."""
-        (contexts, states, context_lses, state_lses), dtype = self.shapes, self.dtype
-        context, state = out
-        return (
-            like.new_empty(contexts, dtype=dtype) if context is None else context,
-            like.new_empty(states, dtype=dtype) if state is None and states is not None else state,
-            None if context_lses is None else like.new_empty(context_lses, dtype=torch.float32),
-            None if state_lses is None else like.new_empty(state_lses, dtype=torch.float32),
-        )
 
 
 def prepare(call: Call, *, return_lse: bool, out: Out = (None, None)) -> Prepared:
@@ -142,15 +134,15 @@ def prepare(call: Call, *, return_lse: bool, out: Out = (None, None)) -> Prepare
     key, lead = call.key, call.lead
     heads, head_dim = key.shape[2:]
     k, has_state = call.context_query.shape[-3], call.state_query is not None
-    contexts = (*lead, k, heads, head_dim)
-    states = (*lead, heads, head_dim) if has_state else None
-    shapes = (
-        contexts,
-        states,
-        contexts[:-1] if return_lse else None,
-        states[:-1] if return_lse and states is not None else None,
+    dtype = torch.float32 if INTERPRET else key.dtype
+    contexts, states = (*lead, k, heads, head_dim), (*lead, heads, head_dim)
+    prepared = Prepared(
+        None,
+        Memory(contexts, dtype, key.device),
+        Memory(states, dtype, key.device) if has_state else None,
+        Memory(contexts[:-1], torch.float32, key.device) if return_lse else None,
+        Memory(states[:-1], torch.float32, key.device) if return_lse and has_state else None,
     )
-    prepared = Prepared(None, shapes, torch.float32 if INTERPRET else key.dtype)
     if 0 in contexts:
         return prepared
     constants = constants_of(call) | {
@@ -172,7 +164,7 @@ def prepare(call: Call, *, return_lse: bool, out: Out = (None, None)) -> Prepare
         kernel, wave = candidate_attention_fwd_short_kernel, _INTERPRETED_WAVE
         if not INTERPRET:
             # of the outputs, dtype and alignment matter
-            written, lse = key.new_empty(1, dtype=prepared.dtype), key.new_empty(1, dtype=torch.float32)
+            written, lse = (key.new_empty(1, dtype=kind) for kind in (dtype, torch.float32))
             outputs = (written, written if has_state else None, *((lse if return_lse else None,) * 2))
             tensors = [written if tensor is None else tensor for tensor in (*call, *outputs)]
             with device_of(key):

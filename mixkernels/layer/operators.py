@@ -23,7 +23,6 @@ from mixkernels.layer.planning import (
     plan_scores,
 )
 from mixkernels.outputs import check_apart
-from mixkernels.plans import form_of
 
 
 class TopK(NamedTuple):
@@ -69,8 +68,7 @@ def residual_layer_norm(
         BackendError: no backend can run this call; the message lists every backend with every reason.
     """
     given = (x, residual, weight, bias)
-    form = form_of((*given, out), backend)
-    run = None if form is None else RESIDUAL_PLANS.get(form)
+    run, form = RESIDUAL_PLANS.find((*given, out), backend)
     if run is None:
         run = plan_residual(form, given, backend, out)
     elif out is not None:
@@ -108,8 +106,7 @@ def gate_layer_norm(
         ShapeError, DtypeError, DeviceError, BackendError: as `residual_layer_norm`.
     """
     given = (gate, update, state, weight, bias)
-    form = form_of((*given, out), backend)
-    run = None if form is None else GATE_PLANS.get(form)
+    run, form = GATE_PLANS.find((*given, out), backend)
     if run is None:
         run = plan_gate(form, given, backend, out)
     elif out is not None:
@@ -215,11 +212,10 @@ def score_candidates(
     given = (context, context_residual, state, state_residual, weight, bias, additive)
     into: tuple[Any, ...] = (out,) if top_k is None or out is None else tuple(out)
     before = () if running is None else tuple(running)
-    form = None
+    run = form = None
     if (top_k is None or type(top_k) is int) and type(first_id) is int:
         # a kernel takes ids in 32 or 64 bits
-        form = form_of((*given, *into, *before), backend, top_k, first_id >= 2**31, len(into), out is None)
-    run = None if form is None else SCORE_PLANS.get(form)
+        run, form = SCORE_PLANS.find((*given, *into, *before), backend, top_k, first_id >= 2**31, len(into))
     if run is None:
         run = plan_scores(form, given, backend, top_k, running, first_id, out)
     else:

@@ -295,7 +295,8 @@ def _fused_scores(tensors: Given, top_k: int | None, out: Any) -> tuple[ScoresRu
     prepared = implementation("layer", "triton", "prepare")(dense, per_candidate, top_k=top_k)
     fixed = None if kept else dense
     if top_k is None:
-        prepared = prepared._replace(shape=tuple(rows[2].shape[:-1]))
+        if single:
+            prepared = prepared._replace(memory=prepared.memory.of_shape(rows[2].shape[:-1]))
         direct = out is None or out.is_contiguous()
 
         def run(given: Given, before: tuple[Tensor, ...], eps: float, first_id: int, out: Any) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mixkernels.tensors import dense_rows
 from mixkernels.triton_common.launching import Launch
-from mixkernels.triton_common.runtime import INTERPRET
+from mixkernels.triton_common.runtime import INTERPRET, Memory
 from mixkernels.triton_common.variant import KernelVariant
 
 SHIPPED_WIDTHS = (384, 768, 1024)
@@ -121,15 +121,14 @@ class PreparedRows(NamedTuple):
 
     launch: Launch | None
     """None: there are no rows."""
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    """As the kernel writes it."""
+    memory: Memory
+    """Of the result."""
 
     def __call__(self, tensors: Sequence[Tensor], eps: float, out: Tensor | None) -> Tensor:
         """Run a call of the form: `tensors` are its rows, weight and bias, as the kernel takes them."""
-        result = tensors[0].new_empty(self.shape, dtype=self.dtype) if out is None else out
+        result = self.memory() if out is None else out
         if self.launch is not None:
-            self.launch((*tensors, result), eps)
+            self.launch((*tensors, result), result, eps)
         return result.to(tensors[0].dtype) if INTERPRET else result
 
 
@@ -166,7 +165,7 @@ def rows_runner(
         constants = {**options, "D": shape[-1], "BLOCK_R": config.block_r, "BLOCK_D": config.block_d}
         programs = triton.cdiv(layout.rows, config.block_r)
         launch = Launch(kernel, programs, numbers, constants | {"num_warps": config.num_warps}, device)
-    run: Run = PreparedRows(launch, tuple(shape), dtype)
+    run: Run = PreparedRows(launch, Memory(shape, dtype, device))
     kept = all(before is after for before, after in zip((*rows, *parameters), dense, strict=True))
     return (run if out is None or direct else _copied(run)) if kept else _fixed(run, dense, direct), kept
 

@@ -31,7 +31,7 @@ from mixkernels.layer.triton_rows import (
 )
 from mixkernels.packed_keys import EMPTY_KEY, LARGEST_ID, best_of, pack_keys
 from mixkernels.triton_common.launching import Launch
-from mixkernels.triton_common.runtime import device_of, empty_output
+from mixkernels.triton_common.runtime import Memory, device_of, empty_output
 from mixkernels.triton_common.variant import KernelVariant
 
 _EMPTY_KEY = tl.constexpr(EMPTY_KEY)
@@ -277,20 +277,17 @@ class PreparedScores(NamedTuple):
 
     launch: Launch | None
     """None: there are no candidates."""
-    shape: tuple[int, ...]
-    """Of the scores, (B, N), or of the keys, (B, runs, kept)."""
-    top: bool
+    memory: Memory
+    """Of the scores, (B, N), or with top_k of the keys, (B, runs, kept)."""
 
     def __call__(
         self, rows: Sequence[Tensor], eps: float, additive: Tensor | None, first_id: int, out: Tensor | None
     ) -> Tensor:
-        """Return scores, or with `top` the best keys of every run; `rows` as the kernel takes them."""
-        state = rows[2]
-        dtype = torch.int64 if self.top else torch.float32
-        result = state.new_empty(self.shape, dtype=dtype) if out is None else out
+        """Return scores, or with top_k the best keys of every run; `rows` as the kernel takes them."""
+        result = self.memory() if out is None else out
         if self.launch is not None:
             # the absent one of scores and keys is never written
-            self.launch((*rows, state if additive is None else additive, result, result), eps, first_id)
+            self.launch((*rows, additive, result, result), result, eps, first_id)
         return result
 
 
@@ -305,16 +302,17 @@ def prepare(rows: Sequence[Tensor], additive: Tensor | None, *, top_k: int | Non
     context, context_residual, state, state_residual, _, _ = rows
     batch, num_candidates, k, width = context.shape
     run = _SHORT_RUN if top_k is None else run_length(batch * num_candidates)
-    shape = (batch, num_candidates)
+    memory = Memory((batch, num_candidates), torch.float32, state.device)
     if top_k is not None:
-        shape = (batch, triton.cdiv(num_candidates, run), min(top_k, run))
+        kept = (batch, triton.cdiv(num_candidates, run), min(top_k, run))
+        memory = Memory(kept, torch.int64, state.device)
     if not batch * num_candidates:
-        return PreparedScores(None, shape, top_k is not None)
+        return PreparedScores(None, memory)
     config = forward_config(width)
     numbers = (
         batch,
         num_candidates,
-        0 if top_k is None else shape[-1],
+        0 if top_k is None else memory.shape[-1],
         *context.stride()[:3],
         *context_residual.stride()[:3],
         *state.stride()[:2],
@@ -333,7 +331,7 @@ def prepare(rows: Sequence[Tensor], additive: Tensor | None, *, top_k: int | Non
     }
     programs = batch * triton.cdiv(num_candidates, run)
     launch = Launch(score_candidates_fwd_kernel, programs, numbers, options, state.device)
-    return PreparedScores(launch, shape, top_k is not None)
+    return PreparedScores(launch, memory)
 
 
 def score_candidates(*rows: Tensor, eps: float, additive: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ next launch of the same form needs none of that: the same compiled kernel, the s
 
 import importlib.metadata
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,14 +31,21 @@ _DIRECT = _direct_launches()
 
 def _hooked(kernel: Any) -> bool:
     """Whether somebody wants to be told of launches, as Triton's profiler does: its own launcher tells them."""
+    runtime = _runtime()
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+    # None, a function, or a chain of functions
+    return (
+        (enter is not None and bool(getattr(enter, "calls", True)))
+        or (leave is not None and bool(getattr(leave, "calls", True)))
+        or bool(getattr(kernel, "pre_run_hooks", ()))
+    )
+
+
+@cache
+def _runtime() -> Any:
     from triton import knobs
 
-    runtime = knobs.runtime
-    for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook):
-        # None, a function, or a chain of functions
-        if hook is not None and getattr(hook, "calls", True):
-            return True
-    return bool(getattr(kernel, "pre_run_hooks", ()))
+    return knobs.runtime
 
 
 def _is_current(device: torch.device) -> bool:
@@ -82,16 +90,19 @@ class Launch:
         self._compiled: Any = None
         self._rest: tuple[Any, ...] = ()
 
-    def __call__(self, tensors: Sequence[Tensor], *varying: float) -> None:
+    def __call__(self, tensors: Sequence[Tensor | None], stand_in: Tensor, *varying: float) -> None:
         """Launch on the current stream of the device.
 
         Args:
-            tensors: one for each pointer of the kernel.
+            tensors: one for each pointer of the kernel; None: absent and never read.
+            stand_in: whose pointer takes the place of absent ones.
             varying: numbers that follow the pointers and may differ between calls.
         """
         compiled = self._compiled
         if compiled is not None and not _hooked(self.kernel) and _is_current(self.device):
-            arguments = (*(tensor.data_ptr() for tensor in tensors), *varying, *self._rest)
+            spare = stand_in.data_ptr()
+            pointers = [spare if tensor is None else tensor.data_ptr() for tensor in tensors]
+            arguments = (*pointers, *varying, *self._rest)
             # a grid of three dimensions; neither metadata nor hooks
             launch = (
                 self.grid,
@@ -110,8 +121,9 @@ class Launch:
             else:
                 compiled.run(*launch, *arguments)
             return
-        with device_of(tensors[0]), Workspace(self.workspace):
-            compiled = self.kernel[(self.grid,)](*tensors, *varying, *self.numbers, **self.options)
+        given = [stand_in if tensor is None else tensor for tensor in tensors]
+        with device_of(stand_in), Workspace(self.workspace):
+            compiled = self.kernel[(self.grid,)](*given, *varying, *self.numbers, **self.options)
         if compiled is not None and _DIRECT:
             names = self.kernel.arg_names
             first = len(tensors) + len(varying)
