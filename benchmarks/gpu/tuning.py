@@ -29,6 +29,7 @@ from benchmarks.gpu.attention import (
 from benchmarks.gpu.formulations import Call, ours_batch
 from benchmarks.measuring.gpu_timing import interleaved_timings, reason
 from benchmarks.measuring.provenance import write_json
+from mixkernels import plans
 from mixkernels.attention import triton_launch as launch
 from mixkernels.attention.triton_launch import (
     CANDIDATES,
@@ -86,10 +87,13 @@ def configured(gpu: str, kind: Kind, config: LaunchConfig) -> Iterator[None]:
     """Inside the block, launch one kind of kernel with one configuration."""
     before = launch.table_of
     launch.table_of = lambda name: before(name) | ({kind: config} if name == gpu else {})
+    # plans hold configurations
+    plans.clear()
     try:
         yield
     finally:
         launch.table_of = before
+        plans.clear()
 
 
 def call_of(kind: Kind, step: Step, backend: str) -> Call:
