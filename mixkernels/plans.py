@@ -78,19 +78,18 @@ class Plans:
             return None, None
         switch = _ENVIRONMENT.get
         flags = (backend, flags, torch.is_grad_enabled(), switch(_BACKEND), switch(_CHECKS), switch(_TUNING))
-        if not _PLAIN.issuperset(map(type, tensors)):
-            return None, None
+        # which of them are None, too
+        types = tuple(map(type, tensors))
         given = [tensor for tensor in tensors if tensor is not None]
-        absent = [tensor is None for tensor in tensors]
         try:
-            for known, without, check, plan in self._recent:
-                if known == flags and without == absent and check(*given):
+            for known, known_types, check, plan in self._recent:
+                if known == flags and known_types == types and check(*given):
                     pointers = 0
                     for tensor in given:
                         pointers |= tensor.data_ptr()
                     if not pointers & _ALIGNED:
                         return plan, None
-            if _autocast() or any(tensor.is_neg() for tensor in given):
+            if not _PLAIN.issuperset(types) or _autocast() or any(tensor.is_neg() for tensor in given):
                 # memory of views such as torch.imag(z.conj()) holds negated numbers
                 return None, None
             form = (flags, *(None if tensor is None else _part(tensor, flags[2]) for tensor in tensors))
@@ -101,17 +100,17 @@ class Plans:
         if plan is not None:
             # forms that take turns do not push each other out
             if len(self._recent) < _RECENT or plan is self._hashed:
-                self._promote(form, absent, given, plan)
+                self._promote(form, types, given, plan)
             self._hashed = plan
         return plan, form
 
-    def _promote(self, form: tuple[Any, ...], absent: list[bool], given: list[Tensor], plan: Any) -> None:
+    def _promote(self, form: tuple[Any, ...], types: tuple[type, ...], given: list[Tensor], plan: Any) -> None:
         """Let a plan be found by the check of guards, in place of the one that was least recently promoted."""
         # the check takes no tensor twice
         if _Guards is None or len(set(map(id, given))) < len(given) or any(part[4] for part in form[1:] if part):
             return
         guards = _Guards(*given, dynamic_dims_sizes=None, dynamic_dims_strides=None)
-        entry = (form[0], absent, guards.check, plan)
+        entry = (form[0], types, guards.check, plan)
         with self._lock:
             self._recent = (entry, *self._recent[: _RECENT - 1])
 

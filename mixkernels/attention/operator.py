@@ -126,13 +126,13 @@ def candidate_attention(
         optional = (*scales, *into) if context_scales is not None or out is not None else ()
         plan, form = _PLANS.find((*tensors, *optional), backend, bool(return_lse), len(scales))
     if plan is not None:
-        call = Call(*tensors, *scales)
+        known = (*tensors, *scales)
         scale = plan.scale if scale is None else checked_scale(scale)
         if plan.values:
-            check_values(call)
+            check_values(Call(*known))
         if out is not None:
-            check_apart(into, call, Call._fields)
-        return plan.run(call, scale, into)
+            check_apart(into, known, Call._fields)
+        return plan.run(known, scale, into)
 
     call = given = checked_call(*tensors, context_scales=context_scales)
     default = 1.0 / math.sqrt(key.shape[-1])
@@ -152,7 +152,8 @@ def candidate_attention(
 _NOTHING = (None, None, None)
 _PLANS = Plans()
 _Out = tuple[Tensor | None, Tensor | None]
-_Run = Callable[[Call, float, _Out], CandidateAttention]
+_Run = Callable[[tuple[Any, ...], float, _Out], CandidateAttention]
+"""Takes the tensors of a `Call`."""
 
 
 class _Plan(NamedTuple):
@@ -211,17 +212,17 @@ def _runner(call: Call, name: str, return_lse: bool, out: _Out) -> tuple[_Run, b
     """Return what runs calls of the form of a checked one, and whether it takes their tensors as they are."""
     has_state = call.state_query is not None
     if needs_grad(*call):
-        return lambda call, scale, out: _dispatched(call, scale, name, return_lse, out), True
+        return lambda tensors, scale, out: _dispatched(Call(*tensors), scale, name, return_lse, out), True
     if name != "triton":
         function = implementation("attention", name, "candidate_attention")
         return (
-            lambda call, scale, out: _named(
-                function(call, scale=scale, return_lse=return_lse), has_state, return_lse, out
+            lambda tensors, scale, out: _named(
+                function(Call(*tensors), scale=scale, return_lse=return_lse), has_state, return_lse, out
             ),
             True,
         )
     prepared, same = implementation("attention", "triton", "runner")(call, return_lse=return_lse, out=out)
-    return lambda call, scale, out: CandidateAttention(*prepared(call, scale, out)), same
+    return lambda tensors, scale, out: CandidateAttention(*prepared(tensors, scale, out)), same
 
 
 def _dequantised(call: Call) -> Call:

@@ -6,7 +6,7 @@ strides, never on N, so that a candidate keeps its bits whatever stands beside i
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,8 @@ _COPIED_BYTES = 16
 
 Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 Out = tuple[Tensor | None, Tensor | None]
+Run = Callable[[tuple[Any, ...], float, Out], Results]
+"""Takes the tensors of a `Call`, the scale and `out`."""
 
 
 def forward_kind(call: Call, *, return_lse: bool, out: Out = (None, None)) -> Kind:
@@ -111,9 +113,11 @@ class Prepared(NamedTuple):
     state: Memory | None
     context_lse: Memory | None
     state_lse: Memory | None
+    dtype: torch.dtype
+    """Of context and state."""
 
-    def __call__(self, call: Call, scale: float, out: Out) -> Results:
-        """Run a call of the form; `call` has dense index tensors, and `out` is (None, None) or to be written."""
+    def __call__(self, tensors: tuple[Tensor | None, ...], scale: float, out: Out) -> Results:
+        """Run a call of the form, given the tensors of `Call`; `out` is (None, None) or to be written."""
         context, state = out
         if context is None:
             context = self.context()
@@ -121,11 +125,11 @@ class Prepared(NamedTuple):
         context_lse = None if self.context_lse is None else self.context_lse()
         state_lse = None if self.state_lse is None else self.state_lse()
         if self.launch is not None:
-            self.launch((*call, context, state, context_lse, state_lse), context, scale)
+            self.launch((*tensors, context, state, context_lse, state_lse), context, scale)
         if INTERPRET:
             # the interpreter truncates where a GPU rounds, so PyTorch rounds there
-            context = context.to(call.key.dtype)
-            state = None if state is None else state.to(call.key.dtype)
+            context = context.to(self.dtype)
+            state = None if state is None else state.to(self.dtype)
         return context, state, context_lse, state_lse
 
 
@@ -142,6 +146,7 @@ def prepare(call: Call, *, return_lse: bool, out: Out = (None, None)) -> Prepare
         Memory(states, dtype, key.device) if has_state else None,
         Memory(contexts[:-1], torch.float32, key.device) if return_lse else None,
         Memory(states[:-1], torch.float32, key.device) if return_lse and has_state else None,
+        key.dtype,
     )
     if 0 in contexts:
         return prepared
@@ -185,7 +190,7 @@ def candidate_attention(call: Call, *, scale: float, return_lse: bool) -> Result
     return runner(call, return_lse=return_lse, out=(None, None))[0](call, scale, (None, None))
 
 
-def runner(call: Call, *, return_lse: bool, out: Out) -> tuple[Callable[[Call, float, Out], Results], bool]:
+def runner(call: Call, *, return_lse: bool, out: Out) -> tuple[Run, bool]:
     """Return what runs calls of a form, given scale and out, and whether it may be kept: it takes tensors as they are.
 
     Args:
@@ -196,11 +201,11 @@ def runner(call: Call, *, return_lse: bool, out: Out) -> tuple[Callable[[Call, f
     given, call = call, dense(call)
     if not all(before is after for before, after in zip(given, call, strict=True)):
         prepared = prepare(call, return_lse=return_lse)
-        return lambda call, scale, out: _copied(prepared(dense(call), scale, _NOWHERE), out), False
+        return lambda tensors, scale, out: _copied(prepared(dense(Call(*tensors)), scale, _NOWHERE), out), False
     if out[0] is None or (written_in_place(out) and not (INTERPRET and out[0].dtype != torch.float32)):
         return prepare(call, return_lse=return_lse, out=out), True
     prepared = prepare(call, return_lse=return_lse)
-    return lambda call, scale, out: _copied(prepared(call, scale, _NOWHERE), out), True
+    return lambda tensors, scale, out: _copied(prepared(tensors, scale, _NOWHERE), out), True
 
 
 _NOWHERE: Out = (None, None)

@@ -34,10 +34,10 @@ def _hooked(kernel: Any) -> bool:
     runtime = _runtime()
     enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
     # None, a function, or a chain of functions
-    return (
-        (enter is not None and bool(getattr(enter, "calls", True)))
-        or (leave is not None and bool(getattr(leave, "calls", True)))
-        or bool(getattr(kernel, "pre_run_hooks", ()))
+    return bool(
+        (enter is not None and getattr(enter, "calls", True))
+        or (leave is not None and getattr(leave, "calls", True))
+        or getattr(kernel, "pre_run_hooks", None)
     )
 
 
