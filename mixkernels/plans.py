@@ -109,7 +109,11 @@ class Plans:
         # the check takes no tensor twice
         if _Guards is None or len(set(map(id, given))) < len(given) or any(part[4] for part in form[1:] if part):
             return
-        guards = _Guards(*given, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+        try:
+            guards = _Guards(*given, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+        except TypeError:
+            # another version of PyTorch
+            return
         entry = (form[0], types, guards.check, plan)
         with self._lock:
             self._recent = (entry, *self._recent[: _RECENT - 1])

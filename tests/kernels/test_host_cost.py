@@ -23,5 +23,5 @@ def costs() -> dict[str, float]:
     "operator", ["candidate_attention", "residual_layer_norm", "gate_layer_norm", "score_candidates"]
 )
 def test_a_call_of_a_known_form_costs_the_host_little_more_than_pytorch_s_own(costs, operator):
-    # checks, choice of a backend, operator boundary and Triton's launcher cost six times as much in every call
-    assert costs[operator] <= 2 * costs["sdpa"], costs
+    # 1.02 to 1.28 for candidate_attention in eight runs, below 1 for the others; the long way takes much longer
+    assert costs[operator] <= 1.75 * costs["sdpa"], costs
