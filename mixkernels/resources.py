@@ -12,19 +12,18 @@ import argparse
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from mixkernels.errors import BackendError
+from mixkernels.machine_code import Loop, MachineCode, read_amdgcn, read_sass
 from mixkernels.triton_common.occupancy import ARCHS, blocks_per_multiprocessor
 
 if TYPE_CHECKING:
@@ -58,6 +57,15 @@ class Resources:
     """Matrix instructions in the machine code, with the number of times each appears (not how often it runs)."""
     global_load_bits: int
     """Bits of the widest load from global memory by one thread; 0 if there is none."""
+    layout_conversions: int
+    """Conversions between layouts of tiles, mostly by way of shared memory, in the whole kernel."""
+    loop_instructions: int
+    """Instructions of the hottest loop (`mixkernels.machine_code`); 0 without one, and on AMD."""
+    loop_async_copies: int
+    loop_barriers: int
+    instructions_per_logit: float
+    """Instructions of a thread in the hottest loop, times threads, by logits: what a score of one row costs in
+    attention. Rows that a tile leaves empty count as cost. 0 in other kernels."""
 
     @property
     def fits(self) -> bool:
@@ -85,8 +93,10 @@ def measure(variant: "KernelVariant", arch: str) -> Resources:
     except Exception as error:
         name = f"{variant.kernel.__name__} ({variant.config})"
         raise BackendError(f"{name} does not compile for {arch}: {type(error).__name__}: {error}") from error
-    read = _read_cubin if limits.backend == "cuda" else _read_amdgcn
+    read = _read_cubin if limits.backend == "cuda" else read_amdgcn
     found = read(compiled.asm["cubin" if limits.backend == "cuda" else "amdgcn"])
+    loop = found.loop or Loop(0, 0, 0, 0)
+    threads = variant.num_warps * limits.warp_size
     shared_bytes, tensor_memory = compiled.metadata.shared, getattr(compiled.metadata, "tmem_size", 0)
     blocks, limited_by = blocks_per_multiprocessor(
         limits, found.registers, shared_bytes, variant.num_warps, tensor_memory=tensor_memory
@@ -106,6 +116,11 @@ def measure(variant: "KernelVariant", arch: str) -> Resources:
         limited_by=limited_by,
         tensor_instructions=found.tensor_instructions,
         global_load_bits=found.global_load_bits,
+        layout_conversions=compiled.asm["ttgir"].count("ttg.convert_layout "),
+        loop_instructions=loop.instructions,
+        loop_async_copies=loop.async_copies,
+        loop_barriers=loop.barriers,
+        instructions_per_logit=round(loop.instructions * threads / variant.logits, 2) if variant.logits else 0.0,
     )
 
 
@@ -140,25 +155,7 @@ def _source(variant: "KernelVariant") -> Any:
     return ASTSource(variant.kernel, signature, constexprs=variant.constants, attrs=attributes)
 
 
-class _Found(NamedTuple):
-    """Figures read from machine code."""
-
-    registers: int
-    stack_bytes: int
-    tensor_instructions: dict[str, int]
-    global_load_bits: int
-
-
-# warp-wide (HMMA, IMMA, ...), warpgroup-wide (HGMMA, ...) and tensor-memory (UTCHMMA, ...) products of SASS
-_SASS_TENSOR = re.compile(r"\b((?:[A-Z]MMA|[A-Z]GMMA|UTC[A-Z]*MMA)(?:\.[A-Z0-9x.]+)?)\b")
-_SASS_LOAD = re.compile(r"\b(?:LDG|LDGSTS)(\.[A-Z0-9.]+)")
-_SASS_BULK_LOAD = re.compile(r"\b(?:UTMALDG|UBLKCP)\b")
-_AMD_TENSOR = re.compile(r"\bv_s?mfmac?_[a-z0-9_]+")
-_AMD_LOAD = re.compile(r"\b(?:global|buffer)_load_([a-z0-9_]+)")
-_AMD_LOAD_BITS = {"ubyte": 8, "sbyte": 8, "ushort": 16, "sshort": 16, "short": 16}
-
-
-def _read_cubin(cubin: bytes) -> _Found:
+def _read_cubin(cubin: bytes) -> MachineCode:
     import triton.knobs
 
     with tempfile.TemporaryDirectory() as folder:
@@ -173,51 +170,6 @@ def _read_cubin(cubin: bytes) -> _Found:
     return read_sass(usage, sass)
 
 
-def read_sass(usage: str, sass: str) -> _Found:
-    """Read cuobjdump's resource usage and disassembly of a file with one kernel."""
-    return _Found(
-        registers=_number(r"\bREG:(\d+)", usage),
-        stack_bytes=_number(r"\bSTACK:(\d+)", usage),
-        tensor_instructions=dict(Counter(_SASS_TENSOR.findall(sass))),
-        global_load_bits=max(_sass_load_bits(sass), default=0),
-    )
-
-
-def _number(pattern: str, text: str) -> int:
-    found = re.search(pattern, text)
-    if found is None:
-        raise BackendError(
-            f"found no {pattern!r} in the compiler's output; this version of Triton writes another format"
-        )
-    return int(found.group(1))
-
-
-def _sass_load_bits(sass: str) -> Iterator[int]:
-    for modifiers in _SASS_LOAD.findall(sass):
-        width = re.search(r"\.[US]?(8|16|64|128|256)(?![0-9])", modifiers)
-        yield int(width.group(1)) if width else 32
-    if _SASS_BULK_LOAD.search(sass):
-        # the copy engine moves whole tiles, at least 16 bytes at a time
-        yield 128
-
-
-def _read_amdgcn(assembly: str) -> _Found:
-    # agprs are part of the vgpr count on CDNA3
-    return _Found(
-        registers=_number(r"\.vgpr_count:\s*(\d+)", assembly),
-        stack_bytes=_number(r"\.private_segment_fixed_size:\s*(\d+)", assembly),
-        tensor_instructions=dict(Counter(_AMD_TENSOR.findall(assembly))),
-        global_load_bits=max(map(_amd_load_bits, _AMD_LOAD.findall(assembly)), default=0),
-    )
-
-
-def _amd_load_bits(kind: str) -> int:
-    if lanes := re.match(r"dword(?:x(\d))?", kind):
-        return 32 * int(lanes.group(1) or 1)
-    # the halves of a register ("ubyte_d16", "short_d16_hi") are named after what is loaded
-    return _AMD_LOAD_BITS[kind.partition("_")[0]]
-
-
 def measure_numbered(module: str, number: int, arch: str) -> Resources | str:
     """`measure` a variant given by number (kernels cannot be sent to a process); return an error as its message."""
     from mixkernels.triton_common.catalogue import variants_of
@@ -229,7 +181,19 @@ def measure_numbered(module: str, number: int, arch: str) -> Resources | str:
 
 
 def _table(rows: Sequence[Resources]) -> Iterator[str]:
-    header = ("kernel", "configuration", "arch", "regs", "stack", "shared", "warps", "occupancy", "limited by", "loads")
+    header = (
+        "kernel",
+        "configuration",
+        "arch",
+        "regs",
+        "stack",
+        "shared",
+        "warps",
+        "occupancy",
+        "limited by",
+        "loads",
+        "a logit",
+    )
     cells = [
         (
             row.kernel,
@@ -242,6 +206,7 @@ def _table(rows: Sequence[Resources]) -> Iterator[str]:
             f"{row.occupancy:.0%}",
             row.limited_by,
             str(row.global_load_bits),
+            f"{row.instructions_per_logit:.2f}" if row.instructions_per_logit else "",
         )
         for row in rows
     ]

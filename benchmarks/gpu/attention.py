@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.backward_rivals import one_call_rivals, training_rivals
 from benchmarks.gpu.formulations import (
     BATCH_RIVALS,
     GRID_LIMIT,
@@ -280,7 +281,8 @@ def _line(records: Sequence[Record], own: str) -> str:
     best = f"{record['ratio']:.2f}x {record['rival']}" if record["rival"] else "no rival"
     return (
         f"{record['operator']} {_sizes(record['shape'])} {record['dtype']}: {record['seconds'] * 1e6:.1f} us, "
-        f"{record['fraction_of_limit']:.0%} of limit ({record['bound']}), {record['tflops']:.1f} TFLOP/s, {best}"
+        f"{record['fraction_of_measured']:.0%} of the measured limit ({record['bound']}), "
+        f"{record['tflops']:.1f} TFLOP/s, {best}"
     )
 
 
@@ -326,9 +328,13 @@ def attention(bench: Bench, shapes: Sequence[tuple[Shape, torch.dtype]] = KEY_SH
         if group.has_time(COMPILED_SECONDS, "candidate_attention", shape.names(), dtype):
             # compile again for every shape: after a few recompilations dynamo falls back to eager silently
             torch.compiler.reset()
-            _attention_shape(group, shape, dtype, _affordable(eager_rivals(), "attention") | compiled_rivals())
+            _attention_shape(group, shape, dtype, _all_rivals())
     group.save(complete=True)
     return group.records
+
+
+def _all_rivals() -> dict[str, Prepare]:
+    return _affordable(eager_rivals(), "attention") | compiled_rivals() | one_call_rivals()
 
 
 def grid(bench: Bench, shapes: Sequence[Shape] = GRID) -> list[Record]:
@@ -408,21 +414,21 @@ def reference_gradients(step: Step, *, chunk: int = 4096) -> tuple[Tensor, ...]:
 
 
 def training_workload(
-    bench: Bench, shape: Shape, dtype: torch.dtype, *, forward_too: bool, compile_too: bool
+    bench: Bench, shape: Shape, dtype: torch.dtype, *, forward_too: bool, compile_too: bool, rivals: bool = True
 ) -> Workload:
-    """One training step, or only its backward pass, of a pool that all queries share."""
+    """One training step, or only its backward pass, of a pool that all queries share; without rivals ours alone."""
     arguments = (shape.n, shape.k, shape.m, shape.h, shape.d, dtype)
     cost = candidate_attention_backward_cost(*arguments, batch=shape.batch)
     if forward_too:
         cost = candidate_attention_cost(*arguments, batch=shape.batch, return_lse=True).and_then(cost)
     forwards: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
         bench.backend: partial(ours_batch, backend=bench.backend),
-        **BATCH_RIVALS,
+        **(BATCH_RIVALS | training_rivals(compile_too=compile_too) if rivals else {}),
     }
-    if compile_too:
+    if compile_too and rivals:
         forwards["einsum-compiled"] = torch.compile(einsum_batch, dynamic=False, fullgraph=True)
     make = _whole_step if forward_too else backward_alone
-    too_large = {"sdpa-expanded": _beyond_the_grid} if shape.batch * shape.n > GRID_LIMIT else {}
+    too_large = {"sdpa-expanded": _beyond_the_grid} if rivals and shape.batch * shape.n > GRID_LIMIT else {}
     inputs = [random_step(shape, dtype, str(bench.device))]
     set_bytes = sum(tensor.nbytes for tensor in (*inputs[0].tensors, *inputs[0].grads))
     inputs += [random_step(shape, dtype, str(bench.device)) for _ in range(bench.sets(set_bytes) - 1)]

@@ -173,7 +173,10 @@ def host_calls(bench: Bench, shape: Shape, dtype: torch.dtype) -> dict[str, dict
     query, key, value = (t.transpose(1, 2) for t in (plain[3].unsqueeze(0), *plain[4:]))
     width = shape.h * shape.d
     rows, weight, bias = plain[3].reshape(-1, width), *torch.ones(2, width, dtype=dtype, device=bench.device)
+    # tensors of their own, as in a layer
+    others, states = rows.clone(), rows.clone()
     contexts, own = plain[0].reshape(-1, shape.k, width), bench.backend
+    other_contexts = contexts.clone()
     return {
         "candidate_attention": {
             own: lambda: candidate_attention(*plain),
@@ -181,16 +184,16 @@ def host_calls(bench: Bench, shape: Shape, dtype: torch.dtype) -> dict[str, dict
         },
         "candidate_attention with gradients": {own: lambda: candidate_attention(*leaves)},
         "residual_layer_norm": {
-            own: lambda: residual_layer_norm(rows, rows, weight, bias),
-            "pytorch": lambda: plain_residual_layer_norm(rows, rows, weight, bias),
+            own: lambda: residual_layer_norm(rows, others, weight, bias),
+            "pytorch": lambda: plain_residual_layer_norm(rows, others, weight, bias),
         },
         "gate_layer_norm": {
-            own: lambda: gate_layer_norm(rows, rows, rows, weight, bias),
-            "pytorch": lambda: plain_gate_layer_norm(rows, rows, rows, weight, bias),
+            own: lambda: gate_layer_norm(rows, others, states, weight, bias),
+            "pytorch": lambda: plain_gate_layer_norm(rows, others, states, weight, bias),
         },
         "score_candidates": {
-            own: lambda: _score(contexts, contexts, rows, rows, weight, bias),
-            "pytorch": lambda: plain_score_candidates(contexts, contexts, rows, rows, weight, bias),
+            own: lambda: _score(contexts, other_contexts, rows, others, weight, bias),
+            "pytorch": lambda: plain_score_candidates(contexts, other_contexts, rows, others, weight, bias),
         },
     }
 

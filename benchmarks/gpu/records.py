@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.measuring.gpu_timing import Timing
-from benchmarks.measuring.provenance import Record, commit, versions
+from benchmarks.measuring.provenance import Record, clocks, commit, versions
 from mixkernels.devices import device_peaks, measured_gpu_peaks
 from mixkernels.roofline import Cost, Peaks
 
@@ -72,14 +72,17 @@ def provenance(arguments: Sequence[str]) -> dict[str, str]:
 def machine_at_hand(arguments: Sequence[str], at_commit: str | None) -> Machine:
     """Describe the current GPU, warmed up by measuring its peaks."""
     device = torch.device("cuda", torch.cuda.current_device())
+    measured = measured_gpu_peaks(device.index, torch.bfloat16)
+    # at the clocks of a busy GPU
+    found = ", ".join(f"{name} {value}" for name, value in clocks().items())
     return Machine(
         device,
         torch.cuda.get_device_name(device),
         lambda dtype: device_peaks(device, dtype),
-        measured_gpu_peaks(device.index, torch.bfloat16),
+        measured,
         versions(),
         at_commit or commit(),
-        provenance(arguments),
+        provenance(arguments) | {"clocks": found or "unknown"},
     )
 
 

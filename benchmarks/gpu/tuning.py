@@ -1,10 +1,11 @@
-"""Time launch configurations, to fill `mixkernels.attention.triton_launch.TABLE` for a GPU.
+"""Time launch configurations, to fill a GPU's file of `mixkernels/attention/launch_tables`.
 
 For every `Kind`, all of `launch.alternatives` and taller tiles, which the shipped rule avoids, are timed in interleaved
 rounds; the best by the geometric mean over shapes is printed. Several processes compile ahead and share Triton's cache
 on disk.
 """
 
+import json
 import math
 import multiprocessing
 import os
@@ -28,10 +29,19 @@ from benchmarks.gpu.attention import (
 from benchmarks.gpu.formulations import Call, ours_batch
 from benchmarks.measuring.gpu_timing import interleaved_timings, reason
 from benchmarks.measuring.provenance import write_json
+from mixkernels import plans
 from mixkernels.attention import triton_launch as launch
-from mixkernels.attention.triton_launch import RESIDENT, Kind, LaunchConfig
+from mixkernels.attention.triton_launch import (
+    CANDIDATES,
+    FORWARD,
+    SHARED,
+    SHORT,
+    STREAMED,
+    Kind,
+    LaunchConfig,
+    slots_of,
+)
 
-FORWARD = ("forward", RESIDENT)
 _WORKERS = 14
 _COMPILED_CANDIDATES = 256
 _KIND_SECONDS = 60.0
@@ -46,21 +56,22 @@ class Trial(NamedTuple):
 
 def _trial(kernel: str, k: int, d: int, shapes: Sequence[tuple[int, int, int]]) -> Trial:
     """Make a trial in 16 bits; shapes are (B, N, m)."""
-    return Trial(Kind(kernel, k, k + 1, d, 2), tuple(Shape(n, k, m, d, batch=batch) for batch, n, m in shapes))
+    kind = Kind(kernel, k, slots_of(kernel, k, has_state=True), d, 2, descriptors=kernel == SHORT and k <= 2)
+    return Trial(kind, tuple(Shape(n, k, m, d, batch=batch) for batch, n, m in shapes))
 
 
 _SHORT = ((1, 100_000, 64), (1, 100_000, 128), (1, 100_000, 16))
 _LONG = ((1, 100_000, 256), (1, 100_000, 512))
 _BACKWARD = ((1, 100_000, 512), (64, 64, 64))
 TRIALS = (
-    _trial(RESIDENT, 1, 64, _SHORT),
-    _trial("forward", 1, 64, _LONG),
-    _trial("backward_candidates", 1, 64, _BACKWARD),
-    _trial("backward_shared", 1, 64, _BACKWARD),
-    _trial(RESIDENT, 1, 32, _SHORT),
-    _trial("forward", 1, 32, _LONG),
-    _trial("forward", 3, 64, _SHORT),
-    _trial("forward", 10, 64, _SHORT),
+    _trial(SHORT, 1, 64, _SHORT),
+    _trial(STREAMED, 1, 64, _LONG),
+    _trial(CANDIDATES, 1, 64, _BACKWARD),
+    _trial(SHARED, 1, 64, _BACKWARD),
+    _trial(SHORT, 1, 32, _SHORT),
+    _trial(STREAMED, 1, 32, _LONG),
+    _trial(SHORT, 3, 64, _SHORT),
+    _trial(STREAMED, 10, 64, _SHORT),
 )
 """The most important first."""
 
@@ -74,16 +85,15 @@ def candidates(kind: Kind) -> list[LaunchConfig]:
 @contextmanager
 def configured(gpu: str, kind: Kind, config: LaunchConfig) -> Iterator[None]:
     """Inside the block, launch one kind of kernel with one configuration."""
-    table = launch.TABLE.setdefault(gpu, {})
-    before = table.get(kind)
-    table[kind] = config
+    before = launch.table_of
+    launch.table_of = lambda name: before(name) | ({kind: config} if name == gpu else {})
+    # plans hold configurations
+    plans.clear()
     try:
         yield
     finally:
-        if before is None:
-            del table[kind]
-        else:
-            table[kind] = before
+        launch.table_of = before
+        plans.clear()
 
 
 def call_of(kind: Kind, step: Step, backend: str) -> Call:
@@ -216,17 +226,15 @@ def tuning(bench: Bench, trials: Sequence[Trial] = TRIALS) -> list[dict[str, Any
                     "skipped": skipped,
                 },
             )
-    print(
-        "\n".join(["for mixkernels/attention/triton_launch.py:", *table_lines(bench.machine.name, chosen)]), flush=True
-    )
+    print("\n".join(["for mixkernels/attention/launch_tables:", *table_lines(bench.machine.name, chosen)]), flush=True)
     return chosen
 
 
 def table_lines(gpu: str, chosen: Sequence[dict[str, Any]], *, least_gain: float = 0.03) -> list[str]:
-    """`launch.TABLE` as source, with the configurations that beat the rule by more than noise."""
-    rows = [f"        {_literal(entry)}" for entry in chosen if entry["of_rule"] <= 1 - least_gain]
-    return [f'TABLE = {{\n    "{gpu}": {{', *rows, "    }\n}"] if rows else ["TABLE = {}  # nothing beats the rule"]
+    """Entries of a launch table: the configurations that beat the rule by more than noise."""
+    rows = [_literal(entry) for entry in chosen if entry["of_rule"] <= 1 - least_gain]
+    return rows or [f"nothing beats the rule on {gpu}"]
 
 
 def _literal(entry: dict[str, Any]) -> str:
-    return f"{Kind(**entry['kind'])}: {LaunchConfig(**entry['config'])},".replace("'", '"')
+    return json.dumps({"kind": entry["kind"], "config": entry["config"]})

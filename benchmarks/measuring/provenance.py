@@ -34,6 +34,14 @@ def versions() -> dict[str, str]:
     return {name: version for name, version in found.items() if version}
 
 
+def clocks() -> dict[str, str]:
+    """Clocks, power and temperature of the GPU as its driver reports them; empty without nvidia-smi."""
+    names = ("clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "temperature.gpu")
+    found = _output_of("nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader")
+    values = found.splitlines()[0].split(",") if found else []
+    return {name: value.strip() for name, value in zip(names, values, strict=False)}
+
+
 def commit() -> str:
     """Return the checkout's commit, with "-dirty" if tracked files differ, or "unknown" without a repository."""
     if not (ROOT / ".git").exists() or not (found := _output_of("git", "-C", str(ROOT), "rev-parse", "HEAD")):

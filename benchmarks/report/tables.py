@@ -320,14 +320,14 @@ def gpu_attention_table(only: Collection[str] = ()) -> str:
     named = {name for record in own for name in record["ratios"] if not only or name in only}
     # a rival that skipped the first shape comes last
     rivals = sorted(named, key=lambda name: own[0]["ratios"].get(name, math.inf))
-    rows = [["N", "k", "m", "D", "kernel", "of the limit", "bound by", "TFLOP/s", *rivals]]
+    rows = [["N", "k", "m", "D", "kernel", "of the measured limit", "bound by", "TFLOP/s", *rivals]]
     rows.append(["---"] * len(rows[0]))
     for record in own:
         rows.append(
             [
                 *(f"{record['shape'][name]:,}" for name in ("N", "k", "m", "D")),
                 f"{record['seconds'] * 1e6:.0f} us",
-                f"{share_of_limit(record):.0%}",
+                f"{record['fraction_of_measured']:.0%}",
                 record["bound"],
                 f"{record['tflops']:.0f}",
                 *(multiple(record["ratios"][name]) if name in record["ratios"] else "" for name in rivals),

@@ -340,7 +340,8 @@ class OperatorLayers(Layers):
         else:
             # the operator needs contexts: pass the states as contexts that do not attend to themselves
             own_logits = torch.full((count, 1, 1, self.heads), -math.inf, dtype=torch.float32, device=self.device)
-        result = candidate_attention(
+        by_head = attended.unflatten(-1, split)[None]
+        candidate_attention(
             queries[:, : max(k, 1)],
             None,
             inputs.value.unflatten(-1, split) if k else queries,
@@ -350,20 +351,18 @@ class OperatorLayers(Layers):
             key_lengths=query.lengths,
             own_logits=own_logits,
             backend=self.model.kernel_backend,
+            out=(by_head[:, :, : max(k, 1)], by_head[:, :, -1] if k and self.has_state else None),
         )
-        attended[:, : max(k, 1)] = result.context[0].flatten(-2)
-        if result.state is not None:
-            attended[:, -1] = result.state[0].flatten(-2)
         rows = layer.attention_output.of(workspace, "rows", attended.view(-1, d)).view(attended.shape)
         norm, normed = layer.attention_norm, workspace.take("normed", count, self.rows, d)
         options = {"eps": norm.eps, "backend": self.model.kernel_backend}
         if k:
-            normed[:, :k] = residual_layer_norm(rows[:, :k], inputs.context, norm.weight, norm.bias, **options)
+            residual_layer_norm(rows[:, :k], inputs.context, norm.weight, norm.bias, out=normed[:, :k], **options)
         if self.has_state:
             gate = self.gate_update.of(workspace, "gate", rows[:, -1], inputs.gate)
             if state is not None:
                 gate = self.gate_state.of(workspace, "gate with state", state, gate)
-            normed[:, -1] = gate_layer_norm(gate, rows[:, -1], state, norm.weight, norm.bias, **options)
+            gate_layer_norm(gate, rows[:, -1], state, norm.weight, norm.bias, out=normed[:, -1], **options)
         return normed, layer.feed_forward.of(workspace, normed.view(-1, d)).view(normed.shape)
 
 

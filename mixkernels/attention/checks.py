@@ -197,6 +197,18 @@ def check_shapes(call: Call) -> None:
     _check_form(call)
 
 
+def depends_on_values(call: Call) -> bool:
+    """Whether a checked call has indices whose range is checked at every call."""
+    return any(tensor is not None and _ranges_are_checked(tensor) for tensor in call[6:9])
+
+
+def check_values(call: Call) -> None:
+    """Check the ranges of a call whose form is checked; see `check_shapes`."""
+    if call.key_lengths is not None:
+        _check_range("key_lengths", call.key_lengths, 0, call.key.shape[1], "the tokens of key")
+    _check_form(call)
+
+
 def _check_form(call: Call) -> None:
     """Check ids and offsets against each other, the candidates and the queries."""
     ids, offsets, query, batch = call.candidate_ids, call.candidate_offsets, call.context_query, call.key.shape[0]

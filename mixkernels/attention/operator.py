@@ -7,6 +7,7 @@ torch.compile, CUDA graphs and FlopCounterMode support them; autograd is added o
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +15,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from mixkernels.attention.checks import Call, checked_call, checked_scale
+from mixkernels.attention.checks import Call, check_values, checked_call, checked_scale, depends_on_values
 from mixkernels.dispatch import implementation, select_backend
+from mixkernels.errors import ShapeError
+from mixkernels.outputs import check_apart, check_no_gradients, check_out
+from mixkernels.plans import Plans
 from mixkernels.tensors import dense_rows, needs_grad
 
 
@@ -48,6 +52,7 @@ def candidate_attention(
     scale: float | None = None,
     return_lse: bool = False,
     backend: str | None = None,
+    out: tuple[Tensor, Tensor | None] | None = None,
 ) -> CandidateAttention:
     """Let every candidate's context embeddings and state attend to one query's tokens (docs/design.md, section 1).
 
@@ -85,6 +90,8 @@ def candidate_attention(
         scale: factor of the dot products. None: 1 / sqrt(D).
         return_lse: also return the log-sum-exp of every row's logits.
         backend: one of `BACKENDS`; None or "auto" takes the first that can run the call, never the reference.
+        out: (context, state) to write the results into, with any strides and without gradients; state None without a
+            state query. They may lie row by row between each other, but not between the inputs.
 
     Lengths, offsets and ids are range-checked on CPU. On a GPU the check waits for the device, so it only runs with
     MIXKERNELS_CHECKS=1.
@@ -100,7 +107,7 @@ def candidate_attention(
         DeviceError: the inputs are on different devices.
         BackendError: no backend can run this call; the message lists every backend with every reason.
     """
-    call = checked_call(
+    tensors = (
         context_query,
         context_key,
         context_value,
@@ -111,28 +118,111 @@ def candidate_attention(
         candidate_ids,
         candidate_offsets,
         own_logits,
-        context_scales=context_scales,
     )
-    scale = 1.0 / math.sqrt(key.shape[-1]) if scale is None else checked_scale(scale)
-    call = Call._make(None if tensor is None else dense_rows(tensor) for tensor in call)
+    scales = _NOTHING if context_scales is None else context_scales
+    into = _NOTHING[:2] if out is None else out
+    plan = form = None
+    if type(scales) is type(into) is tuple:
+        optional = (*scales, *into) if context_scales is not None or out is not None else ()
+        plan, form = _PLANS.find((*tensors, *optional), backend, bool(return_lse), len(scales))
+    if plan is not None:
+        known = (*tensors, *scales)
+        scale = plan.scale if scale is None else checked_scale(scale)
+        if plan.values:
+            check_values(Call(*known))
+        if out is not None:
+            check_apart(into, known, Call._fields)
+        return plan.run(known, scale, into)
 
+    call = given = checked_call(*tensors, context_scales=context_scales)
+    default = 1.0 / math.sqrt(key.shape[-1])
+    scale = default if scale is None else checked_scale(scale)
+    call = Call._make(None if tensor is None else dense_rows(tensor) for tensor in call)
     name = select_backend(backend, *(tensor for tensor in call if tensor is not None))
+    if out is not None:
+        _check_out(call, into)
+    if form is None or name == "reference":
+        return _dispatched(call, scale, name, bool(return_lse), into)
+    run, same = _runner(call, name, bool(return_lse), into)
+    if same and all(before is after for before, after in zip(given, call, strict=True)):
+        _PLANS.remember(form, _Plan(default, depends_on_values(call), run))
+    return run(call, scale, into)
+
+
+_NOTHING = (None, None, None)
+_PLANS = Plans()
+_Out = tuple[Tensor | None, Tensor | None]
+_Run = Callable[[tuple[Any, ...], float, _Out], CandidateAttention]
+"""Takes the tensors of a `Call`."""
+
+
+class _Plan(NamedTuple):
+    """What is decided about calls of one form; see `mixkernels.plans`."""
+
+    scale: float
+    """Where the call gives none."""
+    values: bool
+    """Whether ranges of indices are checked at every call."""
+    run: _Run
+
+
+def _check_out(call: Call, out: tuple[Any, ...]) -> None:
+    """Check `out`.
+
+    Raises:
+        ShapeError, DtypeError, DeviceError, BackendError: as the message says.
+    """
+    if len(out) != 2 or (out[1] is None) != (call.state_query is None):
+        expected = "(context, None)" if call.state_query is None else "(context, state)"
+        raise ShapeError(f"out holds {['None' if t is None else 'a tensor' for t in out]}; expected {expected}")
+    k, heads, head_dim = call.context_query.shape[-3:]
+    check_out("out context", out[0], (*call.lead, k, heads, head_dim), call.key.dtype, call.key.device)
+    if out[1] is not None:
+        check_out("out state", out[1], (*call.lead, heads, head_dim), call.key.dtype, call.key.device)
+    check_no_gradients(out, *call, *out)
+    if not torch.compiler.is_compiling():
+        check_apart(out, call, Call._fields)
+
+
+def _dispatched(call: Call, scale: float, name: str, return_lse: bool, out: _Out) -> CandidateAttention:
+    """Run a checked call, as one operator of PyTorch unless the backend is the reference."""
     if name == "reference":
-        context, state, context_lse, state_lse = implementation("attention", name, "candidate_attention")(
-            call, scale=scale
-        )
+        results = implementation("attention", name, "candidate_attention")(call, scale=scale)
     elif needs_grad(*call):
-        call = _dequantised(call)
-        context, state, context_lse, state_lse = _Differentiable.apply(scale, name, return_lse, *call)
+        results = _Differentiable.apply(scale, name, return_lse, *_dequantised(call))
     else:
-        context, state, context_lse, state_lse = _forward(*call, scale, return_lse, name)
-    has_state = state_query is not None
+        results = _forward(*call, scale, return_lse, name)
+    return _named(results, call.state_query is not None, return_lse, out)
+
+
+def _named(results: tuple[Any, ...], has_state: bool, return_lse: bool, out: _Out) -> CandidateAttention:
+    context, state, context_lse, state_lse = results
+    if out[0] is not None:
+        context = out[0].copy_(context)
+        state = out[1].copy_(state) if out[1] is not None else state
     return CandidateAttention(
         context,
         state if has_state else None,
         context_lse.float() if return_lse else None,
         state_lse.float() if return_lse and has_state else None,
     )
+
+
+def _runner(call: Call, name: str, return_lse: bool, out: _Out) -> tuple[_Run, bool]:
+    """Return what runs calls of the form of a checked one, and whether it takes their tensors as they are."""
+    has_state = call.state_query is not None
+    if needs_grad(*call):
+        return lambda tensors, scale, out: _dispatched(Call(*tensors), scale, name, return_lse, out), True
+    if name != "triton":
+        function = implementation("attention", name, "candidate_attention")
+        return (
+            lambda tensors, scale, out: _named(
+                function(Call(*tensors), scale=scale, return_lse=return_lse), has_state, return_lse, out
+            ),
+            True,
+        )
+    prepared, same = implementation("attention", "triton", "runner")(call, return_lse=return_lse, out=out)
+    return lambda tensors, scale, out: CandidateAttention(*prepared(tensors, scale, out)), same
 
 
 def _dequantised(call: Call) -> Call:

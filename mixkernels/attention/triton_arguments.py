@@ -46,6 +46,51 @@ def _per_candidate(tensor: Tensor | None, count: int, *, pool: bool) -> list[int
     return [*([0] if pool else []), *tensor.stride()[:-1]]
 
 
+def out_strides_of(call: Call, out: tuple[Tensor | None, Tensor | None]) -> tuple[int, int, int]:
+    """Distances between candidates and contexts of the context output, and between states; constants of a kernel.
+
+    Args:
+        call: the call.
+        out: where context and state are to be written; None: contiguous memory of their own.
+
+    Raises:
+        ValueError: a kernel cannot write there (`written_in_place` says so before).
+    """
+    k, heads, head_dim = call.context_query.shape[-3:]
+    row = heads * head_dim
+    context, state = out
+    if context is None:
+        return k * row, row, row
+    lead = len(context.shape) - 3
+    return (
+        context.stride(lead - 1),
+        context.stride(lead) if k > 1 else row,
+        row if state is None else state.stride(lead - 1),
+    )
+
+
+def written_in_place(out: tuple[Tensor | None, ...]) -> bool:
+    """Whether a kernel can write context and state into these tensors: (..., k, H, D) and (..., H, D) with dense heads.
+
+    Distances between rows are constants of a kernel, so they must not depend on the number of candidates.
+    """
+    for tensor, inner in zip(out, (3, 2), strict=True):
+        if tensor is None:
+            continue
+        lead, strides = tensor.shape[:-inner], tensor.stride()
+        candidates = strides[len(lead) - 1]
+        if (
+            strides[-1] != 1
+            or strides[-2] != tensor.shape[-1]
+            # queries follow each other like candidates
+            or (len(lead) == 2 and lead[0] > 1 and strides[0] != lead[1] * candidates)
+            or (inner == 3 and tensor.shape[-3] > 1 and strides[-3] > candidates)
+            or candidates >= 2**31
+        ):
+            return False
+    return True
+
+
 def constants_of(call: Call) -> dict[str, Any]:
     """Constexpr arguments that follow from the shapes and the form of a call."""
     return {

@@ -21,12 +21,10 @@ from mixkernels.attention.triton_arguments import (
     num_tiles,
     strides_of,
 )
-from mixkernels.attention.triton_backward_kernels import (
-    candidate_attention_bwd_candidates_kernel,
-    candidate_attention_bwd_shared_kernel,
-)
-from mixkernels.attention.triton_launch import Kind, LaunchConfig, launch_config
-from mixkernels.attention.triton_variants import attention_variants
+from mixkernels.attention.triton_backward_candidates import candidate_attention_bwd_candidates_kernel
+from mixkernels.attention.triton_backward_shared import candidate_attention_bwd_shared_kernel
+from mixkernels.attention.triton_launch import CANDIDATES, SHARED, Kind, LaunchConfig, launch_config
+from mixkernels.attention.triton_variants import backward_variants
 from mixkernels.triton_common.runtime import INTERPRET, device_of
 from mixkernels.triton_common.variant import KernelVariant
 
@@ -52,11 +50,13 @@ def candidate_attention_backward(
     """
     call = dense(call)
     key = call.key
-    deltas = [torch.empty_like(lse) for lse in results[2:]]
+    slots = call.context_query.shape[-3] + (call.state_query is not None)
+    # log-sum-exps in base 2 and delta of every row, from one kernel to the other: (H, rows, slots)
+    saved = [results[2].new_empty(key.shape[2], results[2][..., 0, 0].numel(), slots) for _ in range(2)]
     grads = _filled_grads(grads, results, has_state=call.state_query is not None)
     with device_of(key):
-        by_candidate = _candidates_backward(grads, results, deltas, call, scale)
-        shared = _shared_backward(grads, results, deltas, call, scale) if for_shared else (None, None)
+        by_candidate = _candidates_backward(grads, results, saved, call, scale)
+        shared = _shared_backward(grads, saved, call, scale) if for_shared else (None, None)
     return (*by_candidate[:4], *shared, by_candidate[4])
 
 
@@ -78,7 +78,7 @@ def _pointers(tensors: tuple[Tensor | None, ...], stand_in: Tensor) -> list[Tens
 
 
 def _candidates_backward(
-    grads: list[Tensor | None], results: list[Tensor], deltas: list[Tensor], call: Call, scale: float
+    grads: list[Tensor | None], results: list[Tensor], saved: list[Tensor], call: Call, scale: float
 ) -> list[Tensor | None]:
     """Launch the candidates' kernel: gradients of the three contexts, state_query and own_logits."""
     key, lead, k = call.key, call.lead, call.context_query.shape[-3]
@@ -102,7 +102,7 @@ def _candidates_backward(
             None if t is None else t.new_empty(*rows, *t.shape[-(dims):], dtype=torch.float32 if wide else t.dtype)
             for t, dims in zip(inputs, (3, 3, 3, 2, 3), strict=True)
         ]
-        tensors = (*grads, *results, *call[:10], *outputs, *deltas)
+        tensors = (*grads, *results, *call[:10], *outputs, *saved)
         candidate_attention_bwd_candidates_kernel[(tiles * heads * (splits if pool else 1),)](
             *_pointers(tensors, key),
             scale,
@@ -110,15 +110,17 @@ def _candidates_backward(
             key.shape[1],
             key.shape[0],
             splits,
+            saved[0].shape[1],
             *strides_of(call),
             **constants_of(call),
             HAS_LSE_GRAD=grads[2] is not None,
             POOL=pool,
+            STAGES=config.num_stages,
             **config.options(),
         )
 
     if results[0].numel():
-        launch(launch_config(Kind("backward_candidates", k, slots, head_dim, key.element_size()), key.device, launch))
+        launch(launch_config(Kind(CANDIDATES, k, slots, head_dim, key.element_size()), key.device, launch))
     else:
         outputs = [None if t is None else torch.zeros_like(t) for t in inputs]
         return outputs
@@ -142,12 +144,12 @@ def _sum_parts(gradient: Tensor, tensor: Tensor, call: Call, *, pool: bool) -> T
 
 
 def _shared_backward(
-    grads: list[Tensor | None], results: list[Tensor], deltas: list[Tensor], call: Call, scale: float
+    grads: list[Tensor | None], saved: list[Tensor], call: Call, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Launch the shared keys' kernel: gradients of key and value."""
     key, k = call.key, call.context_query.shape[-3]
     batch, num_keys, heads, head_dim = key.shape
-    if results[0].numel() == 0:
+    if saved[0].numel() == 0:
         return torch.zeros_like(key), torch.zeros_like(call.value)
     slots = k + (call.state_query is not None)
     atomic = os.environ.get("MIXKERNELS_DETERMINISTIC", "1") == "0"
@@ -168,7 +170,7 @@ def _shared_backward(
         del constants["HAS_OWN_LOGITS"]
         strides = strides_of(call)
         candidate_attention_bwd_shared_kernel[(blocks * splits,)](
-            *_pointers((*grads[:2], *results[2:], *deltas), key),
+            *_pointers((*grads[:2], *saved), key),
             *_pointers((call.context_query, call.state_query, *call[4:9]), key),
             *outputs,
             scale,
@@ -176,15 +178,17 @@ def _shared_backward(
             num_keys,
             batch,
             splits,
+            saved[0].shape[1],
             # strides of context_query, then of state_query, key and value
             *strides[:4],
             *strides[12:21],
             **constants,
             ATOMIC=atomic,
+            STAGES=config.num_stages,
             **config.options(),
         )
 
-    launch(launch_config(Kind("backward_shared", k, slots, head_dim, key.element_size()), key.device, launch))
+    launch(launch_config(Kind(SHARED, k, slots, head_dim, key.element_size()), key.device, launch))
     if atomic:
         return outputs[0].to(key.dtype), outputs[1].to(key.dtype)
     dkey, dvalue = ((t.sum(dim=0) if t.shape[0] > 1 else t[0]).to(key.dtype) for t in outputs)
@@ -194,6 +198,6 @@ def _shared_backward(
 def variants() -> list[KernelVariant]:
     """Return both kernels in every launch configuration that is shipped."""
     return [
-        *attention_variants(candidate_attention_bwd_candidates_kernel, "backward_candidates", {"HAS_LSE_GRAD": False}),
-        *attention_variants(candidate_attention_bwd_shared_kernel, "backward_shared", {"ATOMIC": False}),
+        *backward_variants(candidate_attention_bwd_candidates_kernel, CANDIDATES, {"HAS_LSE_GRAD": False}),
+        *backward_variants(candidate_attention_bwd_shared_kernel, SHARED, {"ATOMIC": False}),
     ]

@@ -1,347 +1,227 @@
-"""The fused forward kernel of `mixkernels.candidate_attention` and its launch.
+"""The forward pass of `mixkernels.candidate_attention` in Triton: which kernel computes a call, and its launch.
 
-A program computes one tile of candidates (mixkernels/attention/triton_tiles.py) for one head and query: their context
-rows, and their state rows as a second tile. Own keys initialise the running softmax in registers, then the query's
-tokens are read in blocks of BLOCK_N. For a short query (RESIDENT) a program loops the other way: it loads keys and
-values once and computes many tiles of candidates, each loaded while the one before is computed. How many programs share
-a query's tiles follows from how many run at the same time (`triton_common.occupancy`). Only outputs are written.
+Short queries in 16 bits take the kernel that keeps all keys on the chip (triton_forward_short), everything else the
+kernel that reads keys in blocks (triton_forward_streamed). The choice and the tiles depend on m, the form and the
+strides, never on N, so that a candidate keeps its bits whatever stands beside it. Only outputs are written.
 """
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from mixkernels.attention.checks import Call
 from mixkernels.attention.triton_arguments import (
     constants_of,
     dense,
-    forward_metadata,
     num_tiles,
+    out_strides_of,
     strides_of,
+    written_in_place,
 )
+from mixkernels.attention.triton_forward_short import candidate_attention_fwd_short_kernel
+from mixkernels.attention.triton_forward_streamed import candidate_attention_fwd_streamed_kernel
 from mixkernels.attention.triton_launch import (
-    RESIDENT,
+    SHORT,
+    SHORT_KEYS,
+    STREAMED,
     Kind,
     LaunchConfig,
     forward_options,
     keeps_short_queries,
     launch_config,
-    resident_keys,
+    slots_of,
 )
-from mixkernels.attention.triton_tiles import (
-    LN2,
-    LOG2E,
-    dot,
-    load_length,
-    locate_candidates,
-    locate_query,
-    range_of_program,
-)
-from mixkernels.attention.triton_variants import attention_variants, resident_variants
+from mixkernels.attention.triton_variants import forward_variants
+from mixkernels.triton_common.launching import Launch
 from mixkernels.triton_common.occupancy import one_wave, programs_each
-from mixkernels.triton_common.runtime import INTERPRET, device_of, empty_output
+from mixkernels.triton_common.runtime import INTERPRET, Memory, device_of
 from mixkernels.triton_common.variant import KernelVariant
 
 _INTERPRETED_WAVE = 4
 """Programs that run at the same time in the interpreter, which has no multiprocessors."""
+_COPIED_BYTES = 16
+"""The memory engine copies rows whose addresses and distances are multiples of this."""
 
 
-@triton.jit
-def _finite(b_m):
-    # rows without any key yet have -inf; 0 replaces it, because -inf - -inf is NaN
-    return tl.where(b_m == float("-inf"), 0.0, b_m)
+Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+Out = tuple[Tensor | None, Tensor | None]
+Run = Callable[[tuple[Any, ...], float, Out], Results]
+"""Takes the tensors of a `Call`, the scale and `out`."""
 
 
-@triton.jit
-def _softmax_seed(b_s, b_v, b_m, b_l, b_o, m_row):
-    # one more own key per row: online softmax in base 2, elementwise, because each row has another key
-    b_s = tl.where(m_row, b_s, float("-inf"))
-    b_m_new = tl.maximum(b_m, b_s)
-    b_shift = _finite(b_m_new)
-    b_decay = tl.exp2(b_m - b_shift)
-    b_p = tl.exp2(b_s - b_shift)
-    return b_m_new, b_l * b_decay + b_p, b_o * b_decay[:, None] + b_p[:, None] * b_v
+def forward_kind(call: Call, *, return_lse: bool, out: Out = (None, None)) -> Kind:
+    """Return what the launch configuration of a call depends on; `out` as of `candidate_attention`."""
+    key, k, has_state = call.key, call.context_query.shape[-3], call.state_query is not None
+    short = key.shape[1] <= SHORT_KEYS and key.element_size() < 4 and keeps_short_queries(key.device)
+    kernel = SHORT if short else STREAMED
+    return Kind(
+        kernel,
+        k,
+        slots_of(kernel, k, has_state=has_state),
+        key.shape[3],
+        key.element_size(),
+        quantised=call.query_scale is not None,
+        lse=return_lse,
+        descriptors=short and _tiles_are_copied(call, out),
+    )
 
 
-@triton.jit
-def _softmax_block(b_q, b_k, b_v, b_scale, m_n, b_m, b_l, b_o, INTERPRET: tl.constexpr):
-    # a block of shared keys, online softmax in base 2; b_s is [rows, BLOCK_N]
-    b_s = dot(b_q, b_k, INTERPRET) * b_scale[:, None]
-    b_s = tl.where(m_n[None, :], b_s, float("-inf"))
-    b_m_new = tl.maximum(b_m, tl.max(b_s, axis=1))
-    b_shift = _finite(b_m_new)
-    b_decay = tl.exp2(b_m - b_shift)
-    b_p = tl.exp2(b_s - b_shift[:, None])
-    b_l = b_l * b_decay + tl.sum(b_p, axis=1)
-    b_o = b_o * b_decay[:, None]
-    if INTERPRET:
-        b_o = tl.dot(b_p, b_v.to(tl.float32), acc=b_o, input_precision="ieee")
-    else:
-        b_o = tl.dot(b_p.to(b_v.dtype), b_v, acc=b_o, input_precision="ieee")
-    return b_m_new, b_l, b_o
+def _tiles_are_copied(call: Call, out: Out) -> bool:
+    """Whether the memory engine can copy tiles: a tile's rows, with all heads, lie one distance apart."""
+    k, heads, head_dim = call.context_query.shape[-3:]
+    # tiles of the forward kernels have 64 or 32 rows, and products take 16 states at least
+    if call.candidate_ids is not None or k not in (1, 2):
+        return False
+    for tensor in (*call[:4], *out):
+        if tensor is None:
+            continue
+        state = tensor is call.state_query or tensor is out[1]
+        rows = tensor.stride()[-3] if state or k > 1 else tensor.stride()[-4]
+        size = tensor.element_size()
+        distances = [rows, *tensor.stride()[:-3]]
+        if (
+            tensor.stride(-2) != head_dim
+            or rows < heads * head_dim
+            or (k > 1 and not state and tensor.stride(-4) != k * rows)
+            or tensor.data_ptr() % _COPIED_BYTES
+            or any(distance * size % _COPIED_BYTES for distance in distances)
+        ):
+            return False
+    return True
 
 
-@triton.jit
-def _store_rows(p_o, p_lse, b_m, b_l, b_o, o_d, m_row, HAS_LSE: tl.constexpr):
-    # a row without any key has b_l = 0: zeros and -inf
-    m_some = b_l > 0.0
-    b_l = tl.where(m_some, b_l, 1.0)
-    b_o = b_o / b_l[:, None]
-    tl.store(p_o[:, None] + o_d[None, :], b_o.to(p_o.dtype.element_ty), mask=m_row[:, None])
-    if HAS_LSE:
-        tl.store(p_lse, tl.where(m_some, (b_m + tl.log2(b_l)) * LN2, float("-inf")), mask=m_row)
+def _grid(call: Call, kind: Kind, config: LaunchConfig, wave: int) -> tuple[int, int]:
+    """Return the number of programs of the kernel for short queries, and the most tiles that one of them computes."""
+    batch, _, heads, _ = call.key.shape
+    candidates = config.block_m // kind.slots
+    tiles = num_tiles(call, candidates)
+    if call.candidate_offsets is None:
+        return batch * heads * programs_each(batch * heads, tiles // batch, wave), 0
+    # ragged: programs of equally many tiles, of which every query has one that is not full
+    each = -(-tiles // programs_each(heads, tiles, wave))
+    return num_tiles(call, each * candidates) * heads, each
 
 
-@triton.jit(
-    do_not_specialize=["num_candidates", "num_keys", "batch"],
-    launch_metadata=forward_metadata,
-)
-def candidate_attention_fwd_kernel(
-    context_query_ptr,
-    context_key_ptr,
-    context_value_ptr,
-    state_query_ptr,
-    key_ptr,
-    value_ptr,
-    key_lengths_ptr,
-    ids_ptr,
-    offsets_ptr,
-    own_logits_ptr,
-    query_scale_ptr,
-    key_scale_ptr,
-    value_scale_ptr,
-    context_ptr,
-    state_ptr,
-    context_lse_ptr,
-    state_lse_ptr,
-    scale,
-    num_candidates,
-    num_keys,
-    batch,
-    # strides in elements: b query, n candidate, c context embedding, m token, h head
-    cq_b,
-    cq_n,
-    cq_c,
-    cq_h,
-    ck_b,
-    ck_n,
-    ck_c,
-    ck_h,
-    cv_b,
-    cv_n,
-    cv_c,
-    cv_h,
-    sq_b,
-    sq_n,
-    sq_h,
-    k_b,
-    k_m,
-    k_h,
-    v_b,
-    v_m,
-    v_h,
-    # own logits: n candidate, r row, c own key; scales are contiguous (..., k, H)
-    ol_b,
-    ol_n,
-    ol_r,
-    ol_c,
-    ol_h,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    D: tl.constexpr,
-    HAS_STATE: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr,
-    HAS_IDS: tl.constexpr,
-    RAGGED: tl.constexpr,
-    HAS_OWN_LOGITS: tl.constexpr,
-    QUANTISED: tl.constexpr,
-    PER_QUERY: tl.constexpr,
-    HAS_LSE: tl.constexpr,
-    RESIDENT: tl.constexpr,
-    STAGES: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    INTERPRET: tl.constexpr,
-):
-    CANDIDATES: tl.constexpr = BLOCK_M // K
+class Prepared(NamedTuple):
+    """The forward pass of all calls of one form; holds no tensors."""
 
-    # heads vary fastest, so that neighbouring programs share cache lines
-    i_program = tl.program_id(0).to(tl.int64)
-    i_head = i_program % H
-    i_tile = i_program // H
-    if RAGGED:
-        i_batch, i_first, start, stop = locate_query(offsets_ptr, batch, i_tile, CANDIDATES)
-        i_last = i_first + 1
-    else:
-        num_blocks = tl.cdiv(num_candidates, CANDIDATES)
-        if RESIDENT:
-            programs = tl.num_programs(0) // (H * batch)
-            i_batch = i_tile // programs
-            i_first, i_last = range_of_program(i_tile % programs, programs, num_blocks)
-            # in 64 bits they take the registers that int8 candidates lack
-            i_first, i_last = i_first.to(tl.int32), i_last.to(tl.int32)
-        else:
-            i_batch, i_first = i_tile // num_blocks, i_tile % num_blocks
-            i_last = i_first + 1
-        start = i_batch * num_candidates
-        stop = start + num_candidates
-    o_d = tl.arange(0, D)
-    # a Python float may arrive as float64 under torch.compile
-    base_scale = tl.cast(scale, tl.float32) * LOG2E
+    launch: Launch | None
+    """None: there are no candidates."""
+    context: Memory
+    state: Memory | None
+    context_lse: Memory | None
+    state_lse: Memory | None
+    dtype: torch.dtype
+    """Of context and state."""
 
-    length = num_keys
-    if HAS_LENGTHS:
-        length = load_length(key_lengths_ptr, i_batch, num_keys)
-    o_n = tl.arange(0, BLOCK_N)
-    # [D, BLOCK_N] and [BLOCK_N, D]
-    p_k = key_ptr + i_batch * k_b + i_head * k_h + o_d[:, None]
-    p_v = value_ptr + i_batch * v_b + i_head * v_h + o_d[None, :]
-    if RESIDENT:
-        # keys and values stay on the chip for all tiles of candidates below
-        m_n = o_n < length
-        b_k = tl.load(p_k + (o_n.to(tl.int64) * k_m)[None, :], mask=m_n[None, :], other=0.0)
-        b_v = tl.load(p_v + (o_n.to(tl.int64) * v_m)[:, None], mask=m_n[:, None], other=0.0)
-
-    for i_block in tl.range(i_first, i_last, num_stages=STAGES):
-        o_out, o_source, o_slot, m_row = locate_candidates(
-            ids_ptr, i_block, start, stop, CANDIDATES, K, HAS_IDS, BLOCK_M
-        )
-        if not HAS_IDS and not RAGGED:
-            o_source = o_out - start
-
-        # all loads of a tile are issued before any result is used: [BLOCK_M, D] and [BLOCK_S, D]
-        p_q = context_query_ptr + i_batch * cq_b + i_head * cq_h + o_source * cq_n + o_slot * cq_c
-        b_q = tl.load(p_q[:, None] + o_d[None, :], mask=m_row[:, None], other=0)
-        if HAS_STATE:
-            o_out_s, o_source_s, _, m_row_s = locate_candidates(
-                ids_ptr, i_block, start, stop, CANDIDATES, 1, HAS_IDS, BLOCK_S
-            )
-            if not HAS_IDS and not RAGGED:
-                o_source_s = o_out_s - start
-            p_q = state_query_ptr + i_batch * sq_b + i_head * sq_h + o_source_s * sq_n
-            b_q_s = tl.load(p_q[:, None] + o_d[None, :], mask=m_row_s[:, None], other=0.0)
-
-        b_scale = tl.zeros([BLOCK_M], tl.float32) + base_scale
-        o_scale = o_source
-        if QUANTISED:
-            if PER_QUERY:
-                o_scale = o_out
-            b_scale *= tl.load(query_scale_ptr + (o_scale * K + o_slot) * H + i_head, mask=m_row, other=1.0)
-            # exact; by way of float32, because the interpreter does not convert integers to bfloat16
-            b_q = b_q.to(tl.float32).to(key_ptr.dtype.element_ty)
-
-        b_m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-        b_l = tl.zeros([BLOCK_M], tl.float32)
-        b_o = tl.zeros([BLOCK_M, D], tl.float32)
-
-        # own keys initialise the running softmax: b_m (max), b_l (sum), b_o (weighted values)
-        b_q32 = b_q.to(tl.float32)
-        p_own_key = context_key_ptr + i_batch * ck_b + i_head * ck_h + o_source * ck_n
-        p_own_value = context_value_ptr + i_batch * cv_b + i_head * cv_h + o_source * cv_n
-        p_own_logits = own_logits_ptr + i_batch * ol_b + i_head * ol_h + o_source * ol_n + o_slot * ol_r
-        # in 64 bits, like slots
-        step_key, step_value, step_logits = tl.cast(ck_c, tl.int64), tl.cast(cv_c, tl.int64), tl.cast(ol_c, tl.int64)
-        for i_own in tl.static_range(K):
-            p_v_own = (p_own_value + i_own * step_value)[:, None] + o_d[None, :]
-            b_v_own = tl.load(p_v_own, mask=m_row[:, None], other=0).to(tl.float32)
-            if HAS_OWN_LOGITS:
-                b_s_own = tl.load(p_own_logits + i_own * step_logits, mask=m_row, other=0.0).to(tl.float32) * LOG2E
-            else:
-                p_k_own = (p_own_key + i_own * step_key)[:, None] + o_d[None, :]
-                b_k_own = tl.load(p_k_own, mask=m_row[:, None], other=0).to(tl.float32)
-                b_s_own = tl.sum(b_q32 * b_k_own, axis=1) * b_scale
-                if QUANTISED:
-                    p_factor = key_scale_ptr + (o_scale * K + i_own) * H + i_head
-                    b_s_own *= tl.load(p_factor, mask=m_row, other=1.0)
-            if QUANTISED:
-                p_factor = value_scale_ptr + (o_scale * K + i_own) * H + i_head
-                b_v_own *= tl.load(p_factor, mask=m_row, other=1.0)[:, None]
-            b_m, b_l, b_o = _softmax_seed(b_s_own, b_v_own, b_m, b_l, b_o, m_row)
-
-        if HAS_STATE:
-            b_scale_s = tl.zeros([BLOCK_S], tl.float32) + base_scale
-            b_m_s = tl.full([BLOCK_S], float("-inf"), tl.float32)
-            b_l_s = tl.zeros([BLOCK_S], tl.float32)
-            b_o_s = tl.zeros([BLOCK_S, D], tl.float32)
-
-        # the query's tokens
-        if RESIDENT:
-            b_m, b_l, b_o = _softmax_block(b_q, b_k, b_v, b_scale, m_n, b_m, b_l, b_o, INTERPRET)
-            if HAS_STATE:
-                b_m_s, b_l_s, b_o_s = _softmax_block(b_q_s, b_k, b_v, b_scale_s, m_n, b_m_s, b_l_s, b_o_s, INTERPRET)
-        else:
-            for i_n in range(0, length, BLOCK_N):
-                o_token = (i_n + o_n).to(tl.int64)
-                m_n = o_token < length
-                b_k = tl.load(p_k + (o_token * k_m)[None, :], mask=m_n[None, :], other=0.0)
-                b_v = tl.load(p_v + (o_token * v_m)[:, None], mask=m_n[:, None], other=0.0)
-                b_m, b_l, b_o = _softmax_block(b_q, b_k, b_v, b_scale, m_n, b_m, b_l, b_o, INTERPRET)
-                if HAS_STATE:
-                    b_m_s, b_l_s, b_o_s = _softmax_block(
-                        b_q_s, b_k, b_v, b_scale_s, m_n, b_m_s, b_l_s, b_o_s, INTERPRET
-                    )
-
-        # outputs are contiguous: (rows, k, H, D), (rows, H, D), (rows, k, H), (rows, H)
-        o_row = (o_out * K + o_slot) * H + i_head
-        _store_rows(context_ptr + o_row * D, context_lse_ptr + o_row, b_m, b_l, b_o, o_d, m_row, HAS_LSE)
-        if HAS_STATE:
-            o_row = o_out_s * H + i_head
-            _store_rows(state_ptr + o_row * D, state_lse_ptr + o_row, b_m_s, b_l_s, b_o_s, o_d, m_row_s, HAS_LSE)
+    def __call__(self, tensors: tuple[Tensor | None, ...], scale: float, out: Out) -> Results:
+        """Run a call of the form, given the tensors of `Call`; `out` is (None, None) or to be written."""
+        context, state = out
+        if context is None:
+            context = self.context()
+            state = None if self.state is None else self.state()
+        context_lse = None if self.context_lse is None else self.context_lse()
+        state_lse = None if self.state_lse is None else self.state_lse()
+        if self.launch is not None:
+            self.launch((*tensors, context, state, context_lse, state_lse), context, scale)
+        if INTERPRET:
+            # the interpreter truncates where a GPU rounds, so PyTorch rounds there
+            context = context.to(self.dtype)
+            state = None if state is None else state.to(self.dtype)
+        return context, state, context_lse, state_lse
 
 
-def forward_kind(call: Call) -> Kind:
-    """Return what the launch configuration of a call depends on; a short query in 16 bits stays resident."""
-    key, k = call.key, call.context_query.shape[-3]
-    dim, itemsize = key.shape[3], key.element_size()
-    is_short = key.shape[1] <= resident_keys(k, dim)
-    resident = is_short and itemsize < 4 and call.candidate_offsets is None and keeps_short_queries(key.device)
-    return Kind(RESIDENT if resident else "forward", k, k + (call.state_query is not None), dim, itemsize)
-
-
-def candidate_attention(
-    call: Call, *, scale: float, return_lse: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Same contract as the reference's; one launch, no workspace."""
-    call = dense(call)
+def prepare(call: Call, *, return_lse: bool, out: Out = (None, None)) -> Prepared:
+    """Decide how calls of the form of `call`, which has dense index tensors, are computed."""
     key, lead = call.key, call.lead
     heads, head_dim = key.shape[2:]
     k, has_state = call.context_query.shape[-3], call.state_query is not None
-    context = empty_output(key, *lead, k, heads, head_dim)
-    state = empty_output(key, *lead, heads, head_dim) if has_state else None
-    context_lse = key.new_empty(context.shape[:-1], dtype=torch.float32) if return_lse else None
-    state_lse = key.new_empty(state.shape[:-1], dtype=torch.float32) if return_lse and state is not None else None
-    outputs = (context, state, context_lse, state_lse)
-    if context.numel():
-        # absent tensors are never read, so any pointer will do
-        pointers = [context if tensor is None else tensor for tensor in (*call, *outputs)]
-        constants = constants_of(call) | {
-            "QUANTISED": call.query_scale is not None,
-            # which rows of the scales are a candidate's
-            "PER_QUERY": call.query_scale is not None and call.context_query.dim() == 5,
-            "HAS_LSE": return_lse,
-        }
-        kind = forward_kind(call)
+    dtype = torch.float32 if INTERPRET else key.dtype
+    contexts, states = (*lead, k, heads, head_dim), (*lead, heads, head_dim)
+    prepared = Prepared(
+        None,
+        Memory(contexts, dtype, key.device),
+        Memory(states, dtype, key.device) if has_state else None,
+        Memory(contexts[:-1], torch.float32, key.device) if return_lse else None,
+        Memory(states[:-1], torch.float32, key.device) if return_lse and has_state else None,
+        key.dtype,
+    )
+    if 0 in contexts:
+        return prepared
+    constants = constants_of(call) | {
+        "QUANTISED": call.query_scale is not None,
+        # which rows of the scales are a candidate's
+        "PER_QUERY": call.query_scale is not None and call.context_query.dim() == 5,
+        "HAS_LSE": return_lse,
+    }
+    constants |= dict(zip(("CO_N", "CO_C", "SO_N"), out_strides_of(call, out), strict=True))
+    kind = forward_kind(call, return_lse=return_lse, out=out)
 
-        def launch(config: LaunchConfig) -> None:
-            tiles, batch = num_tiles(call, config.block_m // k), key.shape[0]
-            arguments = (*pointers, scale, lead[-1], key.shape[1], batch, *strides_of(call))
-            options = constants | forward_options(kind, config, key.shape[1])
-            if kind.kernel == RESIDENT:
-                wave = _INTERPRETED_WAVE
-                if not INTERPRET:
-                    wave = one_wave(candidate_attention_fwd_kernel, arguments, options, key.device)
-                tiles = batch * programs_each(batch * heads, tiles // batch, wave)
-            candidate_attention_fwd_kernel[(tiles * heads,)](*arguments, **options)
+    def launch(config: LaunchConfig) -> Launch:
+        numbers = (lead[-1], key.shape[1], key.shape[0])
+        strides = strides_of(call)
+        options = constants | forward_options(kind, config, key.shape[1])
+        if kind.kernel == STREAMED:
+            programs = num_tiles(call, config.block_m // kind.slots) * heads
+            return Launch(candidate_attention_fwd_streamed_kernel, programs, (*numbers, *strides), options, key.device)
+        kernel, wave = candidate_attention_fwd_short_kernel, _INTERPRETED_WAVE
+        if not INTERPRET:
+            # of the outputs, dtype and alignment matter
+            written, lse = (key.new_empty(1, dtype=kind) for kind in (dtype, torch.float32))
+            outputs = (written, written if has_state else None, *((lse if return_lse else None,) * 2))
+            tensors = [written if tensor is None else tensor for tensor in (*call, *outputs)]
+            with device_of(key):
+                wave = one_wave(kernel, (*tensors, 1.0, *numbers, 0, *strides), options, key.device)
+        programs, tiles_each = _grid(call, kind, config, wave)
+        numbers = (*numbers, tiles_each, *strides)
+        return Launch(kernel, programs, numbers, options, key.device, workspace=kind.descriptors)
 
-        with device_of(key):
-            launch(launch_config(kind, key.device, launch))
-    state = None if state is None else state.to(key.dtype)
-    return context.to(key.dtype), state, context_lse, state_lse
+    def time(config: LaunchConfig) -> None:
+        prepared._replace(launch=launch(config))(call, 1.0, out)
+
+    with device_of(key):
+        return prepared._replace(launch=launch(launch_config(kind, key.device, time)))
+
+
+def candidate_attention(call: Call, *, scale: float, return_lse: bool) -> Results:
+    """Same contract as the reference's; one launch, no workspace."""
+    return runner(call, return_lse=return_lse, out=(None, None))[0](call, scale, (None, None))
+
+
+def runner(call: Call, *, return_lse: bool, out: Out) -> tuple[Run, bool]:
+    """Return what runs calls of a form, given scale and out, and whether it may be kept: it takes tensors as they are.
+
+    Args:
+        call: a call of the form.
+        return_lse: as of the operator.
+        out: where context and state are written, or (None, None).
+    """
+    given, call = call, dense(call)
+    if not all(before is after for before, after in zip(given, call, strict=True)):
+        prepared = prepare(call, return_lse=return_lse)
+        return lambda tensors, scale, out: _copied(prepared(dense(Call(*tensors)), scale, _NOWHERE), out), False
+    if out[0] is None or (written_in_place(out) and not (INTERPRET and out[0].dtype != torch.float32)):
+        return prepare(call, return_lse=return_lse, out=out), True
+    prepared = prepare(call, return_lse=return_lse)
+    return lambda tensors, scale, out: _copied(prepared(tensors, scale, _NOWHERE), out), True
+
+
+_NOWHERE: Out = (None, None)
+
+
+def _copied(results: Results, out: Out) -> Results:
+    context, state, context_lse, state_lse = results
+    if out[0] is None:
+        return results
+    state = state if out[1] is None or state is None else out[1].copy_(state)
+    return out[0].copy_(context), state, context_lse, state_lse
 
 
 def variants() -> list[KernelVariant]:
-    """Return the kernel in every launch configuration that is shipped, and in every form of its candidates."""
-    kernel, defaults = candidate_attention_fwd_kernel, {"QUANTISED": False, "PER_QUERY": False, "HAS_LSE": False}
-    return [*attention_variants(kernel, "forward", defaults), *resident_variants(kernel, defaults)]
+    """Return both kernels in every launch configuration that is shipped, and in every form of their candidates."""
+    return [
+        *forward_variants(candidate_attention_fwd_short_kernel, SHORT),
+        *forward_variants(candidate_attention_fwd_streamed_kernel, STREAMED),
+    ]

@@ -1,14 +1,16 @@
-"""Launch configurations of the attention kernels: by rule, and a shipped table per GPU where it was measured.
+"""Launch configurations of the attention kernels: by rule, and exceptions per GPU, files of `launch_tables`.
 
-A configuration depends only on kernel, rows per candidate, D and dtype, so a new size never recompiles a kernel.
+A configuration depends only on kernel, form, rows per candidate, D and dtype, so a new size never recompiles a kernel.
 Nothing is tuned at import. With MIXKERNELS_TUNING=1 a kernel times the configurations of `alternatives` at its first
 call of a `Kind` on a GPU and keeps the fastest for the rest of the process. That first call cannot be recorded as a
 CUDA graph.
 """
 
+import json
 import os
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -36,22 +38,34 @@ class LaunchConfig(NamedTuple):
         }
 
 
-RESIDENT = "forward_resident"
-"""The forward kernel in the form that keeps a short query's keys on the chip and takes many tiles per program."""
+SHORT, STREAMED = "forward_short", "forward_streamed"
+CANDIDATES, SHARED = "backward_candidates", "backward_shared"
+KERNELS = (SHORT, STREAMED, CANDIDATES, SHARED)
+FORWARD = (SHORT, STREAMED)
 
 
 class Kind(NamedTuple):
     """What a configuration depends on."""
 
     kernel: str
-    """"forward", `RESIDENT`, "backward_candidates" or "backward_shared"."""
+    """One of `KERNELS`."""
     num_context: int
     """k."""
     slots: int
-    """Rows per candidate: k + 1, or k without a state."""
+    """Rows that a candidate takes in a tile; see `slots_of`."""
     head_dim: int
     itemsize: int
     """Bytes of an element of the products."""
+    quantised: bool = False
+    """int8 candidates."""
+    lse: bool = False
+    """Log-sum-exps are returned."""
+    descriptors: bool = False
+    """The memory engine copies whole tiles."""
+
+
+SHORT_KEYS = 128
+"""Most tokens of a query that the kernel for short queries keeps on the chip."""
 
 
 @cache
@@ -65,35 +79,61 @@ def keeps_short_queries(device: torch.device) -> bool:
     return torch.version.hip is None and torch.cuda.get_device_capability(device) == (9, 0)
 
 
-def resident_keys(num_context: int, head_dim: int) -> int:
-    """Return the most tokens of a query that a program keeps on the chip, 0 for none.
+def slots_of(kernel: str, num_context: int, *, has_state: bool) -> int:
+    """Return how many rows of a tile a candidate takes, a power of two in the forward kernels.
 
-    With more own keys per candidate or wider heads, the tiles being loaded need the registers and shared memory.
+    A state row takes a free slot of its candidate. With k = 1 the kernel for short queries, which waits for memory, has
+    a tile of states instead, because half of every load of own keys would be empty.
     """
-    return 128 if num_context == 1 and head_dim <= 64 else 0
+    if kernel not in FORWARD:
+        return num_context + has_state
+    if kernel == STREAMED and num_context == 1:
+        return 1 + has_state
+    return 1 << (num_context - 1).bit_length()
 
 
 @cache
 def forward_options(kind: Kind, config: LaunchConfig, num_keys: int) -> dict[str, Any]:
     """Return the arguments of a forward launch that its configuration decides, for queries of `num_keys`."""
-    from triton import next_power_of_2
+    # no product takes fewer than 16 rows or columns
+    options = config.options() | {"SLOTS": kind.slots, "BLOCK_S": max(16, config.block_m // kind.slots)}
+    if kind.kernel == SHORT:
+        options["BLOCK_N"] = max(16, 1 << (num_keys - 1).bit_length())
+        options |= {"STAGES": config.num_stages, "DESCRIPTORS": kind.descriptors}
+    return options
 
-    # state rows are a separate tile; no product takes fewer than 16 rows or columns
-    options = config.options() | {"BLOCK_S": max(16, next_power_of_2(config.block_m // kind.num_context))}
-    if kind.kernel == RESIDENT:
-        return options | {"RESIDENT": True, "STAGES": config.num_stages, "BLOCK_N": max(16, next_power_of_2(num_keys))}
-    return options | {"RESIDENT": False, "STAGES": 1}
+
+_TABLES = Path(__file__).with_name("launch_tables")
 
 
-_HOPPER = {
-    Kind("forward", 1, 2, 64, 2): LaunchConfig(64, 64, num_warps=4, num_stages=2),
-}
-TABLE: dict[str, dict[Kind, LaunchConfig]] = {
-    "NVIDIA H200": _HOPPER,
-    # the same multiprocessor as an H200, where it was measured
-    "NVIDIA H100 80GB HBM3": _HOPPER,
-}
-"""Measured exceptions to `rule`, by name of the GPU: benchmarks/results/nvidia-h200/gpu_tuning.json."""
+class Table(NamedTuple):
+    """Exceptions to `rule` for some GPUs: one file of `launch_tables`."""
+
+    gpus: list[str]
+    """Names as `torch.cuda.get_device_name` returns them."""
+    arch: str
+    """Their architecture, one of `mixkernels.triton_common.occupancy.ARCHS`."""
+    source: str
+    """How the configurations were found."""
+    configurations: dict[Kind, LaunchConfig]
+
+
+@cache
+def tables() -> list[Table]:
+    """Read all launch tables."""
+    found = []
+    for path in sorted(_TABLES.glob("*.json")):
+        content = json.loads(path.read_text())
+        entries = content.pop("configurations")
+        configurations = {Kind(**entry["kind"]): LaunchConfig(**entry["config"]) for entry in entries}
+        found.append(Table(**content, configurations=configurations))
+    return found
+
+
+@cache
+def table_of(gpu: str) -> dict[Kind, LaunchConfig]:
+    """Return the exceptions to `rule` of a GPU; empty without a table."""
+    return next((table.configurations for table in tables() if gpu in table.gpus), {})
 
 
 def launch_config(kind: Kind, device: torch.device, launch: Callable[[LaunchConfig], None]) -> LaunchConfig:
@@ -101,7 +141,7 @@ def launch_config(kind: Kind, device: torch.device, launch: Callable[[LaunchConf
 
     Args:
         kind: what is launched.
-        device: where; a GPU may have entries in `TABLE`.
+        device: where; a GPU may have a table.
         launch: launches with a configuration; called only with MIXKERNELS_TUNING=1 on a GPU.
 
     Raises:
@@ -119,7 +159,7 @@ def launch_config(kind: Kind, device: torch.device, launch: Callable[[LaunchConf
                 )
             _TUNED[name, kind] = min(alternatives(kind), key=lambda config: _milliseconds(launch, config))
         return _TUNED[name, kind]
-    return TABLE.get(name, {}).get(kind) or rule(kind)
+    return table_of(name).get(kind) or rule(kind)
 
 
 @cache
@@ -146,27 +186,15 @@ def rule(kind: Kind) -> LaunchConfig:
     """Return the configuration for any GPU.
 
     The largest tiles whose registers do not spill, as `python -m mixkernels.resources` counts them for sm_80, sm_90
-    and sm_100: 64 rows fill a product of Hopper's tensor cores, and at most a fifth of them is wasted. Float32 products
-    use no matrix units and many registers, so their tiles are small.
+    and sm_100: 64 rows fill a product of Hopper's tensor cores. Float32 products use no matrix units and many
+    registers, so their tiles are small.
     """
     dim, low = kind.head_dim, kind.itemsize < 4
-    if kind.kernel == RESIDENT:
-        return LaunchConfig(64, 128, num_warps=4, num_stages=3)
-    if kind.kernel == "forward":
-        # a tile of state rows comes on top of that of the contexts; with k = 1 it is as tall
-        if not low:
-            if dim <= 32:
-                return LaunchConfig(32, 32, num_warps=4, num_stages=2)
-            if dim == 64:
-                return LaunchConfig(32, 16 if kind.num_context == 1 else 32, num_warps=8, num_stages=2)
-            return LaunchConfig(16, 16, num_warps=8, num_stages=1)
-        if dim == 128:
-            return LaunchConfig(64, 16, 8, 2) if kind.slots <= 8 else LaunchConfig(16, 32, 8, 2)
-        if kind.slots > 12:
-            return LaunchConfig(32, 32, num_warps=8, num_stages=2)
-        keys = 32 if dim == 64 and (kind.num_context == 1 or kind.slots > 8) else 64
-        return LaunchConfig(64, keys, num_warps=4 if kind.slots <= 8 else 8, num_stages=2)
-    if kind.kernel == "backward_candidates":
+    if kind.kernel == SHORT:
+        return _short_rule(kind)
+    if kind.kernel == STREAMED:
+        return _streamed_rule(kind)
+    if kind.kernel == CANDIDATES:
         if not low:
             return LaunchConfig(32, 32, 8, 1) if dim <= 64 else LaunchConfig(16, 16, 8, 1)
         if dim <= 32:
@@ -177,14 +205,47 @@ def rule(kind: Kind) -> LaunchConfig:
         return LaunchConfig(32, 64, num_warps=8, num_stages=1)
     if not low:
         return LaunchConfig(32, 32, num_warps=8, num_stages=1)
-    return LaunchConfig(64, 64 if dim <= 64 else 32, num_warps=4 if dim <= 32 else 8, num_stages=1)
+    if dim == 64:
+        return LaunchConfig(32, 64, num_warps=4, num_stages=1)
+    return LaunchConfig(64, 64 if dim <= 32 else 32, num_warps=4 if dim <= 32 else 8, num_stages=1)
+
+
+def _short_rule(kind: Kind) -> LaunchConfig:
+    dim, k, heavy = kind.head_dim, kind.num_context, kind.quantised or kind.lse
+    many = kind.quantised and kind.lse
+    tall = LaunchConfig(64, SHORT_KEYS, num_warps=4, num_stages=2)
+    if dim == 128:
+        if k == 1 and kind.descriptors and not kind.lse:
+            return tall
+        few = k == 1 and not kind.descriptors and (kind.quantised or not kind.lse)
+        return tall._replace(block_m=32, num_stages=1 if few else 2)
+    if dim <= 32:
+        # states in a tile of their own take registers
+        return tall._replace(num_stages=1) if k > 2 and kind.lse and (many or kind.slots == k) else tall
+    if k == 1:
+        return tall if kind.descriptors or not many else tall._replace(block_m=32)
+    if many or (heavy and kind.slots == k):
+        return tall._replace(block_m=32)
+    return tall._replace(num_stages=1) if kind.quantised or kind.slots == k else tall
+
+
+def _streamed_rule(kind: Kind) -> LaunchConfig:
+    dim, k = kind.head_dim, kind.num_context
+    if kind.itemsize == 4:
+        return LaunchConfig(32, 16, num_warps=4 if dim <= 32 else 8, num_stages=2)
+    if dim == 128:
+        return LaunchConfig(32, 32, num_warps=8, num_stages=2)
+    if k > 1 and kind.slots == k and dim == 64:
+        # a tile of states comes on top
+        return LaunchConfig(64, 32, num_warps=8 if k == 2 else 4, num_stages=2)
+    return LaunchConfig(64, 32 if kind.quantised and dim == 64 else 64, num_warps=4, num_stages=2)
 
 
 def alternatives(kind: Kind) -> list[LaunchConfig]:
     """Return what tuning tries: the rule, and its neighbours in keys per tile, warps and stages."""
     first = rule(kind)
-    # a resident query is one block, whatever its length
-    blocks = (first.block_n,) if kind.kernel == RESIDENT else (32, 64, 128)
+    # a short query is one block, whatever its length
+    blocks = (first.block_n,) if kind.kernel == SHORT else (32, 64, 128)
     tried = [
         LaunchConfig(first.block_m, block_n, num_warps, num_stages)
         for block_n in blocks

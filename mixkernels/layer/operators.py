@@ -9,28 +9,20 @@ differentiable expressions, Triton has an autograd.Function.
 
 from typing import Any, NamedTuple, overload
 
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from mixkernels.dispatch import select_backend
-from mixkernels.errors import BackendError, ShapeError
-from mixkernels.layer import reference as reference_layer
-from mixkernels.layer import torch_operators as torch_layer
-from mixkernels.layer.checks import check_ranking, checked_additive, checked_rows, expanded
-from mixkernels.layer.registration import (
-    GATE_LAYER_NORM,
-    GATE_LAYER_NORM_BACKWARD,
-    RESIDUAL_LAYER_NORM,
-    RESIDUAL_LAYER_NORM_BACKWARD,
-    SCORE_CANDIDATES,
-    SCORE_CANDIDATES_BACKWARD,
-    SCORE_TOP_K,
+from mixkernels.layer.checks import check_ranking
+from mixkernels.layer.planning import (
+    GATE_NAMES,
+    GATE_PLANS,
+    RESIDUAL_NAMES,
+    RESIDUAL_PLANS,
+    SCORE_PLANS,
+    plan_gate,
+    plan_residual,
+    plan_scores,
 )
-from mixkernels.tensors import needs_grad
-
-# modules, not `mixkernels.dispatch.implementation`: torch.compile does not trace an import
-_DIFFERENTIABLE = {"reference": reference_layer, "torch": torch_layer}
+from mixkernels.outputs import check_apart
 
 
 class TopK(NamedTuple):
@@ -43,7 +35,14 @@ class TopK(NamedTuple):
 
 
 def residual_layer_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-12, backend: str | None = None
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-12,
+    backend: str | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return ``LN(x + residual)``, in one pass over both (docs/design.md, section 1: LN1 and LN2 of a layer).
 
@@ -54,10 +53,13 @@ def residual_layer_norm(
         weight, bias: (d,), in the dtype of x or in float32.
         eps: added to the variance.
         backend: one of `BACKENDS`; None or "auto" takes the first that can run the call, never the reference.
+        out: where to write the result, of its shape and dtype, with any strides and without gradients; it shares no
+            memory with the inputs.
 
     Returns:
-        (..., d), contiguous, in x's dtype. Sum and statistics are float32 (float64 for float64). Finite inputs give
-        finite results unless a square itself overflows float32. Differentiable once in all four tensors.
+        (..., d), contiguous unless it is `out`, in x's dtype. Sum and statistics are float32 (float64 for float64).
+        Finite inputs give finite results unless a square itself overflows float32. Differentiable once in all four
+        tensors.
 
     Raises:
         ShapeError: sizes that must agree do not.
@@ -65,14 +67,13 @@ def residual_layer_norm(
         DeviceError: the inputs are on different devices.
         BackendError: no backend can run this call; the message lists every backend with every reason.
     """
-    tensors = checked_rows("x", {"x": x, "residual": residual}, weight, bias)
-    x, residual = tensors["x"], expanded("residual", tensors["residual"], "x", tensors["x"])
-    name = select_backend(backend, x, residual, weight, bias, operator="residual_layer_norm")
-    if needs_grad(x, residual, weight, bias):
-        if name == "triton":
-            return _ResidualLayerNorm.apply(x, residual, weight, bias, float(eps))
-        return _DIFFERENTIABLE[name].residual_layer_norm(x, residual, weight, bias, eps=eps)
-    return RESIDUAL_LAYER_NORM(x, residual, weight, bias, float(eps), name)
+    given = (x, residual, weight, bias)
+    run, form = RESIDUAL_PLANS.find((*given, out), backend)
+    if run is None:
+        run = plan_residual(form, given, backend, out)
+    elif out is not None:
+        check_apart((out,), given, RESIDUAL_NAMES)
+    return run(given, float(eps), out)
 
 
 def gate_layer_norm(
@@ -84,6 +85,7 @@ def gate_layer_norm(
     *,
     eps: float = 1e-12,
     backend: str | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return ``LN(z*u + (1-z)*h)`` with ``z = sigmoid(gate)``, in one pass (docs/design.md, section 1: h').
 
@@ -94,28 +96,22 @@ def gate_layer_norm(
         weight, bias: (d,), in the dtype of update or in float32.
         eps: added to the variance.
         backend: one of `BACKENDS`; None or "auto" takes the first that can run the call, never the reference.
+        out: as for `residual_layer_norm`.
 
     Returns:
-        (..., d), contiguous, in the dtype that gate, update and state share (autocast casts them). Sigmoid, mix and
-        statistics are float32 (float64 for float64). Differentiable once in all five tensors.
+        (..., d), contiguous unless it is `out`, in the dtype that gate, update and state share (autocast casts them).
+        Sigmoid, mix and statistics are float32 (float64 for float64). Differentiable once in all five tensors.
 
     Raises:
         ShapeError, DtypeError, DeviceError, BackendError: as `residual_layer_norm`.
     """
-    given = {"gate": gate, "update": update} if state is None else {"gate": gate, "update": update, "state": state}
-    tensors = checked_rows("update", given, weight, bias)
-    gate, update, state = tensors["gate"], tensors["update"], tensors.get("state")
-    if gate.shape != update.shape:
-        raise ShapeError(f"gate has shape {tuple(gate.shape)}; expected {tuple(update.shape)}, the shape of update")
-    if state is not None:
-        state = expanded("state", state, "update", update)
-    inputs = (update, gate, weight, bias) if state is None else (update, gate, weight, bias, state)
-    name = select_backend(backend, *inputs, operator="gate_layer_norm")
-    if needs_grad(*inputs):
-        if name == "triton":
-            return _GateLayerNorm.apply(gate, update, state, weight, bias, float(eps))
-        return _DIFFERENTIABLE[name].gate_layer_norm(gate, update, state, weight, bias, eps=eps)
-    return GATE_LAYER_NORM(gate, update, state, weight, bias, float(eps), name)
+    given = (gate, update, state, weight, bias)
+    run, form = GATE_PLANS.find((*given, out), backend)
+    if run is None:
+        run = plan_gate(form, given, backend, out)
+    elif out is not None:
+        check_apart((out,), given, GATE_NAMES)
+    return run(given, float(eps), out)
 
 
 @overload
@@ -133,6 +129,7 @@ def score_candidates(
     running: None = ...,
     first_id: int = ...,
     backend: str | None = ...,
+    out: Tensor | None = ...,
 ) -> Tensor: ...
 
 
@@ -151,6 +148,7 @@ def score_candidates(
     running: TopK | None = ...,
     first_id: int = ...,
     backend: str | None = ...,
+    out: TopK | None = ...,
 ) -> TopK: ...
 
 
@@ -168,6 +166,7 @@ def score_candidates(
     running: TopK | None = None,
     first_id: int = 0,
     backend: str | None = None,
+    out: Tensor | TopK | None = None,
 ) -> Tensor | TopK:
     """Score candidates from the last layer's FFN: ``h . mean over k of E``, with E and h after their LN2.
 
@@ -193,6 +192,8 @@ def score_candidates(
         running: the result for the chunks before, merged with this one's. Needs top_k. Ids must not repeat.
         first_id: id of this call's first candidate; the others follow. Ids run from 0 to 2^32 - 1.
         backend: one of `BACKENDS`; None or "auto" takes the first that can run the call, never the reference.
+        out: where to write the scores, or with top_k the scores and ids: of the result's shapes and dtypes, with any
+            strides and without gradients, sharing no memory with the inputs.
 
     Returns:
         Scores (B, N), or (N,), float32 (float64 for float64); differentiable once in all tensors. With top_k,
@@ -208,115 +209,18 @@ def score_candidates(
         DeviceError: the inputs are on different devices.
         BackendError: no backend can run this call, or top_k was given while gradients are recorded.
     """
-    named = {
-        "context": context,
-        "context_residual": context_residual,
-        "state": state,
-        "state_residual": state_residual,
-    }
-    named = checked_rows("state", named, weight, bias)
-    context, state = named["context"], named["state"]
-    if context.dim() not in (3, 4) or context.shape[-2] < 1:
-        raise ShapeError(f"context has shape {tuple(context.shape)}; expected (B, N, k, d) or (N, k, d), k at least 1")
-    if state.shape != context.shape[:-2] + context.shape[-1:]:
-        raise ShapeError(
-            f"state has shape {tuple(state.shape)}; expected {tuple(context.shape[:-2] + context.shape[-1:])}, because "
-            f"context has {tuple(context.shape)}"
-        )
-    context_residual = expanded("context_residual", named["context_residual"], "context", context)
-    state_residual = expanded("state_residual", named["state_residual"], "state", state)
-    additive = checked_additive(additive, state)
-    check_ranking(top_k, running, first_id, state)
-    rows = (context, context_residual, state, state_residual, weight, bias)
-    inputs = rows if additive is None else (*rows, additive)
-    # the dtype and device of state decide
-    name = select_backend(backend, state, *inputs, operator="score_candidates")
-
-    single = context.dim() == 3
-    if single:
-        rows = (*(tensor.unsqueeze(0) for tensor in rows[:4]), weight, bias)
-        additive = None if additive is None else additive.unsqueeze(0)
-    recorded = needs_grad(*inputs)
-    if top_k is None:
-        if not recorded:
-            scores = SCORE_CANDIDATES(*rows, additive, float(eps), name)
-        elif name == "triton":
-            scores = _ScoreCandidates.apply(*rows, float(eps))
-            scores = scores if additive is None else scores + additive.float()
-        else:
-            scores = _DIFFERENTIABLE[name].score_candidates(*rows, eps=eps, additive=additive)
-        return scores.squeeze(0) if single else scores
-    if recorded:
-        raise BackendError(
-            "top_k is for inference, but an input requires a gradient; call under torch.no_grad(), or leave top_k out "
-            "to differentiate the scores"
-        )
-    running_scores, running_ids = None, None
-    if running is not None:
-        running_scores, running_ids = (tensor.unsqueeze(0) for tensor in running) if single else running
-    scores, ids = SCORE_TOP_K(*rows, additive, running_scores, running_ids, float(eps), top_k, first_id, name)
-    return TopK(scores.squeeze(0), ids.squeeze(0)) if single else TopK(scores, ids)
-
-
-class _ResidualLayerNorm(torch.autograd.Function):
-    """Triton's backward: one gradient serves x and residual."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        ctx.save_for_backward(x, residual, weight)
-        ctx.eps, ctx.bias_dtype = eps, bias.dtype
-        return RESIDUAL_LAYER_NORM(x, residual, weight, bias, eps, "triton")
-
-    @staticmethod
-    @once_differentiable
-    # pyrefly: ignore [bad-override]: once_differentiable makes the context positional
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dweight, dbias = RESIDUAL_LAYER_NORM_BACKWARD(grad, *ctx.saved_tensors, ctx.eps)
-        return dx, dx, dweight, dbias.to(ctx.bias_dtype), None
-
-
-class _GateLayerNorm(torch.autograd.Function):
-    """Triton's backward of `gate_layer_norm`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, gate: Tensor, update: Tensor, state: Tensor | None, weight: Tensor, bias: Tensor, eps: float
-    ) -> Tensor:
-        ctx.save_for_backward(gate, update, state, weight)
-        ctx.eps, ctx.bias_dtype = eps, bias.dtype
-        return GATE_LAYER_NORM(gate, update, state, weight, bias, eps, "triton")
-
-    @staticmethod
-    @once_differentiable
-    # pyrefly: ignore [bad-override]: once_differentiable makes the context positional
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        has_state = ctx.saved_tensors[2] is not None
-        dgate, dupdate, dstate, dweight, dbias = GATE_LAYER_NORM_BACKWARD(grad, *ctx.saved_tensors, ctx.eps)
-        return dgate, dupdate, dstate if has_state else None, dweight, dbias.to(ctx.bias_dtype), None
-
-
-class _ScoreCandidates(torch.autograd.Function):
-    """Triton's backward of `score_candidates` without top_k; the additive score is added outside."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        context: Tensor,
-        context_residual: Tensor,
-        state: Tensor,
-        state_residual: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        eps: float,
-    ) -> Tensor:
-        rows = (context, context_residual, state, state_residual, weight, bias)
-        ctx.save_for_backward(*rows)
-        ctx.eps = eps
-        return SCORE_CANDIDATES(*rows, None, eps, "triton")
-
-    @staticmethod
-    @once_differentiable
-    # pyrefly: ignore [bad-override]: once_differentiable makes the context positional
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        dcontext, dstate, dweight, dbias = SCORE_CANDIDATES_BACKWARD(grad, *ctx.saved_tensors, ctx.eps)
-        return dcontext, dcontext, dstate, dstate, dweight, dbias.to(ctx.saved_tensors[5].dtype), None
+    given = (context, context_residual, state, state_residual, weight, bias, additive)
+    into: tuple[Any, ...] = (out,) if top_k is None or out is None else tuple(out)
+    before = () if running is None else tuple(running)
+    run = form = None
+    if (top_k is None or type(top_k) is int) and type(first_id) is int:
+        # a kernel takes ids in 32 or 64 bits
+        run, form = SCORE_PLANS.find((*given, *into, *before), backend, top_k, first_id >= 2**31, len(into))
+    if run is None:
+        run = plan_scores(form, given, backend, top_k, running, first_id, out)
+    else:
+        check_ranking(top_k, running, first_id, state)
+        if out is not None:
+            check_apart(into, (*given, *before))
+    result = run(given, before, float(eps), first_id, out)
+    return result if top_k is None else TopK(*result)

@@ -28,17 +28,19 @@ def _contiguous_like(tensor: Tensor) -> Tensor:
     return tensor.new_empty(tensor.shape)
 
 
-def _run_residual_layer_norm(
+def run_residual_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, backend: str
 ) -> Tensor:
+    """Run a checked call on a backend."""
     return implementation("layer", backend, "residual_layer_norm")(
         dense_rows(x), dense_rows(residual), weight.contiguous(), bias.contiguous(), eps=eps
     )
 
 
-def _run_gate_layer_norm(
+def run_gate_layer_norm(
     gate: Tensor, update: Tensor, state: Tensor | None, weight: Tensor, bias: Tensor, eps: float, backend: str
 ) -> Tensor:
+    """Run a checked call on a backend."""
     state = None if state is None else dense_rows(state)
     return implementation("layer", backend, "gate_layer_norm")(
         dense_rows(gate), dense_rows(update), state, weight.contiguous(), bias.contiguous(), eps=eps
@@ -63,11 +65,12 @@ def _fake_gate_layer_norm_backward(
     return _contiguous_like(gate), _contiguous_like(update), dstate, _contiguous_like(weight), _contiguous_like(weight)
 
 
-def _dense_rows(*rows: Tensor) -> tuple[Tensor, ...]:
+def dense_inputs(*rows: Tensor) -> tuple[Tensor, ...]:
+    """Return contexts, their residual, states, theirs, weight and bias as backends read them: last dimensions dense."""
     return (*(dense_rows(tensor) for tensor in rows[:4]), *(parameter.contiguous() for parameter in rows[4:]))
 
 
-def _run_score_candidates(
+def run_score_candidates(
     context: Tensor,
     context_residual: Tensor,
     state: Tensor,
@@ -78,11 +81,12 @@ def _run_score_candidates(
     eps: float,
     backend: str,
 ) -> Tensor:
-    rows = _dense_rows(context, context_residual, state, state_residual, weight, bias)
+    """Run a checked call on a backend."""
+    rows = dense_inputs(context, context_residual, state, state_residual, weight, bias)
     return implementation("layer", backend, "score_candidates")(*rows, eps=eps, additive=additive)
 
 
-def _run_score_top_k(
+def run_score_top_k(
     context: Tensor,
     context_residual: Tensor,
     state: Tensor,
@@ -97,7 +101,8 @@ def _run_score_top_k(
     first_id: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    rows = _dense_rows(context, context_residual, state, state_residual, weight, bias)
+    """Run a checked call on a backend."""
+    rows = dense_inputs(context, context_residual, state, state_residual, weight, bias)
     return implementation("layer", backend, "score_top_k")(
         *rows,
         eps=eps,
@@ -138,7 +143,7 @@ _ROWS = "Tensor context, Tensor context_residual, Tensor state, Tensor state_res
 RESIDUAL_LAYER_NORM = _define(
     "residual_layer_norm",
     "(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps, str backend) -> Tensor",
-    _run_residual_layer_norm,
+    run_residual_layer_norm,
     lambda x, *_: _contiguous_like(x),
 )
 RESIDUAL_LAYER_NORM_BACKWARD = _define(
@@ -152,7 +157,7 @@ RESIDUAL_LAYER_NORM_BACKWARD = _define(
 GATE_LAYER_NORM = _define(
     "gate_layer_norm",
     "(Tensor gate, Tensor update, Tensor? state, Tensor weight, Tensor bias, float eps, str backend) -> Tensor",
-    _run_gate_layer_norm,
+    run_gate_layer_norm,
     lambda gate, update, *_: _contiguous_like(update),
 )
 GATE_LAYER_NORM_BACKWARD = _define(
@@ -165,14 +170,14 @@ GATE_LAYER_NORM_BACKWARD = _define(
 SCORE_CANDIDATES = _define(
     "score_candidates",
     f"({_ROWS}, Tensor? additive, float eps, str backend) -> Tensor",
-    _run_score_candidates,
+    run_score_candidates,
     lambda context, context_residual, state, *_: _empty_scores(state, *state.shape[:-1]),
 )
 SCORE_CANDIDATES_BACKWARD = _define(
     "score_candidates_backward",
     f"(Tensor grad, {_ROWS}, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
     lambda grad, *inputs: implementation("layer", "triton", "score_candidates_backward")(
-        grad, *_dense_rows(*inputs[:-1]), eps=inputs[-1]
+        grad, *dense_inputs(*inputs[:-1]), eps=inputs[-1]
     ),
     lambda grad, context, context_residual, state, state_residual, weight, bias, eps: (
         _contiguous_like(context),
@@ -185,7 +190,7 @@ SCORE_TOP_K = _define(
     "score_top_k",
     f"({_ROWS}, Tensor? additive, Tensor? running_scores, Tensor? running_ids, float eps, SymInt top_k,"
     " SymInt first_id, str backend) -> (Tensor, Tensor)",
-    _run_score_top_k,
+    run_score_top_k,
     _fake_score_top_k,
 )
 

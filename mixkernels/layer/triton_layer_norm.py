@@ -16,10 +16,12 @@ from torch import Tensor
 from mixkernels.layer.triton_rows import (
     SHIPPED_WIDTHS,
     TRITON_TYPES,
+    Run,
     TileConfig,
     load_tile,
     row_layout,
     row_offset,
+    rows_runner,
     runs,
     standardise,
     standardise_bwd,
@@ -86,6 +88,9 @@ def residual_layer_norm_fwd_kernel(
     r_0,
     r_1,
     r_2,
+    o_0,
+    o_1,
+    o_2,
     D: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -103,7 +108,7 @@ def residual_layer_norm_fwd_kernel(
 
     b_w, b_b = load_tile(weight_ptr + o_d, m_d), load_tile(bias_ptr + o_d, m_d)
     b_y = b_xhat * b_w[None, :] + b_b[None, :]
-    p_out = out_ptr + (o_row.to(tl.int64) * D)[:, None] + o_d[None, :]
+    p_out = out_ptr + row_offset(o_row, n1, n2, o_0, o_1, o_2)[:, None] + o_d[None, :]
     tl.store(p_out, b_y.to(out_ptr.dtype.element_ty), mask=m_tile)
 
 
@@ -186,6 +191,9 @@ def gate_layer_norm_fwd_kernel(
     h_0,
     h_1,
     h_2,
+    o_0,
+    o_1,
+    o_2,
     D: tl.constexpr,
     HAS_STATE: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -208,7 +216,7 @@ def gate_layer_norm_fwd_kernel(
 
     b_w, b_b = load_tile(weight_ptr + o_d, m_d), load_tile(bias_ptr + o_d, m_d)
     b_y = b_xhat * b_w[None, :] + b_b[None, :]
-    p_out = out_ptr + (o_row.to(tl.int64) * D)[:, None] + o_d[None, :]
+    p_out = out_ptr + row_offset(o_row, n1, n2, o_0, o_1, o_2)[:, None] + o_d[None, :]
     tl.store(p_out, b_y.to(out_ptr.dtype.element_ty), mask=m_tile)
 
 
@@ -290,30 +298,15 @@ def gate_layer_norm_bwd_kernel(
     tl.store(partial_ptr + (tl.num_programs(0) + i_program) * D + o_d, tl.sum(b_db, axis=0), mask=m_d)
 
 
+def residual_runner(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None) -> tuple[Run, bool]:
+    """As `mixkernels.layer.triton_rows.rows_runner`; tensors are x, residual, weight and bias."""
+    config = residual_config(x.shape[-1])
+    return rows_runner(residual_layer_norm_fwd_kernel, config, {}, (x, residual), (weight, bias), out)
+
+
 def residual_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
     """Same contract as `mixkernels.layer.reference.residual_layer_norm`; one launch, no workspace."""
-    out = empty_output(x, *x.shape)
-    if x.numel():
-        width = x.shape[-1]
-        layout = row_layout(x, residual)
-        config = residual_config(width)
-        with device_of(x):
-            residual_layer_norm_fwd_kernel[(triton.cdiv(layout.rows, config.block_r),)](
-                *layout.tensors,
-                weight,
-                bias,
-                out,
-                eps,
-                layout.rows,
-                *layout.sizes[1:],
-                *layout.strides[0],
-                *layout.strides[1],
-                D=width,
-                BLOCK_R=config.block_r,
-                BLOCK_D=config.block_d,
-                num_warps=config.num_warps,
-            )
-    return out.to(x.dtype)
+    return residual_runner(x, residual, weight, bias, None)[0]((x, residual, weight, bias), eps, None)
 
 
 def residual_layer_norm_backward(
@@ -350,33 +343,22 @@ def residual_layer_norm_backward(
     return dx.to(x.dtype), dweight, dbias
 
 
+def gate_runner(
+    gate: Tensor, update: Tensor, state: Tensor | None, weight: Tensor, bias: Tensor, out: Tensor | None
+) -> tuple[Run, bool]:
+    """As `mixkernels.layer.triton_rows.rows_runner`; tensors are gate, update, state or update, weight and bias."""
+    config, options = wide_config(update.shape[-1]), {"HAS_STATE": state is not None}
+    # without a state nothing is read through its pointer
+    rows = (gate, update, update if state is None else state)
+    return rows_runner(gate_layer_norm_fwd_kernel, config, options, rows, (weight, bias), out)
+
+
 def gate_layer_norm(
     gate: Tensor, update: Tensor, state: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float
 ) -> Tensor:
     """Same contract as `mixkernels.layer.reference.gate_layer_norm`; one launch, no workspace."""
-    out = empty_output(update, *update.shape)
-    if update.numel():
-        width = update.shape[-1]
-        # without a state nothing is read through its pointer
-        layout = row_layout(gate, update, update if state is None else state)
-        config = wide_config(width)
-        with device_of(update):
-            gate_layer_norm_fwd_kernel[(triton.cdiv(layout.rows, config.block_r),)](
-                *layout.tensors,
-                weight,
-                bias,
-                out,
-                eps,
-                layout.rows,
-                *layout.sizes[1:],
-                *(step for strides in layout.strides for step in strides),
-                D=width,
-                HAS_STATE=state is not None,
-                BLOCK_R=config.block_r,
-                BLOCK_D=config.block_d,
-                num_warps=config.num_warps,
-            )
-    return out.to(update.dtype)
+    tensors = (gate, update, update if state is None else state, weight, bias)
+    return gate_runner(gate, update, state, weight, bias, None)[0](tensors, eps, None)
 
 
 def gate_layer_norm_backward(

@@ -6,7 +6,8 @@ dimensions, so slices of stacked rows, expanded pools and transposes are read in
 
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mixkernels.tensors import dense_rows
+from mixkernels.triton_common.launching import Launch
+from mixkernels.triton_common.runtime import INTERPRET, Memory
 from mixkernels.triton_common.variant import KernelVariant
 
 SHIPPED_WIDTHS = (384, 768, 1024)
@@ -107,6 +110,75 @@ def row_layout(*tensors: Tensor) -> RowLayout:
     sizes = [1] * missing + sizes
     strides = [[0] * len(tensors)] * missing + strides
     return RowLayout(tuple(sizes), list(zip(*strides, strict=True)), dense)
+
+
+Run = Callable[[Sequence[Tensor], float, Any], Tensor]
+"""Takes a call's tensors, eps and out, and returns the result."""
+
+
+class PreparedRows(NamedTuple):
+    """A LayerNorm of all calls of one form; holds no tensors."""
+
+    launch: Launch | None
+    """None: there are no rows."""
+    memory: Memory
+    """Of the result."""
+
+    def __call__(self, tensors: Sequence[Tensor], eps: float, out: Tensor | None) -> Tensor:
+        """Run a call of the form: `tensors` are its rows, weight and bias, as the kernel takes them."""
+        result = self.memory() if out is None else out
+        if self.launch is not None:
+            self.launch((*tensors, result), result, eps)
+        return result.to(tensors[0].dtype) if INTERPRET else result
+
+
+def rows_runner(
+    kernel: Any,
+    config: TileConfig,
+    options: dict[str, Any],
+    rows: tuple[Tensor, ...],
+    parameters: tuple[Tensor, ...],
+    out: Tensor | None,
+) -> tuple[Run, bool]:
+    """Return what runs calls of a form, and whether it may be kept: it takes tensors as they are.
+
+    Args:
+        kernel: its arguments are pointers of rows, weight, bias and output, eps, the number of rows, n1, n2, and three
+            strides for each tensor of rows and the output.
+        config: its tile.
+        options: its other constexpr arguments.
+        rows: tensors (..., d) of one shape.
+        parameters: weight and bias.
+        out: where the result is written, or None.
+    """
+    shape, dtype, device = rows[0].shape, torch.float32 if INTERPRET else rows[0].dtype, rows[0].device
+    own = torch.empty(shape, dtype=dtype, device="meta")
+    place = own if out is None or out.dtype != dtype else out
+    layout = row_layout(*rows, place)
+    if place is not own and layout.tensors[-1] is not place:
+        place, layout = own, row_layout(*rows, own)
+    direct = place is not own
+    dense = (*layout.tensors[:-1], *(parameter.contiguous() for parameter in parameters))
+    launch = None
+    if rows[0].numel():
+        numbers = (layout.rows, *layout.sizes[1:], *(step for strides in layout.strides for step in strides))
+        constants = {**options, "D": shape[-1], "BLOCK_R": config.block_r, "BLOCK_D": config.block_d}
+        programs = triton.cdiv(layout.rows, config.block_r)
+        launch = Launch(kernel, programs, numbers, constants | {"num_warps": config.num_warps}, device)
+    run: Run = PreparedRows(launch, Memory(shape, dtype, device))
+    kept = all(before is after for before, after in zip((*rows, *parameters), dense, strict=True))
+    return (run if out is None or direct else _copied(run)) if kept else _fixed(run, dense, direct), kept
+
+
+def _copied(run: Run) -> Run:
+    return lambda tensors, eps, out: out.copy_(run(tensors, eps, None))
+
+
+def _fixed(run: Run, tensors: Sequence[Tensor], direct: bool) -> Run:
+    """Run on these tensors, copies of the call's own."""
+    if direct:
+        return lambda _, eps, out: run(tensors, eps, out)
+    return lambda _, eps, out: (lambda result: result if out is None else out.copy_(result))(run(tensors, eps, None))
 
 
 @triton.jit

@@ -10,6 +10,9 @@ Backward: a program takes a run of tiles of candidates, as in `triton_layer_norm
 two stages of fixed order.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -27,7 +30,8 @@ from mixkernels.layer.triton_rows import (
     variant,
 )
 from mixkernels.packed_keys import EMPTY_KEY, LARGEST_ID, best_of, pack_keys
-from mixkernels.triton_common.runtime import device_of, empty_output
+from mixkernels.triton_common.launching import Launch
+from mixkernels.triton_common.runtime import Memory, device_of, empty_output
 from mixkernels.triton_common.variant import KernelVariant
 
 _EMPTY_KEY = tl.constexpr(EMPTY_KEY)
@@ -94,9 +98,9 @@ def score_candidates_fwd_kernel(
     scores_ptr,
     keys_ptr,
     eps,
+    first_id,
     batch,
     num_candidates,
-    first_id,
     num_written,
     # strides in elements: b query, n candidate, k context embedding
     c_b,
@@ -268,13 +272,71 @@ def score_candidates_bwd_kernel(
     tl.store(partial_ptr + (tl.num_programs(0) + i_program) * D + o_d, tl.sum(b_db, axis=0), mask=m_d)
 
 
+class PreparedScores(NamedTuple):
+    """The scoring of all calls of one form; holds no tensors."""
+
+    launch: Launch | None
+    """None: there are no candidates."""
+    memory: Memory
+    """Of the scores, (B, N), or with top_k of the keys, (B, runs, kept)."""
+
+    def __call__(
+        self, rows: Sequence[Tensor], eps: float, additive: Tensor | None, first_id: int, out: Tensor | None
+    ) -> Tensor:
+        """Return scores, or with top_k the best keys of every run; `rows` as the kernel takes them."""
+        result = self.memory() if out is None else out
+        if self.launch is not None:
+            # the absent one of scores and keys is never written
+            self.launch((*rows, additive, result, result), result, eps, first_id)
+        return result
+
+
+def prepare(rows: Sequence[Tensor], additive: Tensor | None, *, top_k: int | None) -> PreparedScores:
+    """Decide how calls of this form are scored.
+
+    Args:
+        rows: dense (B, N, ...) contexts, their residual, states, theirs, weight and bias.
+        additive: (B, N) or None.
+        top_k: how many to keep, or None for all scores.
+    """
+    context, context_residual, state, state_residual, _, _ = rows
+    batch, num_candidates, k, width = context.shape
+    run = _SHORT_RUN if top_k is None else run_length(batch * num_candidates)
+    memory = Memory((batch, num_candidates), torch.float32, state.device)
+    if top_k is not None:
+        kept = (batch, triton.cdiv(num_candidates, run), min(top_k, run))
+        memory = Memory(kept, torch.int64, state.device)
+    if not batch * num_candidates:
+        return PreparedScores(None, memory)
+    config = forward_config(width)
+    numbers = (
+        batch,
+        num_candidates,
+        0 if top_k is None else memory.shape[-1],
+        *context.stride()[:3],
+        *context_residual.stride()[:3],
+        *state.stride()[:2],
+        *state_residual.stride()[:2],
+        *((0, 0) if additive is None else additive.stride()),
+    )
+    options = {
+        "K": k,
+        "D": width,
+        "HAS_ADDITIVE": additive is not None,
+        "TOP": top_k is not None,
+        "RUN": run,
+        "BLOCK_C": config.block_r,
+        "BLOCK_D": config.block_d,
+        "num_warps": config.num_warps,
+    }
+    programs = batch * triton.cdiv(num_candidates, run)
+    launch = Launch(score_candidates_fwd_kernel, programs, numbers, options, state.device)
+    return PreparedScores(launch, memory)
+
+
 def score_candidates(*rows: Tensor, eps: float, additive: Tensor | None) -> Tensor:
     """Same contract as `mixkernels.layer.reference.score_candidates`; one launch, no workspace."""
-    state = rows[2]
-    scores = state.new_empty(state.shape[:-1], dtype=torch.float32)
-    if scores.numel():
-        _launch_forward(rows, eps, additive, scores=scores, keys=None, run=_SHORT_RUN)
-    return scores
+    return prepare(rows, additive, top_k=None)(rows, eps, additive, 0, None)
 
 
 def score_top_k(
@@ -287,63 +349,20 @@ def score_top_k(
     first_id: int,
 ) -> tuple[Tensor, Tensor]:
     """Same contract as `mixkernels.layer.reference.score_top_k`; one launch, then a sort of the runs' keys."""
-    state = rows[2]
-    batch, num_candidates = state.shape[:2]
-    run = run_length(batch * num_candidates)
-    keys = state.new_empty(batch, triton.cdiv(num_candidates, run), min(top_k, run), dtype=torch.int64)
-    if keys.numel():
-        _launch_forward(rows, eps, additive, scores=None, keys=keys, run=run, first_id=first_id)
+    keys = prepare(rows, additive, top_k=top_k)(rows, eps, additive, first_id, None)
+    return best_of_runs(keys, rows[2].shape[1], running_scores, running_ids, top_k)
+
+
+def best_of_runs(
+    keys: Tensor, num_candidates: int, running_scores: Tensor | None, running_ids: Tensor | None, top_k: int
+) -> tuple[Tensor, Tensor]:
+    """Return scores and ids of the best of the runs' keys (B, runs, kept) and the running ones."""
     keys, total = keys.flatten(1), num_candidates
     if running_scores is not None and running_ids is not None:
         total += running_scores.shape[1]
         keys = torch.cat([pack_keys(running_scores, running_ids), keys], dim=1)
     # not more than there are candidates: the last run is padded with empty keys
     return best_of(keys, min(top_k, total))
-
-
-def _launch_forward(
-    rows: tuple[Tensor, ...],
-    eps: float,
-    additive: Tensor | None,
-    *,
-    scores: Tensor | None,
-    keys: Tensor | None,
-    run: int,
-    first_id: int = 0,
-) -> None:
-    context, context_residual, state, state_residual, weight, bias = rows
-    batch, num_candidates, k, width = context.shape
-    config = forward_config(width)
-    with device_of(state):
-        score_candidates_fwd_kernel[(batch * triton.cdiv(num_candidates, run),)](
-            context,
-            context_residual,
-            state,
-            state_residual,
-            weight,
-            bias,
-            state if additive is None else additive,
-            state if scores is None else scores,
-            state if keys is None else keys,
-            eps,
-            batch,
-            num_candidates,
-            first_id,
-            0 if keys is None else keys.shape[-1],
-            *context.stride()[:3],
-            *context_residual.stride()[:3],
-            *state.stride()[:2],
-            *state_residual.stride()[:2],
-            *((0, 0) if additive is None else additive.stride()),
-            K=k,
-            D=width,
-            HAS_ADDITIVE=additive is not None,
-            TOP=keys is not None,
-            RUN=run,
-            BLOCK_C=config.block_r,
-            BLOCK_D=config.block_d,
-            num_warps=config.num_warps,
-        )
 
 
 def score_candidates_backward(

@@ -21,6 +21,9 @@ class KernelVariant(NamedTuple):
     arch: str | None = None
     """The one architecture of `mixkernels.resources.ARCHS` that it is launched on; None: any."""
 
+    logits: int = 0
+    """Of attention kernels: logits of one turn of the hottest loop, of rows that exist in a full tile."""
+
     @property
     def attributes(self) -> dict[tuple[int, ...], list[list[Any]]]:
         """``attrs`` of triton's ASTSource, as a launch with such arguments specialises the kernel."""

@@ -202,6 +202,44 @@ def test_sharp_logits_neither_overflow_nor_underflow(backend, pytestconfig):
     assert (result.context.double() - exact[0]).abs().max() < 2e-2
 
 
+@pytest.mark.parametrize("m", [100, 300])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("keys", ["huge last", "equal", "tiny"])
+@pytest.mark.parametrize("lse", [False, True])
+def test_adversarial_logits_lose_nothing(m, dtype, keys, lse, pytestconfig):
+    # a maximum that comes last, no maximum, logits far below those of padding; one query is all, one half, one none
+    case = Case.random(n=9, m=m, b=3, h=1, lengths=[m, m // 2, 0], dtype=dtype)
+    if keys == "huge last":
+        case["key"][0, -1] *= 60
+        case["key"][1, m // 2 - 1] *= 60
+    elif keys == "equal":
+        case["key"][:] = case["key"][:, :1]
+    else:
+        # every logit of every row is some -1000
+        case["key"][:] = -60.0
+        for name in ("context_query", "context_key", "state_query"):
+            case[name][:] = case[name].abs() + 1
+        case["context_key"].neg_()
+    exact, result = case.oracle(), case.run("triton", pytestconfig, return_lse=lse)
+    plain = case.run("reference", return_lse=lse)
+    for got, other, want in zip(result, plain, exact, strict=True):
+        if got is not None:
+            assert torch.equal(got.isinf(), want.isinf())
+            errors = [(t.double() - want).masked_fill(want.isinf(), 0.0).abs().max() for t in (got, other)]
+            # log-sum-exps are large here
+            size = want.masked_fill(want.isinf(), 0.0).abs().max()
+            assert errors[0] <= 2 * errors[1] + ABSOLUTE[dtype] + 1e-6 * size
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_negative_scale(backend, dtype, k, pytestconfig):
+    case = Case.random(n=9, k=k, m=20, b=2, h=1, lengths=[20, 11], dtype=dtype)
+    case.options["scale"] = -0.3
+    assert_within_budget(case.run(backend, pytestconfig), case)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_output_element_is_written(backend, pytestconfig):
     case = Case.random(n=50, k=3, m=5, lengths=[0])

@@ -11,6 +11,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import itertools
 
+from mixkernels import plans
 from mixkernels.attention import triton_forward
 from mixkernels.attention.triton_tiles import range_of_program
 from mixkernels.triton_common import occupancy
@@ -26,7 +27,7 @@ H200 = SimpleNamespace(
     shared_memory_per_multiprocessor=228 * 1024,
 )
 WAVE = 264
-"""Of the resident forward kernel on an H200: two programs on each of 132 multiprocessors."""
+"""Of the forward kernel for short queries on an H200: two programs on each of 132 multiprocessors."""
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ WAVE = 264
         # as NVIDIA's occupancy calculator: 64 registers x 256 threads are a quarter of 65536
         ("sm_90", 64, 0, 8, 4, "registers"),
         ("sm_90", 255, 0, 8, 1, "registers"),
-        # the resident forward kernel: k = 1, D = 64, 128 keys
+        # the forward kernel for short queries: k = 1, D = 64, 128 keys
         ("sm_90", 255, 114_688, 4, 2, "registers"),
         ("sm_90", 128, 114_688, 4, 2, "shared memory"),
         # 33 registers are given as 40
@@ -134,7 +135,7 @@ def test_a_launch_has_as_many_programs_as_that(monkeypatch, batch):
             grids.append(grid)
             return lambda *arguments, **options: None
 
-    monkeypatch.setattr(triton_forward, "candidate_attention_fwd_kernel", Recorded())
+    monkeypatch.setattr(triton_forward, "candidate_attention_fwd_short_kernel", Recorded())
     monkeypatch.setattr(triton_forward, "INTERPRET", False)
     monkeypatch.setattr(triton_forward, "one_wave", lambda *arguments: WAVE)
     Case.random(n=64 * 20, k=1, m=7, b=batch, h=4, dtype=torch.bfloat16).run("triton")
@@ -149,6 +150,7 @@ def test_the_number_of_programs_changes_no_bit(monkeypatch, form, pytestconfig):
     results = []
     for wave in (1, 8, 12, 1000):
         monkeypatch.setattr(triton_forward, "_INTERPRETED_WAVE", wave)
+        plans.clear()
         results.append(case.run("triton", pytestconfig))
     for result in results[1:]:
         for got, want in zip(result, results[0], strict=True):

@@ -18,24 +18,31 @@ pytest.importorskip("triton", reason="triton is not installed")
 import mixkernels
 from mixkernels import resources
 from mixkernels.errors import BackendError
+from mixkernels.machine_code import hottest_loop, read_sass
 
 ALL = os.environ.get("MIXKERNELS_TEST_ALL_VARIANTS", "0") == "1"
 
-RESIDENT = {"K": 1, "D": 64, "RESIDENT": True, "BLOCK_N": 128}
+SHORT, STREAMED = "candidate_attention_fwd_short_kernel", "candidate_attention_fwd_streamed_kernel"
+CANDIDATES, SHARED = "candidate_attention_bwd_candidates_kernel", "candidate_attention_bwd_shared_kernel"
+HEAVY = {"type": "*i8", "HAS_LSE": True, "HAS_STATE": True}
 # (kernel, constants and type that the variant has, architectures)
 SAMPLE = [
-    ("candidate_attention_fwd_kernel", {"K": 1, "D": 64, "type": "*bf16"}, list(resources.ARCHS)),
-    ("candidate_attention_fwd_kernel", {**RESIDENT, "type": "*bf16", "HAS_LSE": False}, ["sm_90"]),
-    ("candidate_attention_fwd_kernel", {**RESIDENT, "type": "*bf16", "HAS_LSE": True}, ["sm_90"]),
-    # came to spill first when the kernel changed
-    ("candidate_attention_fwd_kernel", {**RESIDENT, "type": "*i8", "HAS_LSE": True, "HAS_STATE": True}, ["sm_90"]),
-    ("candidate_attention_fwd_kernel", {**RESIDENT, "D": 32, "type": "*bf16", "HAS_LSE": True}, ["sm_90"]),
-    ("candidate_attention_fwd_kernel", {"K": 16, "D": 128, "type": "*bf16"}, ["sm_80"]),
-    ("candidate_attention_fwd_kernel", {"K": 3, "D": 32, "type": "*fp16"}, ["sm_80"]),
-    ("candidate_attention_fwd_kernel", {"K": 1, "D": 64, "type": "*fp32"}, ["sm_80"]),
-    ("candidate_attention_fwd_kernel", {"K": 1, "D": 64, "type": "*i8"}, ["sm_90"]),
-    ("candidate_attention_bwd_candidates_kernel", {"K": 1, "D": 64, "type": "*bf16"}, ["sm_90", "gfx942"]),
-    ("candidate_attention_bwd_shared_kernel", {"K": 1, "D": 64, "type": "*bf16"}, ["sm_90", "sm_100"]),
+    (SHORT, {"K": 1, "D": 64, "type": "*bf16", "HAS_LSE": False, "DESCRIPTORS": True}, ["sm_90"]),
+    (SHORT, {"K": 1, "D": 64, "type": "*bf16", "HAS_LSE": True, "DESCRIPTORS": False}, ["sm_90"]),
+    # took most registers when the kernel was written
+    (SHORT, {"K": 1, "D": 64, **HEAVY, "DESCRIPTORS": False}, ["sm_90"]),
+    (SHORT, {"K": 3, "D": 128, **HEAVY}, ["sm_90"]),
+    (SHORT, {"K": 1, "D": 32, "type": "*bf16", "HAS_LSE": True}, ["sm_90"]),
+    (STREAMED, {"K": 1, "D": 64, "type": "*bf16", "BLOCK_M": 64}, list(resources.ARCHS)),
+    (STREAMED, {"K": 1, "D": 64, "type": "*bf16", "BLOCK_M": 128, "HAS_STATE": True}, ["sm_90"]),
+    (STREAMED, {"K": 16, "D": 128, "type": "*bf16"}, ["sm_80"]),
+    (STREAMED, {"K": 3, "D": 32, "type": "*fp16"}, ["sm_80"]),
+    (STREAMED, {"K": 1, "D": 64, "type": "*fp32"}, ["sm_80"]),
+    (STREAMED, {"K": 1, "D": 64, "type": "*i8"}, ["sm_80"]),
+    (CANDIDATES, {"K": 1, "D": 64, "type": "*bf16", "BLOCK_M": 64}, ["sm_80", "gfx942"]),
+    (CANDIDATES, {"K": 1, "D": 64, "type": "*bf16", "BLOCK_M": 128}, ["sm_90"]),
+    (SHARED, {"K": 1, "D": 64, "type": "*bf16", "BLOCK_N": 64}, ["sm_80", "sm_100"]),
+    (SHARED, {"K": 1, "D": 64, "type": "*bf16", "BLOCK_N": 128}, ["sm_90"]),
     *(
         (f"{name}_{direction}_kernel", {"D": 768, "type": "*bf16", **constants}, list(resources.ARCHS))
         for name, constants in (
@@ -132,11 +139,16 @@ def test_every_block_fits_on_its_device(measured):
 def test_low_precision_attention_uses_the_matrix_units_of_its_architecture(measured):
     units = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
     attention = [row for row in measured["rows"] if "attention" in row["kernel"] and row["type"] != "*fp32"]
-    assert attention
-    idle = [
-        row for row in attention if not any(name.startswith(units[row["arch"]]) for name in row["tensor_instructions"])
-    ]
-    assert names(idle) == []
+    assert {row["type"] for row in attention} == {"*bf16", "*fp16", "*i8"}
+
+    def busy(row) -> bool:
+        wanted = (units[row["arch"]],)
+        if row["type"] == "*i8":
+            # widened int8 rows take registers: some tiles have 32 rows, and products of four warps take 64
+            wanted = (*wanted, "HMMA")
+        return any(name.startswith(wanted) for name in row["tensor_instructions"])
+
+    assert names(row for row in attention if not busy(row)) == []
 
 
 def test_low_precision_rows_are_loaded_16_bytes_at_a_time(measured):
@@ -144,11 +156,24 @@ def test_low_precision_rows_are_loaded_16_bytes_at_a_time(measured):
     narrow = [
         row
         for row in measured["rows"]
-        if row["kernel"] == "candidate_attention_fwd_kernel"
-        and row["type"] == "*bf16"
-        and row["global_load_bits"] < 128
+        if row["kernel"] in (SHORT, STREAMED) and row["type"] == "*bf16" and row["global_load_bits"] < 128
     ]
     assert names(narrow) == []
+
+
+BOUNDS = {SHORT: 8.5, STREAMED: 6.5, CANDIDATES: 8.5, SHARED: 12.0}
+"""Most instructions a logit on sm_90 in bfloat16 at k = 1, D = 64; the kernels before had 15.8, 15.3, 25.8 and 31."""
+
+
+@pytest.mark.parametrize("kernel", BOUNDS)
+def test_the_hottest_loops_keep_their_number_of_instructions(measured, kernel):
+    rows = [row for row in measured["rows"] if (row["kernel"], row["arch"]) == (kernel, "sm_90")]
+    plain = [row for row in rows if row["config"] in ("k=1 D=64 bf16 pool, m=128", "k=1 D=64 bf16 NVIDIA H200")]
+    assert plain
+    for row in plain:
+        assert 0 < row["instructions_per_logit"] <= BOUNDS[kernel], names([row])
+        assert row["loop_async_copies"] > 0
+        assert any(name.startswith("HGMMA.64x") for name in row["tensor_instructions"])
 
 
 @pytest.fixture
@@ -201,6 +226,29 @@ def test_without_triton_it_says_so(monkeypatch):
         resources.require_compiler()
 
 
+def test_the_hottest_loop_is_the_innermost_one_with_most_products():
+    # an outer loop from 0x10 to 0x90, an inner one from 0x20 to 0x60, and a wait at the end that jumps back into it
+    lines = [
+        "MOV R1, c[0x0][0x28]",
+        "LDG.E R2, desc[UR4][R2.64]",
+        "HMMA.16816.F32.BF16 R4, R8, R12, R4",
+        "@!P1 BRA 0xb0",
+        "LDGSTS.E.BYPASS.128 [R3], desc[UR4][R2.64]",
+        "BAR.SYNC.DEFER_BLOCKING 0x0",
+        "@P0 BRA 0x20",
+        "STL [R1], R2",
+        "FADD R1, R2, R3",
+        "@P2 BRA 0x10",
+        "EXIT",
+        "SYNCS.PHASECHK.TRANS64 P1, [R5]",
+        "BRA 0x40",
+    ]
+    sass = "\n".join(f"        /*{16 * n:04x}*/ {line} ;  /* 0x{n:016x} */" for n, line in enumerate(lines))
+    # its own five instructions and the two of the wait
+    assert hottest_loop(sass) == (7, 1, 1, 0)
+    assert hottest_loop(sass.replace("HMMA", "FFMA")) is None
+
+
 def test_machine_code_is_read():
     usage = " Function f:\n  REG:42 STACK:16 SHARED:0 LOCAL:0 CONSTANT[0]:560"
     sass = """
@@ -210,10 +258,10 @@ def test_machine_code_is_read():
         /*0130*/ LDGSTS.E.BYPASS.128 [R3], desc[UR4][R2.64] ;
         /*0140*/ UTCHMMA gdesc[UR4], gdesc[UR6], tmem[UR8], tmem[UR10], idesc[UR11], !UPT ;
     """
-    found = resources.read_sass(usage, sass)
+    found = read_sass(usage, sass)
     assert (found.registers, found.stack_bytes, found.global_load_bits) == (42, 16, 128)
     assert found.tensor_instructions == {"HMMA.16816.F32.BF16": 2, "UTCHMMA": 1}
-    plain = resources.read_sass(usage, "LDG.E R2, desc[UR4][R2.64] ;")
+    plain = read_sass(usage, "LDG.E R2, desc[UR4][R2.64] ;")
     assert (plain.tensor_instructions, plain.global_load_bits) == ({}, 32)
-    narrow = resources.read_sass(usage, "LDG.E.U16.CONSTANT R2, desc[UR4][R2.64] ;")
+    narrow = read_sass(usage, "LDG.E.U16.CONSTANT R2, desc[UR4][R2.64] ;")
     assert narrow.global_load_bits == 16

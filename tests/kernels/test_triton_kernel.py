@@ -1,5 +1,7 @@
 """The attention kernels' launch rule and bounds. What launches take of a GPU is tested in test_resources.py."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -11,40 +13,49 @@ from mixkernels.attention.checks import Call
 from mixkernels.attention.triton_backward import candidate_attention_backward
 from mixkernels.attention.triton_forward import candidate_attention, forward_kind
 from mixkernels.attention.triton_launch import (
-    RESIDENT,
-    TABLE,
+    CANDIDATES,
+    FORWARD,
+    KERNELS,
+    SHORT,
+    STREAMED,
     Kind,
     alternatives,
     forward_options,
     keeps_short_queries,
     launch_config,
     rule,
+    slots_of,
+    tables,
 )
 from mixkernels.triton_common.support import HEAD_DIMS, MAX_CONTEXT
 from tests.kernels.attention_cases import INPUTS, Case, device_of
-
-FORWARD = ("forward", RESIDENT)
-KERNELS = (*FORWARD, "backward_candidates", "backward_shared")
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_every_launch_holds_whole_candidates_and_wastes_few_rows(kernel, head_dim, itemsize):
-    for slots in range(1, MAX_CONTEXT + 2):
-        if slots == 17 and (kernel, head_dim, itemsize) == ("backward_candidates", 128, 4):
+@pytest.mark.parametrize("heavy", [False, True])
+def test_every_launch_holds_whole_candidates_and_wastes_few_rows(kernel, head_dim, itemsize, heavy):
+    for k, state in product(range(1, MAX_CONTEXT + 1), (True, False)):
+        slots = slots_of(kernel, k, has_state=state)
+        if slots == 17 and (kernel, head_dim, itemsize) == (CANDIDATES, 128, 4):
             continue  # refused
-        config = rule(Kind(kernel, max(slots - 1, 1), slots, head_dim, itemsize))
-        # the forward kernels' state rows are a tile of their own
-        rows = max(slots - 1, 1) if kernel in FORWARD else slots
-        candidates = config.block_m // rows
+        config = rule(Kind(kernel, k, slots, head_dim, itemsize, quantised=heavy, lse=heavy))
+        candidates = config.block_m // slots
         assert candidates >= 1
         # Triton's tiles are powers of two, and its products want 16
         assert config.block_m & (config.block_m - 1) == 0
         assert config.block_n >= 16
         assert config.block_n & (config.block_n - 1) == 0
-        # 32 rows hold one candidate of 17 rows; a full tensor core's tile wastes a quarter at most
-        assert candidates * rows >= (0.75 if config.block_m >= 64 else 0.5) * config.block_m
+        if kernel in FORWARD:
+            # a power of two: a candidate's own keys lie in one group of 16 columns, which its bits depend on. That
+            # wastes up to half of the rows but one, of which a state takes one; no slot is ever a multiple too many
+            assert slots & (slots - 1) == 0
+            assert slots < 2 * (k + (state and slots > k))
+            assert slots * candidates == config.block_m
+        else:
+            # 32 rows hold one candidate of 17 rows; a full tensor core's tile wastes a quarter at most
+            assert candidates * slots >= (0.75 if config.block_m >= 64 else 0.5) * config.block_m
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -62,10 +73,12 @@ def test_tuning_times_nothing_while_a_graph_is_recorded(monkeypatch):
     monkeypatch.setattr(triton_launch, "_name_of", lambda device: "a GPU")
     monkeypatch.setattr(triton_launch, "_milliseconds", lambda launch, config: config.block_n)
     monkeypatch.setattr(triton_launch, "_TUNED", {})
-    kind, device = Kind("forward", 1, 2, 64, 2), torch.device("cuda:0")
+    kind, device = Kind(STREAMED, 1, 2, 64, 2), torch.device("cuda:0")
     capturing = True
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    with pytest.raises(BackendError, match=r"MIXKERNELS_TUNING=1.*CUDA graph.*forward, k=1, D=64.*before recording"):
+    with pytest.raises(
+        BackendError, match=r"MIXKERNELS_TUNING=1.*CUDA graph.*forward_streamed, k=1, D=64.*before recording"
+    ):
         launch_config(kind, device, lambda config: None)
     capturing = False
     fastest = launch_config(kind, device, lambda config: None)
@@ -87,17 +100,23 @@ def test_short_queries_stay_on_the_chip_where_that_was_measured(monkeypatch, cap
 
 
 @pytest.mark.parametrize("num_keys", [1, 16, 17, 100, 128])
-def test_a_resident_query_is_one_block_and_others_are_cut(num_keys):
-    kind = Kind(RESIDENT, 1, 2, 64, 2)
+def test_a_short_query_is_one_block_and_others_are_cut(num_keys):
+    kind = Kind(SHORT, 1, 1, 64, 2)
     block = forward_options(kind, rule(kind), num_keys)["BLOCK_N"]
     assert num_keys <= block < max(2 * num_keys, 17)
-    streamed = kind._replace(kernel="forward")
+    streamed = kind._replace(kernel=STREAMED)
     assert forward_options(streamed, rule(streamed), num_keys)["BLOCK_N"] == rule(streamed).block_n
 
 
-def test_measured_configurations_are_of_kinds_that_are_launched():
-    for kinds in TABLE.values():
-        assert all(kind.kernel in KERNELS and config in alternatives(kind) for kind, config in kinds.items())
+def test_tables_are_of_kinds_that_are_launched():
+    for table in tables():
+        assert table.source
+        for kind, config in table.configurations.items():
+            slots = {slots_of(kind.kernel, kind.num_context, has_state=state) for state in (True, False)}
+            assert kind.kernel in KERNELS
+            assert kind.slots in slots
+            assert config.block_m >= kind.slots
+            assert kind.kernel not in FORWARD or config.block_m % kind.slots == 0
 
 
 def unchecked_call(case: Case) -> Call:
@@ -109,7 +128,7 @@ def unchecked_call(case: Case) -> Call:
     return Call(**rest | {"key_lengths": lengths})
 
 
-@pytest.mark.parametrize(("dtype", "k"), [(torch.bfloat16, 1), (torch.float32, 2)], ids=["resident", "streamed"])
+@pytest.mark.parametrize(("dtype", "k"), [(torch.bfloat16, 1), (torch.float32, 2)], ids=["short", "streamed"])
 def test_lengths_beyond_the_keys_or_below_0_read_no_other_memory(dtype, k):
     # keys are slices of longer ones, whose other tokens must not be read
     case = Case.random(n=5, k=k, m=40, b=4, d=16, dtype=dtype)
@@ -118,7 +137,8 @@ def test_lengths_beyond_the_keys_or_below_0_read_no_other_memory(dtype, k):
     for lengths in ([9, 40, 2**32 + 3, -1], [8, 8, 8, 0]):
         case.lengths = lengths
         call = unchecked_call(case)
-        assert (forward_kind(call).kernel == RESIDENT) == (k == 1 and keeps_short_queries(call.key.device))
+        short = forward_kind(call, return_lse=True).kernel == SHORT
+        assert short == (k == 1 and keeps_short_queries(call.key.device))
         results = candidate_attention(call, scale=0.25, return_lse=True)
         grads = [torch.ones_like(result) for result in results[:2]]
         gradients = candidate_attention_backward([*grads, None, None], list(results), call, scale=0.25, for_shared=True)

@@ -8,13 +8,13 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 
 from mixkernels.attention import triton_backward, triton_forward
-from mixkernels.attention.triton_launch import resident_keys
-from mixkernels.triton_common.support import HEAD_DIMS
+from mixkernels.attention.triton_launch import SHORT_KEYS
 from mixkernels.triton_common.variant import KernelVariant
 from tests.kernels.attention_cases import FORMS, Case, device_of
 
 pytestmark = pytest.mark.skipif(device_of("triton") == "cuda", reason="kernels are replaced, their results unwritten")
 
+SIZES = ("INTERPRET", "H", "K", "SLOTS", "BLOCK_M", "BLOCK_N", "BLOCK_S", "CO_N", "CO_C", "SO_N")
 FLAGS = ("HAS_STATE", "HAS_LENGTHS", "HAS_IDS", "HAS_OWN_LOGITS", "QUANTISED", "PER_QUERY", "HAS_LSE")
 # before kernels are replaced
 VARIANTS = triton_forward.variants() + triton_backward.variants()
@@ -34,7 +34,8 @@ def launched(monkeypatch) -> dict[str, list[dict]]:
             return lambda *arguments, **options: self.options.append(options)
 
     for module, name in (
-        (triton_forward, "candidate_attention_fwd_kernel"),
+        (triton_forward, "candidate_attention_fwd_short_kernel"),
+        (triton_forward, "candidate_attention_fwd_streamed_kernel"),
         (triton_backward, "candidate_attention_bwd_candidates_kernel"),
         (triton_backward, "candidate_attention_bwd_shared_kernel"),
     ):
@@ -51,9 +52,12 @@ def catalogued(kernel: str, **constants) -> list[KernelVariant]:
 PARTS = list(product((True, False), repeat=4))
 
 
-@pytest.mark.parametrize("d", HEAD_DIMS)
+SHORT = "candidate_attention_fwd_short_kernel"
+
+
+@pytest.mark.parametrize("d", [32, 64])
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_a_resident_query_is_compiled_ahead_of_time(launched, form, d):
+def test_every_form_of_a_short_query_is_compiled_ahead_of_time(launched, form, d):
     for (state, lengths, own_logits, int8), lse in product(PARTS, (False, True)):
         case = Case.random(n=2, m=128, h=1, d=d, form=form, state=state, own_logits=own_logits, int8=int8)
         case = case.changed(
@@ -61,24 +65,24 @@ def test_every_form_of_a_resident_query_is_compiled_ahead_of_time(launched, form
         )
         case.lengths = [128] if lengths else None
         case.run("triton", return_lse=lse)
-    options = [launch for launch in launched["candidate_attention_fwd_kernel"] if launch["RESIDENT"]]
-    assert bool(options) == (resident_keys(1, d) > 0 and "ragged" not in form)
+    options = launched[SHORT]
+    assert options
     for launch in options:
-        flags = {name: launch[name] for name in (*FLAGS, "D", "BLOCK_N", "RESIDENT")}
-        found = catalogued("candidate_attention_fwd_kernel", **flags)
+        flags = {name: launch[name] for name in (*FLAGS, "D", "BLOCK_N", "BLOCK_M", "SLOTS", "STAGES", "DESCRIPTORS")}
+        found = catalogued(SHORT, **flags)
         assert any(variant.signature["key_ptr"] == "*bf16" for variant in found), flags
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("d", [d for d in HEAD_DIMS if resident_keys(1, d)])
-def test_every_length_and_dtype_of_a_resident_query_is_compiled_ahead_of_time(launched, d, dtype):
-    for m in (1, 16, 17, 33, 65, resident_keys(1, d)):
-        Case.random(n=2, m=m, h=1, d=d, dtype=dtype).run("triton")
-    options = launched["candidate_attention_fwd_kernel"]
+@pytest.mark.parametrize("d", [32, 64])
+def test_every_length_and_dtype_of_a_short_query_is_compiled_ahead_of_time(launched, d, dtype):
+    for m in (1, 16, 17, 33, 65, SHORT_KEYS):
+        Case.random(n=2, m=m, h=1, d=d, dtype=dtype).run("triton", return_lse=False)
+    options = launched[SHORT]
     assert len({launch["BLOCK_N"] for launch in options}) == 4
     for launch in options:
-        constants = {name: launch[name] for name in ("RESIDENT", "D", "BLOCK_N", "BLOCK_M", "BLOCK_S", "STAGES")}
-        found = catalogued("candidate_attention_fwd_kernel", **constants)
+        constants = {name: launch[name] for name in ("SLOTS", "D", "BLOCK_N", "BLOCK_M", "BLOCK_S", "STAGES")}
+        found = catalogued(SHORT, **constants)
         assert any(variant.signature["key_ptr"] == f"*{TYPES[dtype]}" for variant in found), constants
 
 
@@ -91,9 +95,10 @@ def test_every_value_of_every_option_is_compiled_ahead_of_time(launched, determi
         case.run("triton", return_lse=lse)
         if not int8:
             case.gradients("triton", lse=lse)
+    # float32 queries are not kept on the chip
+    assert [kernel for kernel, options in launched.items() if not options] == [SHORT]
     for kernel, options in launched.items():
-        assert options
-        for name, values in {name: {launch[name] for launch in options} for name in options[0]}.items():
-            if name.isupper() and name not in ("INTERPRET", "H", "K", "BLOCK_M", "BLOCK_N", "BLOCK_S"):
+        for name, values in {name: {launch[name] for launch in options} for name in (options or [{}])[0]}.items():
+            if name.isupper() and name not in SIZES:
                 for value in values:
                     assert catalogued(kernel, **{name: value}), (kernel, name, value)
