@@ -24,7 +24,14 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.S | re.M)
 PACKAGES = ("mixencoder", "mixencoder.peers", "mixencoder.evaluation", "mixkernels")
 MODULE_RUNNERS = {"python", "python3", "ncu", "torchrun"}
 OTHER_PROGRAMS = {"cp", "git", "mkdir", "ncu", "proton-viewer", "pyrefly", "pytest", "ruff", "sphinx-build", "venv"}
-OTHER_PROGRAMS |= {".ci/run", ".ci/instruction_sets", ".ci/integrations", "triton.profiler.proton"}
+OTHER_PROGRAMS |= {
+    ".ci/run",
+    ".ci/instruction_sets",
+    ".ci/integrations",
+    ".ci/package",
+    ".ci/versions",
+    "triton.profiler.proton",
+}
 
 
 def name(page: Path) -> str:
