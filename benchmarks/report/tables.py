@@ -13,7 +13,7 @@ from benchmarks.gpu.records import targets
 from benchmarks.measuring.markdown import markdown, markdown_table, multiple
 from benchmarks.report.index_tables import index_table, products_table
 from benchmarks.report.learning_tables import adapting_table, curves_table, interaction_table
-from benchmarks.report.process_tables import startup_table, threads_table
+from benchmarks.report.process_tables import onnx_table, startup_table, threads_table
 from benchmarks.suite.case import Record
 from benchmarks.suite.results import RESULTS, case_name, read_results
 
@@ -372,5 +372,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "gpu targets": gpu_targets_table,
     "threads": threads_table,
     "startup": startup_table,
+    "onnx": onnx_table,
 }
 """By the name in a document's marks."""

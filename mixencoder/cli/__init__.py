@@ -1,4 +1,4 @@
-"""The command line: ``mixencoder rank | demo | index | train | mine | evaluate | calibrate | info``, a module each.
+"""The command line: ``mixencoder COMMAND``, a module for each command.
 
 Results go to standard output; times, progress and warnings to standard error. Every error of the project, and bad
 usage, ends with exit code 2 and one message. The model's modules are imported only by commands that need them.
@@ -6,7 +6,7 @@ usage, ends with exit code 2 and one message. The model's modules are imported o
 
 import typer
 
-from mixencoder.cli import calibrate, demo, evaluate, index, info, mine, rank, train
+from mixencoder.cli import calibrate, demo, evaluate, export, index, info, mine, rank, train
 from mixencoder.cli.shared import command
 
 app = typer.Typer(
@@ -16,6 +16,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for function in (rank.rank, demo.demo, train.train, mine.mine, evaluate.evaluate, calibrate.calibrate, info.info):
+for function in (
+    rank.rank,
+    demo.demo,
+    train.train,
+    mine.mine,
+    evaluate.evaluate,
+    calibrate.calibrate,
+    export.export,
+    info.info,
+):
     app.command()(command(function))
 app.add_typer(index.app, name="index")

@@ -68,5 +68,21 @@ for arguments in {arguments!r}:
     run(BLOCKED + code.format(arguments=arguments), tmp_path)
 
 
+def test_the_kernels_need_torch_alone(tmp_path):
+    others = ["transformers", "tokenizers", "huggingface_hub", "safetensors", "tqdm", "mixencoder"]
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({others!r}))
+import torch, mixkernels
+def rows(*shape):
+    return torch.randn(*shape, requires_grad=True)
+context, own, state, key = rows(5, 2, 3, 16), rows(5, 2, 3, 16), rows(5, 3, 16), rows(1, 7, 3, 16)
+found = mixkernels.candidate_attention(context, own, own, state, key, key)
+found.context.sum().backward()
+assert found.state.shape == (1, 5, 3, 16) and context.grad is not None
+"""
+    run(code, tmp_path)
+
+
 def test_ranking_needs_no_optional_package(tmp_path):
     run(f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL!r}))\n{RANK}", tmp_path)
