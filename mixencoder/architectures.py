@@ -43,6 +43,7 @@ def load_engine(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     backend: str = "auto",
+    **hub: Any,
 ) -> "MixEncoder | Peer":
     """Load a checkpoint of any architecture, as an engine of the class that fits it.
 
@@ -50,23 +51,25 @@ def load_engine(
         name_or_path: a directory, a hub id, or None for the default that the package bundles.
         device, dtype: as in `MixEncoder.from_pretrained`.
         backend: the mixkernels backend of a MixEncoder; the other architectures have no backends.
+        hub: revision, token, cache_dir, local_files_only, subfolder, as in `MixEncoder.from_pretrained`.
 
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, or its model is not of this library.
         InputError: the device or the dtype does not exist, or backend is given for another architecture.
     """
     from mixencoder.base.checkpoints.checkpoint import model_type_of
+    from mixencoder.base.checkpoints.locations import HubOptions, located
     from mixencoder.bundled import default_checkpoint
 
     path = default_checkpoint() if name_or_path is None else name_or_path
-    found = model_type_of(path)
+    found = model_type_of(located(path, HubOptions(**hub)))
     architecture = architecture_of(found)
     if architecture is None:
         raise CheckpointError(
             f'{path} holds a model of type "{found}"; expected a checkpoint of one of {", ".join(ARCHITECTURES)}. '
             "To build one on top of an encoder use from_backbone, or mixencoder train --backbone"
         )
-    options: dict[str, Any] = {"device": device, "dtype": dtype}
+    options: dict[str, Any] = {"device": device, "dtype": dtype, **hub}
     if architecture == "mixencoder":
         options["backend"] = backend
     elif backend != "auto":

@@ -6,12 +6,14 @@ scored in the same call (docs/determinism.md): texts are encoded in passes whose
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any, Self, overload
 
 import torch
 from torch import Tensor
 
+from mixencoder.base.checkpoints.locations import HubOptions
 from mixencoder.base.engine import Request
 from mixencoder.base.inference_context import inference
 from mixencoder.base.inputs import as_list, positive_integer
@@ -81,6 +83,11 @@ class MixEncoder(IndexingEngine):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         backend: str = "auto",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        subfolder: str = "",
     ) -> "MixEncoder":
         """Load a checkpoint.
 
@@ -90,6 +97,9 @@ class MixEncoder(IndexingEngine):
             dtype: of the weights: a torch dtype, its name, or a short form such as "bf16". None: float32. "auto":
                 bfloat16 where the device multiplies it faster, which changes scores a little, else float32.
             backend: which mixkernels backend runs the attention: "auto", "triton", "torch" or "reference".
+            revision, token, cache_dir, local_files_only: of a hub id: branch, tag or commit; access token; folder of
+                downloads; True never asks the hub. A folder ignores them.
+            subfolder: the folder below that holds the checkpoint.
 
         Raises:
             CheckpointError: there is no checkpoint, it is damaged, or it holds another kind of model.
@@ -97,7 +107,8 @@ class MixEncoder(IndexingEngine):
             mixkernels.BackendError: the backend cannot run here; the message says why.
         """
         path = default_checkpoint() if name_or_path is None else name_or_path
-        return cls(*cls._load(path, device, dtype), backend=backend)
+        hub = HubOptions(revision, token, cache_dir, local_files_only, subfolder)
+        return cls(*cls._load(path, device, dtype, hub), backend=backend)
 
     @classmethod
     def from_backbone(
@@ -110,6 +121,11 @@ class MixEncoder(IndexingEngine):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         backend: str = "auto",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        subfolder: str = "",
         **config: Any,
     ) -> "MixEncoder":
         """Make an untrained MixEncoder on top of a pretrained encoder.
@@ -123,7 +139,7 @@ class MixEncoder(IndexingEngine):
                 they start with.
             num_labels: number of classes of a classification head, which becomes the only head. None: a ranking head.
                 For both heads also pass ``heads=("ranking", "classification")``.
-            device, dtype, backend: as in `from_pretrained`.
+            device, dtype, backend, revision, token, cache_dir, local_files_only, subfolder: as in `from_pretrained`.
             config: further fields of `MixEncoderConfig`.
 
         Raises:
@@ -134,7 +150,10 @@ class MixEncoder(IndexingEngine):
         if config.get("dual_term"):
             # only the dual term compares the vectors that the encoder was trained to produce
             poolings = {"mean": {}, **({"first": {"pooling": "first"}} if num_context_embeddings == 1 else {})}
-        model, tokenizer = cls._make_untrained(name_or_path, num_labels, device, dtype, fields, poolings=poolings)
+        hub = HubOptions(revision, token, cache_dir, local_files_only, subfolder)
+        model, tokenizer = cls._make_untrained(
+            name_or_path, num_labels, device, dtype, fields, hub=hub, poolings=poolings
+        )
         return cls(model, tokenizer, backend=backend)
 
     @classmethod
@@ -157,9 +176,9 @@ class MixEncoder(IndexingEngine):
             encoder: the directory or hub id of the encoder that made the vectors, as the mean of its final token
                 vectors, or as the first one's if the folder of a sentence-transformers model says so.
             device, dtype, backend: as in `from_pretrained`.
-            config: fields of `MixEncoderConfig` other than num_context_embeddings, which is 1, and dual_term, which is
-                True. By default `query_adapter_size` is the width of the vectors, and `context_norm` is the mean length
-                of this encoder's vectors of some texts.
+            config: options of the hub as in `from_pretrained`, and fields of `MixEncoderConfig` other than
+                num_context_embeddings, which is 1, and dual_term, which is True. By default `query_adapter_size` is the
+                width of the vectors, and `context_norm` is the mean length of this encoder's vectors of some texts.
 
         Raises:
             CheckpointError, UnsupportedBackboneError, InputError: the encoder or a value cannot be used.
@@ -168,6 +187,7 @@ class MixEncoder(IndexingEngine):
         if given := sorted(fields.keys() & config.keys()):
             raise InputError(f"{' and '.join(given)} cannot be chosen: a document has one vector, compared by cosine")
         options: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend}
+        options |= {field.name: config.pop(field.name) for field in fields_of(HubOptions) if field.name in config}
         plain = cls.from_backbone(encoder, **fields, **options)
         lengths = plain.encode_document(_PROBES, show_progress_bar=False).float().norm(dim=-1)
         defaults: dict[str, Any] = {

@@ -327,7 +327,9 @@ class MixEncoderModel(TwoTowerModel):
         on the right; attention_mask (B, m) is 1 for tokens, None if there is no padding.
         """
         indices = self.config.interaction_layer_indices
-        tap = KeyValueTap(indices, stop_after_last=self.config.state_row and not self.config.dual_term)
+        # an exporter cannot follow the exception that stops the pass; it drops what is not used
+        stops = self.config.state_row and not self.config.dual_term and not torch.compiler.is_exporting()
+        tap = KeyValueTap(indices, stop_after_last=stops)
         pooled = first = None
         try:
             tokens = self.run_backbone(input_ids, attention_mask, tap)

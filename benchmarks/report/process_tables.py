@@ -79,6 +79,29 @@ def _with_commands(rows: list[list[str]], records: list[dict[str, Any]]) -> str:
     return f"{markdown(rows)}\n\n{DEVICE}, PyTorch {torch}; such as `{command}`; commit {commits}"
 
 
+def onnx_table() -> str:
+    """The exported bundled model beside the library: quality, start to end of a process, memory."""
+    document = _record("onnx")
+    tasks = document["quality"]
+    rows = [["", *(f"{name}, nDCG@10" for name in tasks), "process", "peak memory", "files"]]
+    rows.append(["---"] * len(rows[0]))
+    for name, seconds in document["seconds"].items():
+        size = document["bytes of files"].get(name)
+        rows.append(
+            [
+                name,
+                *(f"{figures[name]:.3f}" for figures in tasks.values()),
+                f"{seconds:.2f} s",
+                f"{document['peak bytes'][name] / 1e6:,.0f} MB",
+                "" if size is None else f"{size / 1e6:,.0f} MB",
+            ]
+        )
+    records = document["provenance"]
+    commands = " and ".join(f"`{record['command']}`" for record in records.values())
+    last = list(records.values())[-1]
+    return f"{markdown(rows)}\n\n{DEVICE}, PyTorch {last['versions']['torch']}; {commands}; commit {last['commit'][:7]}"
+
+
 def _record(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / DEVICE / f"{name}.json").read_text(encoding="utf-8"))
 

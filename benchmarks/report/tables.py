@@ -14,6 +14,7 @@ from benchmarks.measuring.markdown import markdown, markdown_table, multiple
 from benchmarks.report.index_tables import index_table, products_table
 from benchmarks.report.learning_tables import adapting_table, curves_table, interaction_table
 from benchmarks.report.process_tables import (
+    onnx_table,
     serving_table,
     serving_threads_table,
     startup_table,
@@ -379,5 +380,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "serving": serving_table,
     "serving threads": serving_threads_table,
     "startup": startup_table,
+    "onnx": onnx_table,
 }
 """By the name in a document's marks."""

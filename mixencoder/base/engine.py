@@ -62,6 +62,7 @@ class Engine(ModelHolder):
         show_progress_bar: bool | None = ...,
         head: str | None = ...,
         activation_fn: Activation | None = ...,
+        apply_softmax: bool = ...,
         convert_to_numpy: Literal[True] = ...,
         convert_to_tensor: Literal[False] = ...,
         score: str = ...,
@@ -76,6 +77,7 @@ class Engine(ModelHolder):
         show_progress_bar: bool | None = ...,
         head: str | None = ...,
         activation_fn: Activation | None = ...,
+        apply_softmax: bool = ...,
         convert_to_numpy: bool = ...,
         convert_to_tensor: Literal[True],
         score: str = ...,
@@ -90,6 +92,7 @@ class Engine(ModelHolder):
         show_progress_bar: bool | None = ...,
         head: str | None = ...,
         activation_fn: Activation | None = ...,
+        apply_softmax: bool = ...,
         convert_to_numpy: bool = ...,
         convert_to_tensor: bool = ...,
         score: str = ...,
@@ -104,6 +107,7 @@ class Engine(ModelHolder):
         show_progress_bar: bool | None = None,
         head: str | None = None,
         activation_fn: Activation | None = None,
+        apply_softmax: bool = False,
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         score: str = "full",
@@ -117,6 +121,8 @@ class Engine(ModelHolder):
             head: "ranking" or "classification"; None takes the configuration's default.
             activation_fn: applied to the scores or logits, one row per pair, for example ``torch.sigmoid``; returns a
                 tensor or an array with the same number of rows. None changes nothing.
+            apply_softmax: turn the logits of classes, after activation_fn, into probabilities that add up to one; the
+                ranking head's scores stay as they are.
             convert_to_numpy: return a numpy array, else a list of tensors.
             convert_to_tensor: return one tensor; wins over convert_to_numpy.
             score: the part of the ranking score to return, one of `score_terms`.
@@ -146,6 +152,8 @@ class Engine(ModelHolder):
                     f"activation_fn returned the shape {tuple(out.shape)} for {len(listed)} pairs; expected one row "
                     "for each pair"
                 )
+        if apply_softmax and out.dim() > 1:
+            out = out.float().softmax(dim=-1)
         if single:
             out = out[0]
         if convert_to_tensor:

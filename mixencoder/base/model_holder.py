@@ -5,6 +5,7 @@ Scoring is in `mixencoder.base.engine`.
 
 import copy
 import dataclasses
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,11 +14,12 @@ import torch
 
 from mixencoder.base.backbones import cast_parameters, max_positions
 from mixencoder.base.checkpoints.checkpoint import load_backbone, load_model, load_tokenizer, save
-from mixencoder.base.checkpoints.locations import checkpoint_root, locked_for_reading
+from mixencoder.base.checkpoints.locations import HubOptions, checkpoint_root, located, locked_for_reading
 from mixencoder.base.checkpoints.sentence_transformers import follow_pooling
+from mixencoder.base.checkpoints.upload import upload
 from mixencoder.base.configuration import MIN_TOKENS, EncoderConfig, check_field_names
 from mixencoder.base.empty_texts import check_on_empty
-from mixencoder.base.inputs import placement, resolve_device, resolve_dtype
+from mixencoder.base.inputs import local_path, placement, resolve_device, resolve_dtype
 from mixencoder.base.modeling import HeadedModel, model_with_head
 from mixencoder.base.notices import Notices
 from mixencoder.base.tokenization import TextEncoder
@@ -61,14 +63,22 @@ class ModelHolder:
 
     @classmethod
     def _load(
-        cls, name_or_path: str | Path, device: str | torch.device | None, dtype: str | torch.dtype | None
+        cls,
+        name_or_path: str | Path,
+        device: str | torch.device | None,
+        dtype: str | torch.dtype | None,
+        hub: HubOptions,
     ) -> tuple[Any, Any]:
         """Load model and tokenizer of a checkpoint, for `from_pretrained`."""
         to_device = resolve_device(device)
         to_dtype = resolve_dtype(dtype, to_device)
-        with locked_for_reading(name_or_path):
-            model = load_model(name_or_path, to_dtype, cls.model_class, engine_name=cls.__name__)
-            tokenizer = load_tokenizer(name_or_path, model.config)
+        where = located(name_or_path, hub)
+        with locked_for_reading(where):
+            model = load_model(where, to_dtype, cls.model_class, engine_name=cls.__name__)
+            tokenizer = load_tokenizer(where, model.config)
+        if not local_path(name_or_path).is_dir():
+            # the hub id, not a folder of the cache
+            model.name_or_path = model.config.name_or_path = str(name_or_path)
         return model.to(to_device), tokenizer
 
     @classmethod
@@ -80,6 +90,7 @@ class ModelHolder:
         dtype: str | torch.dtype | None,
         fields: Mapping[str, Any],
         *,
+        hub: HubOptions,
         poolings: Mapping[str, Mapping[str, Any]] | None = None,
         lengths_matter: bool = False,
     ) -> tuple[Any, Any]:
@@ -88,10 +99,12 @@ class ModelHolder:
         Args:
             name_or_path, num_labels, device, dtype: as in `from_backbone`.
             fields: of the configuration.
+            hub: how a hub id becomes a folder.
             poolings, lengths_matter: for `follow_pooling`; None leaves the pooling alone.
         """
         to_device = resolve_device(device)
         to_dtype = resolve_dtype(dtype, to_device)
+        name_or_path = located(name_or_path, hub)
         backbone = load_backbone(name_or_path)
         tokenizer = load_tokenizer(name_or_path, backbone.config)
         if num_labels is not None:
@@ -136,12 +149,52 @@ class ModelHolder:
     def save_pretrained(self, directory: str | Path) -> None:
         """Write configuration, weights (safetensors) and tokenizer into a directory, which `from_pretrained` reads.
 
-        A crash leaves the old checkpoint or the new one, never a mix; other files in the directory stay.
+        Also writes a model card, README.md, unless there is one that this library did not write. A crash leaves the old
+        checkpoint or the new one, never a mix; other files in the directory stay.
 
         Raises:
             CheckpointError: the directory cannot be written.
         """
         save(self.model, self.tokenizer, Path(directory))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        token: str | None = None,
+        private: bool | None = None,
+        commit_message: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        exist_ok: bool = False,
+        replace_model_card: bool = False,
+        folder: str | Path | None = None,
+    ) -> str:
+        """Upload the model to the Hugging Face hub, and return the address of the commit, or of the pull request.
+
+        Args:
+            repo_id: "owner/model"; it is created if it does not exist.
+            token: None takes the one that ``hf auth login`` stored.
+            private: of a new repository; None takes the owner's default.
+            commit_message: None says that a model was added.
+            revision: branch to upload to; None is the main branch.
+            create_pr: open a pull request instead.
+            exist_ok: whether the repository may exist.
+            replace_model_card: whether to replace a README.md that the repository has.
+            folder: a checkpoint of this model to upload as it is, for example with its record of training; None saves
+                the model into a temporary folder.
+
+        Raises:
+            CheckpointError: the folder holds no checkpoint, or the hub refused or could not be reached.
+        """
+        options: dict[str, Any] = {"token": token, "private": private, "revision": revision, "create_pr": create_pr}
+        options |= {"exist_ok": exist_ok, "replace_model_card": replace_model_card}
+        message = commit_message or f"Add a {type(self).__name__}"
+        if folder is not None:
+            return upload(Path(folder), repo_id, message, **options)
+        with tempfile.TemporaryDirectory() as temporary:
+            self.save_pretrained(temporary)
+            return upload(Path(temporary), repo_id, message, **options)
 
     def with_limits(
         self,

@@ -113,7 +113,7 @@ class TextEncoder:
             return Windows([], 0)
         if (fault := first_unicode_fault(texts)) is not None:
             raise InputError(f"{self.role} {fault[0]} {fault[1]}; replace or drop such characters")
-        prefix, suffix = self._special_tokens()
+        prefix, suffix = self.special_tokens()
         room = self.max_length - len(prefix) - len(suffix)
         encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
         rows, empty, cut = [], [], 0
@@ -164,7 +164,7 @@ class TextEncoder:
                 TruncationWarning,
             )
 
-    def _special_tokens(self) -> tuple[list[int], list[int]]:
+    def special_tokens(self) -> tuple[list[int], list[int]]:
         """Return the special tokens that the tokenizer adds before and after a text."""
         probe = "a"
         bare = self.tokenizer(probe, add_special_tokens=False)["input_ids"]

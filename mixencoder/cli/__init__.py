@@ -1,5 +1,4 @@
-"""The command line: ``mixencoder rank | demo | explain | index | serve | train | mine | evaluate | calibrate | info``,
-a module each.
+"""The command line: ``mixencoder COMMAND``, a module for each command.
 
 Results go to standard output; times, progress and warnings to standard error. Every error of the project, and bad
 usage, ends with exit code 2 and one message. The model's modules are imported only by commands that need them.
@@ -7,7 +6,7 @@ usage, ends with exit code 2 and one message. The model's modules are imported o
 
 import typer
 
-from mixencoder.cli import calibrate, demo, evaluate, explain, index, info, mine, rank, serve, train
+from mixencoder.cli import calibrate, demo, evaluate, explain, export, index, info, mine, rank, serve, train
 from mixencoder.cli.shared import command
 
 app = typer.Typer(
@@ -26,6 +25,7 @@ for function in (
     mine.mine,
     evaluate.evaluate,
     calibrate.calibrate,
+    export.export,
     info.info,
 ):
     app.command()(command(function))

@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
+from mixencoder.base.checkpoints.locations import HubOptions
 from mixencoder.base.encoding import EncodingEngine
 from mixencoder.base.engine import Engine, Request
 from mixencoder.base.inference_context import inference
@@ -40,6 +41,11 @@ class Peer(Engine):
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        subfolder: str = "",
     ) -> Self:
         """Load a checkpoint.
 
@@ -47,6 +53,7 @@ class Peer(Engine):
             name_or_path: a directory or a hub id; the package contains no checkpoint of this architecture.
             device: None takes a GPU if there is one, else the CPU.
             dtype: a torch dtype or its name, of `mixencoder.base.inputs.DTYPES`. None: float32.
+            revision, token, cache_dir, local_files_only, subfolder: as in `MixEncoder.from_pretrained`.
 
         Raises:
             CheckpointError: there is no checkpoint, it is damaged, or it holds another kind of model.
@@ -57,7 +64,8 @@ class Peer(Engine):
                 f"the package bundles no {cls.__name__}; expected a checkpoint's directory or hub id. To make a new "
                 f"model, use {cls.__name__}.from_backbone and train it (mixencoder train)"
             )
-        return cls(*cls._load(name_or_path, device, dtype))
+        hub = HubOptions(revision, token, cache_dir, local_files_only, subfolder)
+        return cls(*cls._load(name_or_path, device, dtype, hub))
 
     @classmethod
     def from_backbone(
@@ -67,6 +75,11 @@ class Peer(Engine):
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        subfolder: str = "",
         **config: Any,
     ) -> Self:
         """Make an untrained model on top of a pretrained encoder.
@@ -78,7 +91,7 @@ class Peer(Engine):
                 (`EncoderWarning`).
             num_labels: classes of a classification head, which is then the only head. None: a ranking head. For both,
                 also pass ``heads=("ranking", "classification")``.
-            device, dtype: as in `from_pretrained`.
+            device, dtype, revision, token, cache_dir, local_files_only, subfolder: as in `from_pretrained`.
             config: further fields of the configuration.
 
         Raises:
@@ -87,9 +100,9 @@ class Peer(Engine):
         poolings = {"mean": {}, "first": {"pooling": "first"}} if cls.pools else None
         # a cosine does not depend on the lengths of the vectors
         lengths_matter = config.get("similarity", "cosine") != "cosine"
-        model, tokenizer = cls._make_untrained(
-            name_or_path, num_labels, device, dtype, config, poolings=poolings, lengths_matter=lengths_matter
-        )
+        hub = HubOptions(revision, token, cache_dir, local_files_only, subfolder)
+        options = {"hub": hub, "poolings": poolings, "lengths_matter": lengths_matter}
+        model, tokenizer = cls._make_untrained(name_or_path, num_labels, device, dtype, config, **options)
         return cls(model, tokenizer)
 
 

@@ -14,13 +14,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mixencoder.base.checkpoints.checkpoint import RECORD
 from mixencoder.durable import is_vacant, readable_folder, sync_folder
 from mixencoder.errors import CheckpointError, InputError
 
 MARKER = "mixencoder-run.json"
 """File that a run puts into its folder first: its settings, and a hash of everything that it read."""
-RECORD = "training.json"
-"""File next to the weights of a trained model: how it was trained."""
 COMPLETE = "complete"
 """Empty file that a checkpoint gets last: without it, writing was interrupted."""
 _DRAFT = f"{MARKER}.new"

@@ -185,6 +185,18 @@ def test_an_activation_that_changes_the_shape_is_refused(model, engine, index, w
         engine.predict([(QUERY, text) for text in DOCUMENTS], activation_fn=torch.sum)
 
 
+def test_softmax_turns_logits_into_probabilities_and_leaves_scores(model):
+    pairs = [(QUERY, text) for text in DOCUMENTS]
+    engine = model.with_head("classification", ["no", "maybe", "yes"])
+    logits = engine.predict(pairs, head="classification", convert_to_tensor=True)
+    found = engine.predict(pairs, head="classification", apply_softmax=True, convert_to_tensor=True)
+    assert torch.equal(found, logits.softmax(dim=-1))
+    assert np.array_equal(engine.predict(pairs, apply_softmax=True), engine.predict(pairs))
+    one = engine.predict(pairs[0], head="classification", apply_softmax=True)
+    assert one.shape == (3,)
+    assert one.sum() == pytest.approx(1)
+
+
 def test_the_cut_comes_before_the_activation_over_texts_and_over_an_index(model, index):
     def softmax(scores):
         return scores.softmax(dim=-1)

@@ -36,7 +36,14 @@ OTHER_PROGRAMS = {
     "sphinx-build",
     "venv",
 }
-OTHER_PROGRAMS |= {".ci/run", ".ci/instruction_sets", "triton.profiler.proton"}
+OTHER_PROGRAMS |= {
+    ".ci/run",
+    ".ci/instruction_sets",
+    ".ci/integrations",
+    ".ci/package",
+    ".ci/versions",
+    "triton.profiler.proton",
+}
 
 
 def name(page: Path) -> str:
@@ -115,27 +122,32 @@ def test_every_environment_variable_is_on_its_page_and_read_somewhere():
 # -- Python ------------------------------------------------------------------------------------------------------------
 
 
-def python_and_output(page: Path) -> Iterator[tuple[str, str | None]]:
+def python_and_output(text: str) -> Iterator[tuple[str, str | None]]:
     """Each block of Python, and the block of text that directly follows it: what it prints."""
-    blocks = list(FENCED.finditer(text_of(page)))
+    blocks = list(FENCED.finditer(text))
     for block, following in pairwise([*blocks, None]):
         if block[1] == "python":
             prints = following and following[1] == "text" and not page_between(block, following).strip()
             yield block[2], following[2] if prints else None
 
 
+def has_python(page: Path) -> bool:
+    """Whether a page has Python that needs nothing but this project; tests/integrations runs what needs more."""
+    return page.name != "integrations.md" and any(python_and_output(text_of(page)))
+
+
 def page_between(first: re.Match, second: re.Match) -> str:
     return first.string[first.end() : second.start()]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(python_and_output(page))], ids=name)
+@pytest.mark.parametrize("page", [page for page in PAGES if has_python(page)], ids=name)
 def test_python_runs_as_printed_and_prints_what_stands_below(page, tmp_path, monkeypatch, capsys):
     # what it writes belongs nowhere else
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     names: dict = {}
     checker = doctest.OutputChecker()
-    for code, expected in python_and_output(page):
+    for code, expected in python_and_output(text_of(page)):
         capsys.readouterr()
         exec(compile(code, name(page), "exec"), names)
         printed = capsys.readouterr().out

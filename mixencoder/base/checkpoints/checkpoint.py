@@ -16,8 +16,10 @@ from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTra
 from mixencoder.base.backbones import build_backbone, layout_of
 from mixencoder.base.checkpoints.config_files import read_config
 from mixencoder.base.checkpoints.loading import as_checkpoint_errors, check_sizes, hidden_progress_bars, load_weights
-from mixencoder.base.checkpoints.locations import full_name, model_folder
+from mixencoder.base.checkpoints.locations import checkpoint_root, full_name, model_folder
+from mixencoder.base.checkpoints.model_card import CARD, may_replace, model_card
 from mixencoder.base.checkpoints.model_types import CLASS_NAMES, architecture_of
+from mixencoder.base.checkpoints.sentence_transformers import advice_on
 from mixencoder.base.checkpoints.tokenizer_checks import check_tokenizer
 from mixencoder.base.checkpoints.weight_files import WeightFiles
 from mixencoder.base.configuration import checked_calibration
@@ -27,6 +29,9 @@ from mixencoder.durable import exclusive, finish_interrupted, replace_file, writ
 from mixencoder.errors import CheckpointError, UnsupportedBackboneError
 
 _Model = TypeVar("_Model", bound=HeadedModel)
+
+RECORD = "training.json"
+"""File next to the weights of a trained model: how it was trained."""
 
 
 def load_model(
@@ -45,7 +50,7 @@ def load_model(
         if found != expected:
             owner = CLASS_NAMES.get(architecture_of(found) or "")
             advice = (
-                f"To build one on top of an encoder use {engine_name}.from_backbone"
+                advice_on(checkpoint_root(name_or_path), fields, engine_name)
                 if owner is None
                 else f"Load it with {owner}.from_pretrained"
             )
@@ -121,14 +126,14 @@ def load_tokenizer(name_or_path: str | Path, config: PreTrainedConfig | None = N
 
 
 def save(
-    model: PreTrainedModel, tokenizer: Any, directory: str | Path, *, beside: Mapping[str, str] = MappingProxyType({})
+    model: HeadedModel, tokenizer: Any, directory: str | Path, *, beside: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    """Write a checkpoint; a crash leaves the old one or the new one, never a mix.
+    """Write a checkpoint with a model card; a crash leaves the old one or the new one, never a mix.
 
     Args:
         model, tokenizer: what to write.
-        directory: where to write; other files in it stay.
-        beside: further text files, by name.
+        directory: where to write; other files in it stay, and so does a model card that someone else wrote.
+        beside: further text files, by name; the card describes the run of a `RECORD` among them.
 
     Raises:
         CheckpointError: the directory cannot be written.
@@ -138,7 +143,10 @@ def save(
         with hidden_progress_bars():
             model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        for name, text in beside.items():
+        texts = dict(beside)
+        if may_replace(local_path(directory)):
+            texts[CARD] = model_card(model, beside.get(RECORD))
+        for name, text in texts.items():
             Path(folder, name).write_text(text, encoding="utf-8")
 
     try:

@@ -12,6 +12,7 @@ from mixencoder.base.checkpoints.config_files import read_json
 from mixencoder.errors import CheckpointError, EncoderWarning
 
 MODULES = "modules.json"
+SETTINGS = "config_sentence_transformers.json"
 _OLD_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -62,6 +63,30 @@ def modules_after_encoder(folder: Path) -> SentenceModules | None:
         elif kind != "Transformer":
             others.append(kind)
     return SentenceModules(tuple(poolings), tuple(others))
+
+
+def advice_on(folder: Path, fields: Mapping[str, Any], engine_name: str) -> str:
+    """Return what to do with a checkpoint that is not of this library, for an error message.
+
+    Args:
+        folder: of the checkpoint, with `MODULES` if there is one.
+        fields: of its config.json.
+        engine_name: the class that was to load it.
+    """
+    build = f"{engine_name}.from_backbone"
+    described = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else None
+    kind = described.get("model_type") if isinstance(described, dict) else None
+    named = fields.get("architectures")
+    architecture = str(named[0]) if isinstance(named, list) and named else ""
+    if kind == "CrossEncoder" or architecture.endswith("ForSequenceClassification"):
+        return (
+            "It is a cross-encoder or classifier that reads both texts together, so no document could be encoded ahead "
+            f"of time. To build an untrained model on its encoder, without its head, use {build}"
+        )
+    if (folder / MODULES).is_file():
+        start = ", which starts with its ranking if you pass dual_term=True" if engine_name == "MixEncoder" else ""
+        return f"It is a sentence-transformers model. To build a model on top of its encoder use {build}{start}"
+    return f"To build one on top of an encoder use {build}"
 
 
 def follow_pooling(
