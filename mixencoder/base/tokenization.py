@@ -73,7 +73,7 @@ class TextEncoder:
             InputError: as `windows`.
         """
         (row,) = self([text])
-        prefix, suffix = ([None] * len(tokens) for tokens in self._special_tokens())
+        prefix, suffix = ([None] * len(tokens) for tokens in self.special_tokens())
         encoded = self.tokenizer(
             text, add_special_tokens=False, verbose=False, return_offsets_mapping=self.tokenizer.is_fast
         )
