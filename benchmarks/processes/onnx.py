@@ -14,7 +14,6 @@ import runpy
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -73,14 +72,23 @@ def quality(exported: Path, data: list[Path]) -> dict[str, Any]:
     return {"quality": found}
 
 
+_LAUNCHER = """
+import os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(os.waitstatus_to_exitcode(status), time.perf_counter() - start, usage.ru_maxrss)
+"""
+"""Starts a process from a small one: Linux counts the memory of the process that started it as its own."""
+
+
 def measured(command: list[str]) -> tuple[float, float]:
     """Seconds of a process from its start to its end, and its peak memory in bytes."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, command
-    return time.perf_counter() - start, usage.ru_maxrss * 1024
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    launched = [sys.executable, "-S", "-c", _LAUNCHER, *command]
+    found = subprocess.run(launched, capture_output=True, text=True, env=environment, check=True).stdout.split()
+    assert found[0] == "0", command
+    return float(found[1]), float(found[2]) * 1024
 
 
 def seconds(exported: Path, python: str, rounds: int) -> dict[str, Any]:

@@ -38,13 +38,13 @@ def not_recorded(group: str) -> str:
     return f"Not recorded yet: `python -m benchmarks.record --device {DEVICE} --only {group}` does it."
 
 
-def share_of_limit(record: Record) -> float:
-    """A record's fraction of the limit.
+def share_of_limit(record: Record, limit: str = "limit") -> float:
+    """A record's fraction of the limit, or of the "measured" one.
 
     Raises:
         ValueError: it is above 1, so the time or the peaks are wrong, and the figure must not be shown.
     """
-    fraction = record["fraction_of_limit"]
+    fraction = record[f"fraction_of_{limit}"]
     if not fraction <= 1:
         raise ValueError(
             f"{case_name(record)}: {record['backend']} is at {fraction:.3g} of its limit; expected 1 at most: "
@@ -328,7 +328,7 @@ def gpu_attention_table(only: Collection[str] = ()) -> str:
             [
                 *(f"{record['shape'][name]:,}" for name in ("N", "k", "m", "D")),
                 f"{record['seconds'] * 1e6:.0f} us",
-                f"{record['fraction_of_measured']:.0%}",
+                f"{share_of_limit(record, 'measured'):.0%}",
                 record["bound"],
                 f"{record['tflops']:.0f}",
                 *(multiple(record["ratios"][name]) if name in record["ratios"] else "" for name in rivals),

@@ -151,7 +151,7 @@ def test_pieces_of_an_index_that_do_not_agree_are_not_used(monkeypatch):
     ranker = StreamRanker(model, record_format)
     ranker.rank(queries(model, (5,)), chunks(record_format.encode(contexts(model, 20))))
     (sizes,) = ranker._sizes._found.values()
-    assert tuple(size.candidates for size in sizes) == (384, 256, 192, 128, 96, 48, 32, 24)
+    assert tuple(size.candidates for size in sizes) == (384, 256, 192, 128, 96, 48, 32, 24, 16, 12)
 
 
 def test_where_attention_of_a_chunk_depends_on_the_row_every_row_attends_on_its_own(backbone_path, monkeypatch):

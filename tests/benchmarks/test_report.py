@@ -201,7 +201,7 @@ def test_a_fraction_of_the_limit_above_one_is_not_shown(group, show, results):
 def test_a_gpu_s_fraction_above_one_is_not_shown(monkeypatch, tmp_path):
     document = json.loads((tables.GPU_FOLDER / "gpu_attention.json").read_text(encoding="utf-8"))
     for entry in document["records"]:
-        entry["fraction_of_limit"] = 14.7
+        entry["fraction_of_measured"] = 14.7
     (tmp_path / "gpu_attention.json").write_text(json.dumps(document))
     monkeypatch.setattr(tables, "GPU_FOLDER", tmp_path)
     with pytest.raises(ValueError, match=ABOVE):
