@@ -36,13 +36,10 @@ _TOKENIZER = "tokenizer.json"
 def export_onnx(engine: MixEncoder, directory: str | Path, *, int8: bool = False) -> float:
     """Write a model's graphs, tokenizer and settings into a directory, compared with the model by onnxruntime.
 
-    | graph | inputs | outputs |
-    |---|---|---|
-    | encode_document | input_ids, attention_mask (N, n) int64 | contexts (N, k, d) |
-    | encode_query | input_ids, attention_mask (B, m) int64 | keys_i, values_i (B, m, H, D), pooled, first (B, d) |
-    | score | query_mask (B, m) int64, the outputs of encode_query, contexts | scores (B, N) |
-
-    There are keys and values for each interaction layer i, and pooled and first only if the model reads them.
+    - encode_document: input_ids, attention_mask (N, n) int64 -> contexts (N, k, d).
+    - encode_query: input_ids, attention_mask (B, m) int64 -> keys_i, values_i (B, m, H, D) of interaction layer i,
+      then pooled and first (B, d), each only if the model reads it.
+    - score: query_mask (B, m) int64, contexts, and the outputs of encode_query -> scores (B, N).
 
     Args:
         engine: a float32 model with a ranking head.

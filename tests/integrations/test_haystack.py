@@ -6,21 +6,12 @@ import warnings
 
 import pytest
 
-from mixencoder import MixEncoder
-
 pytest.importorskip("haystack", reason="haystack-ai is not installed")
 
 from haystack import Document, Pipeline
 
 from mixencoder.integrations.haystack import MixEncoderRanker
-
-QUERY = "how to cook rice"
-TEXTS = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france", "the cat sat"]
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint):
-    return MixEncoder.from_pretrained(checkpoint)
+from tests.integrations.texts import QUERY, TEXTS
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import copy
 
 import pytest
 
-from mixencoder import InputError, MixEncoder, UnknownIdError
+from mixencoder import InputError, UnknownIdError
 
 pytest.importorskip("langchain_core", reason="langchain-core is not installed")
 
@@ -14,14 +14,7 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import RunnableLambda
 
 from mixencoder.integrations.langchain import MixEncoderCompressor, MixEncoderCrossEncoder
-
-QUERY = "how to cook rice"
-TEXTS = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france", "the cat sat"]
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint):
-    return MixEncoder.from_pretrained(checkpoint)
+from tests.integrations.texts import QUERY, TEXTS
 
 
 @pytest.fixture

@@ -4,22 +4,13 @@ import asyncio
 
 import pytest
 
-from mixencoder import MixEncoder
-
 pytest.importorskip("llama_index.core", reason="llama-index-core is not installed")
 
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
 
 from mixencoder.integrations.llama_index import MixEncoderRerank
-
-QUERY = "how to cook rice"
-TEXTS = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france", "the cat sat"]
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint):
-    return MixEncoder.from_pretrained(checkpoint)
+from tests.integrations.texts import QUERY, TEXTS
 
 
 @pytest.fixture

@@ -13,14 +13,9 @@ from mteb.mocks.mock_tasks.reranking import MockRerankingTask
 from mteb.models.models_protocols import CrossEncoderProtocol
 
 from mixencoder.integrations.mteb import MixEncoderCrossEncoder
+from tests.integrations.texts import TEXTS
 
-TEXTS = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france", "the cat sat"]
 QUERIES = ["how to cook rice", "how to undo a commit"]
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint):
-    return MixEncoder.from_pretrained(checkpoint)
 
 
 def batches(texts):

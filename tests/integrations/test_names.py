@@ -14,6 +14,8 @@ pytest.importorskip("sentence_transformers", reason="sentence-transformers is no
 
 from sentence_transformers import CrossEncoder
 
+from tests.integrations.texts import QUERY, TEXTS
+
 PAGE = (DOCS / "sentence-transformers.md").read_text(encoding="utf-8")
 CALLS = {
     "predict": (CrossEncoder.predict, MixEncoder.predict),
@@ -22,11 +24,6 @@ CALLS = {
     "save_pretrained": (CrossEncoder.save_pretrained, MixEncoder.save_pretrained),
     "push_to_hub": (CrossEncoder.push_to_hub, MixEncoder.push_to_hub),
 }
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint):
-    return MixEncoder.from_pretrained(checkpoint)
 
 
 def section(heading: str) -> str:
@@ -96,8 +93,6 @@ def test_every_method_and_attribute_is_named_with_what_it_is_here(model):
             assert hasattr(model, here), here
 
 
-QUERY = "how to cook rice"
-TEXTS = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france", "the cat sat"]
 PAIRS = [(QUERY, text) for text in TEXTS]
 
 

@@ -23,8 +23,8 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 from mixencoder import export
+from tests.integrations.texts import TEXTS
 
-TEXTS = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france", "the cat sat"]
 QUERIES = ["how to cook rice", "how to undo a git commit in paris"]
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "onnx_rank.py"
 BOUND = 1e-4

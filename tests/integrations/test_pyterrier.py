@@ -2,22 +2,15 @@
 
 import pytest
 
-from mixencoder import MixEncoder
-
 pytest.importorskip("pyterrier", reason="pyterrier is not installed")
 
 import pandas as pd
 import pyterrier as pt
 
 from mixencoder.integrations.pyterrier import MixEncoderIndex, MixEncoderReranker
+from tests.integrations.texts import TEXTS
 
-TEXTS = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france", "the cat sat"]
 QUERIES = pd.DataFrame({"qid": ["q1", "q2"], "query": ["how to cook rice", "how to undo a commit"], "topic": [7, 8]})
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint):
-    return MixEncoder.from_pretrained(checkpoint)
 
 
 @pytest.fixture

@@ -5,22 +5,13 @@ import copy
 
 import pytest
 
-from mixencoder import MixEncoder
-
 pytest.importorskip("rerankers", reason="rerankers is not installed")
 
 from rerankers import Document
 from rerankers.models.ranker import BaseRanker
 
 from mixencoder.integrations.rerankers import MixEncoderRanker
-
-QUERY = "how to cook rice"
-TEXTS = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france", "the cat sat"]
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint):
-    return MixEncoder.from_pretrained(checkpoint)
+from tests.integrations.texts import QUERY, TEXTS
 
 
 def test_texts_are_ranked_and_scored(model, checkpoint):

@@ -14,13 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.cross_encoder import evaluation
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-QUERY = "how to cook rice"
-TEXTS = ["cook the rice in a pot", "undo the git commit", "paris is the capital of france", "the cat sat"]
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint):
-    return MixEncoder.from_pretrained(checkpoint)
+from tests.integrations.texts import QUERY, TEXTS
 
 
 def test_the_reranking_evaluator_measures_our_ranking(model, tmp_path):
