@@ -121,7 +121,6 @@ def interaction_table() -> str:
         "interaction alone",
         f"full, share 1, at {EARLY} steps",
         "SciFact, full, share 1",
-        "minutes of training",
     ]
     rows = [header, *_encoder_row(records)]
     by_name: dict[str, list[Record]] = {}
@@ -140,7 +139,7 @@ def _encoder_row(records: Sequence[Record]) -> list[list[str]]:
             point = record["points"][-1]
             figures = point["unseen"]["0.0"], point["sets"]["scifact"]["0.0"]
             unseen, scifact = (f"{figure:.3f}" for figure in figures)
-            return [["the encoder's cosine, nothing trained", "", unseen, "", "", "", "", scifact, ""]]
+            return [["the encoder's cosine, nothing trained", "", unseen, "", "", "", "", scifact]]
     return []
 
 
@@ -164,7 +163,6 @@ def _variant_row(seeds: Sequence[Record]) -> list[str]:
         shown(last if first["interacts"] else [], lambda point: point["unseen"]["alone"]),
         shown(early, lambda point: point["unseen"]["1.0"]),
         shown(last, lambda point: point["sets"]["scifact"]["1.0"]),
-        f"{mean(record['seconds']['train'] for record in seeds) / 60:.1f}",
     ]
 
 
