@@ -14,13 +14,14 @@ from mixkernels import (
     score_candidates,
 )
 from tests.kernels.attention_cases import FORMS, Case, device_of
-from tests.kernels.test_plans import assert_equal, backend, layer_calls, small, tensors_of  # noqa: F401
+from tests.kernels.test_plans import assert_equal, fast_backends, layer_calls, small, tensors_of
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("k", "dtype"), [(1, torch.bfloat16), (1, torch.float32), (3, torch.float32)])
 @pytest.mark.parametrize("layout", ["alternating rows", "contexts first", "heads apart"])
-def test_attention_writes_where_it_is_told(backend, form, k, dtype, layout):  # noqa: F811
+@fast_backends
+def test_attention_writes_where_it_is_told(backend, form, k, dtype, layout):
     case, device = Case.random(n=5, k=k, b=2, form=form, lengths=[7, 3], dtype=dtype), device_of(backend)
     want = case.run(backend)
     lead, (heads, dim) = want.state.shape[:-2], want.state.shape[-2:]
@@ -44,7 +45,8 @@ def test_attention_writes_where_it_is_told(backend, form, k, dtype, layout):  # 
 
 
 @pytest.mark.parametrize("name", layer_calls("torch", 0))
-def test_other_operators_write_where_they_are_told(backend, name):  # noqa: F811
+@fast_backends
+def test_other_operators_write_where_they_are_told(backend, name):
     call = layer_calls(backend, 0)[name]
     want = tensors_of(call())
     out = [torch.zeros(*tensor.shape, 2, dtype=tensor.dtype, device=tensor.device)[..., 1] for tensor in want]

@@ -14,16 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import mixkernels
 from mixkernels import candidate_attention, gate_layer_norm, plans, residual_layer_norm, score_candidates
 from mixkernels.attention.operator import _PLANS
-from tests.conftest import count_kernel_run
 from tests.kernels.attention_cases import FORMS, Case, device_of
 
-
-@pytest.fixture(params=["torch", "triton"])
-def backend(request, pytestconfig) -> str:
-    if request.param == "triton":
-        pytest.importorskip("triton", reason="triton is not installed")
-        count_kernel_run(pytestconfig)
-    return request.param
+fast_backends = pytest.mark.parametrize("backend", ["torch", "triton"], indirect=True)
+"""The backends that keep plans."""
 
 
 def layer_calls(backend: str, seed: int) -> dict[str, Callable]:
@@ -67,6 +61,7 @@ def assert_equal(got: object, want: object) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("k", "dtype"), [(1, torch.bfloat16), (2, torch.float32)])
+@fast_backends
 def test_attention_of_a_known_form_gives_the_same(backend, form, k, dtype):
     cases = [Case.random(n=5, k=k, b=2, form=form, lengths=[7, 3 + seed], dtype=dtype, seed=seed) for seed in (0, 1, 1)]
     for case in cases:
@@ -83,6 +78,7 @@ def test_attention_of_a_known_form_gives_the_same(backend, form, k, dtype):
 
 
 @pytest.mark.parametrize("name", layer_calls("torch", 0))
+@fast_backends
 def test_other_operators_of_a_known_form_give_the_same(backend, name):
     fresh = []
     for seed in range(4):
@@ -143,6 +139,7 @@ def test_the_environment_is_read_at_every_call(monkeypatch):
         candidate_attention(**inputs)
 
 
+@fast_backends
 def test_what_wants_to_see_an_operator_sees_it(backend):
     case = Case.random(n=3, k=1, m=4)
     for _ in range(3):
@@ -166,6 +163,7 @@ def test_what_wants_to_see_an_operator_sees_it(backend):
     assert any(event.name == "mixkernels::candidate_attention" for event in profile.events())
 
 
+@fast_backends
 def test_gradients_flow_where_calls_without_came_before(backend):
     case = Case.random(n=3, k=2, m=4)
     for _ in range(3):
@@ -211,6 +209,7 @@ def test_autocast_and_inference_mode_are_as_without_plans():
     assert_equal(got, want)
 
 
+@fast_backends
 def test_plans_hold_no_tensors(backend):
     case = Case.random(n=3, k=1, m=4, dtype=torch.bfloat16)
     calls = layer_calls(backend, 0)
