@@ -1,4 +1,4 @@
-"""``mixencoder index build | add | project | remove | info | verify | compact | repair``: candidates kept on disk."""
+"""``mixencoder index build | merge | add | project | remove | info | verify | compact | repair``: stored candidates."""
 
 import itertools
 import json
@@ -129,6 +129,26 @@ def project(
 
 @app.command()
 @command
+def merge(
+    path: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the merged index.")],
+    shards: Annotated[list[Path], typer.Argument(metavar="SHARD...", help="Folders of indexes of one encoder.")],
+    single: Annotated[
+        bool, typer.Option("--single", help="Copy all candidates into one index; else OUT only lists the shards.")
+    ] = False,
+) -> None:
+    """Read several indexes, built anywhere with the same model and settings, as one; see docs/scale.md."""
+    from mixencoder.index.sharded_index import list_shards, merge_shards
+
+    if single:
+        with merge_shards(path, shards, show_progress_bar=on_terminal()) as index:
+            count = len(index)
+    else:
+        count = list_shards(path, shards)
+    say(f"{path} holds {count:,} candidates" + ("" if single else f" in {len(shards):,} shards"))
+
+
+@app.command()
+@command
 def remove(path: PathArgument, ids: Annotated[list[str], typer.Argument(help="Ids of candidates.")]) -> None:
     """Remove candidates by id; their bytes stay until compact."""
     from mixencoder.index import CandidateIndex
@@ -144,9 +164,9 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Print what an index holds and what made it."""
-    from mixencoder.index import CandidateIndex
+    from mixencoder.index.sharded_index import open_any
 
-    with CandidateIndex.open(path, None, read_only=True) as index:
+    with open_any(path) as index:
         found = index.info()
     if as_json:
         typer.echo(json.dumps(found, indent=2))
@@ -162,9 +182,9 @@ def info(
 @command
 def verify(path: PathArgument) -> None:
     """Check all data against their checksums; exit code 2 if something is damaged."""
-    from mixencoder.index import CandidateIndex
+    from mixencoder.index.sharded_index import open_any
 
-    with CandidateIndex.open(path, None, read_only=True, check_sizes=False) as index:
+    with open_any(path, check_sizes=False) as index:
         report = index.verify()
     typer.echo(printable(str(report)))
     if not report.ok:
@@ -222,6 +242,8 @@ def _columns(source: str, column: str | None, format: str | None) -> tuple[Itera
 
 
 def _shown(name: str, value: Any) -> str:
+    if isinstance(value, list):
+        return f"{len(value):,}"
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items())
     if name.endswith("_bytes"):

@@ -27,7 +27,7 @@ from mixencoder.index.newest_commit import NewestCommit
 from mixencoder.index.schema import Schema
 from mixencoder.index.shards import rows_per_shard
 from mixencoder.index.verification import Verification, verify
-from mixencoder.index.view import Entry, Snapshot
+from mixencoder.index.view import Entry, Listing, Snapshot
 from mixencoder.index.writer import COMMIT_TEXTS, AddResult, CheckAdding, Encode, Project, Repair, Writer
 from mixencoder.progress import ProgressBar, progress_bar
 
@@ -159,8 +159,7 @@ class CandidateIndex:
             IndexDamagedError: files are missing, cut short or unreadable; with verify, anything is damaged.
             IndexStorageError: the system cannot read it.
         """
-        options: dict[str, Any] = {"encode": encode, "project": project, "check_adding": check_adding}
-        index = cls(FolderStore(path), read_only=read_only, **options)
+        index = cls(FolderStore(path), read_only=read_only, encode=encode, project=project, check_adding=check_adding)
         manifest = index._newest.generation().manifest
         if fingerprint is not None:
             manifest.check_fingerprint(str(path), fingerprint)
@@ -352,6 +351,10 @@ class CandidateIndex:
         """
         return self._newest.snapshot()
 
+    def listing(self) -> Listing:
+        """Return an immutable view of the newest commit, as `snapshot` does, but without the arrays."""
+        return self._newest.listing()[1]
+
     def get(self, id: str, *, with_fields: bool = False) -> Entry:
         """Return a document by id; with_fields includes its rows.
 
@@ -377,29 +380,34 @@ class CandidateIndex:
         return id in self._newest.listing()[1]
 
     @property
+    def manifest(self) -> Manifest:
+        """The properties of the index, as stored."""
+        return self._newest.generation().manifest
+
+    @property
     def schema(self) -> Schema:
         """The fields of a row."""
-        return self._newest.generation().manifest.schema
+        return self.manifest.schema
 
     @property
     def fingerprint(self) -> dict[str, str]:
         """Identifies what encoded the documents, part by part."""
-        return dict(self._newest.generation().manifest.fingerprint)
+        return dict(self.manifest.fingerprint)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings given to `create`."""
-        return dict(self._newest.generation().manifest.settings)
+        return dict(self.manifest.settings)
 
     @property
     def store_text(self) -> bool:
         """Whether texts are kept."""
-        return self._newest.generation().manifest.store_text
+        return self.manifest.store_text
 
     @property
     def complete(self) -> bool:
         """Whether `build` has finished."""
-        return self._newest.generation().manifest.complete
+        return self.manifest.complete
 
     def info(self) -> dict[str, Any]:
         """Return settings, counts and sizes as a JSON object; array_bytes includes removed rows until `compact`."""
@@ -472,8 +480,7 @@ class CandidateIndex:
             generation.manifest = dataclasses.replace(generation.manifest, complete=True)
 
     def _writer(self, generation: Generation, batch_size: int = 32, progress: ProgressBar | None = None) -> Writer:
-        size = positive_integer(batch_size, "batch_size")
-        return Writer(generation, self._encode, self._project, size, progress)
+        return Writer(generation, self._encode, self._project, positive_integer(batch_size, "batch_size"), progress)
 
     def _check_resumable(self, manifest: Manifest) -> None:
         found, name = self._newest.generation().manifest, self._newest.store().name

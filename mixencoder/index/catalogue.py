@@ -277,6 +277,24 @@ class Catalogue:
                 raise self._damaged("its entries are not in order")
             first = last + 1
 
+    def sorted_ids(self, rows: int) -> Iterator[list[tuple[str, int, bool]]]:
+        """Yield every id below row number `rows`, in lists in ascending order, with the first row of its last entry.
+
+        Each with whether the id was given; otherwise it is a hash of the content. Removed documents are included.
+        """
+        # SQLite takes the columns beside max() from the row that holds the maximum
+        statement = (
+            "SELECT id, max(row), digest FROM entries WHERE row >= 0 AND row < ? AND id > ? "
+            f"GROUP BY id ORDER BY id LIMIT {PAGE}"
+        )
+        last = ""
+        while page := self._query(statement, (rows, last)):
+            found = [(self._of_type(id, str), self._of_type(row, int), digest is not None) for id, row, digest in page]
+            if not last < found[0][0]:
+                raise self._damaged("its ids are not in order")
+            yield found
+            last = found[-1][0]
+
     def write(self, entries: Iterable[EntryRecord], blocks: Sequence[BlockRecord]) -> None:
         """Add entries, and add or replace blocks, in the current transaction."""
         rows = ((entry.row, entry.id, entry.digest, entry.checksum(), entry.metadata, entry.text) for entry in entries)

@@ -30,7 +30,7 @@ KIND = "mixencoder-candidate-index"
 FORMAT = 2
 """Increased when this version cannot read older indexes, or older versions cannot read its own. Format 1, without
 checksums of block records, is read too; the first write upgrades it."""
-_POINTER, _DRAFT, _CATALOGUE = "index.json", "index.json.new", "catalogue.sqlite"
+POINTER, _DRAFT, _CATALOGUE = "index.json", "index.json.new", "catalogue.sqlite"
 _POINTER_BYTES = 2**16
 _GENERATION = re.compile(r"generation-([0-9]{6,9})")
 _CATALOGUE_NAME = re.compile(r"catalogue\.sqlite(-journal|-wal|-shm)?")
@@ -93,7 +93,7 @@ class FolderStore:
             generation = self._open(number, version)
             self._current, self._seen = generation, (pointer, _identity(self._catalogue_path(number)))
             if self._identity_of_pointer() != pointer:
-                raise FileNotFoundError(self.path / _POINTER)
+                raise FileNotFoundError(self.path / POINTER)
         return self._current
 
     def prepare(self) -> bool:
@@ -103,7 +103,7 @@ class FolderStore:
             IndexStateError: the path is a file, or a folder with other files.
             IndexStorageError: the folder cannot be made.
         """
-        if status_of(self.path / _POINTER) is not None:
+        if status_of(self.path / POINTER) is not None:
             return True
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ class FolderStore:
     def new_generation(self, manifest: Manifest) -> Generation:
         """Make an empty generation beside the current one, for `publish`; only under the lock."""
         here = self._folder()
-        current = self._read_pointer()[0] if here.status(_POINTER) is not None else 0
+        current = self._read_pointer()[0] if here.status(POINTER) is not None else 0
         self._delete_stale(current)
         path = self._generation_path(current + 1)
         try:
@@ -193,7 +193,7 @@ class FolderStore:
         try:
             if status_of(path) is None:
                 raise IndexDamagedError(
-                    f"{path} is missing, though {self.path / _POINTER} names it; restore the file, or build the index "
+                    f"{path} is missing, though {self.path / POINTER} names it; restore the file, or build the index "
                     "again"
                 )
             try:
@@ -213,16 +213,16 @@ class FolderStore:
             raise
 
     def _identity_of_pointer(self) -> object:
-        found = _identity(self.path / _POINTER)
+        found = _identity(self.path / POINTER)
         if found is None:
             raise IndexStateError(
-                f"{self.path} is not an index: it holds no {_POINTER}; expected a folder that index() made"
+                f"{self.path} is not an index: it holds no {POINTER}; expected a folder that index() made"
             )
         return found
 
     def _read_pointer(self) -> tuple[int, int]:
         """Return the number of the current generation, and the format."""
-        path = self.path / _POINTER
+        path = self.path / POINTER
         try:
             content = json.loads(read_small(path, _POINTER_BYTES))
             kind, version, number = content["kind"], content["format"], content["generation"]
@@ -255,10 +255,10 @@ class FolderStore:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(_DRAFT, _POINTER, src_dir_fd=here.descriptor, dst_dir_fd=here.descriptor)
+            os.replace(_DRAFT, POINTER, src_dir_fd=here.descriptor, dst_dir_fd=here.descriptor)
             os.fsync(here.descriptor)
         except OSError as error:
-            raise storage_error(error, self.path / _POINTER) from error
+            raise storage_error(error, self.path / POINTER) from error
 
     def _folder(self) -> Folder:
         assert self._locked_folder is not None, "only under the lock"
@@ -312,7 +312,7 @@ def _generation_name(number: int) -> str:
 def _identity(path: Path) -> tuple[int, int, int] | None:
     """Return numbers that change when a file is replaced, or None if there is no file."""
     found = status_of(path)
-    return None if found is None else (found.st_dev, found.st_ino, found.st_mtime_ns if path.name == _POINTER else 0)
+    return None if found is None else (found.st_dev, found.st_ino, found.st_mtime_ns if path.name == POINTER else 0)
 
 
 def _left_by_creation(folder: Folder, name: str) -> bool:

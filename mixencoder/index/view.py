@@ -1,7 +1,7 @@
 """Immutable views of an index at one commit: `Listing` without arrays, and `Snapshot`, which ranking reads."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -69,7 +69,17 @@ class Listing:
             yield from self.ids(positions)
 
     def __contains__(self, id: object) -> bool:
-        return isinstance(id, str) and bool(find_first_rows(self._catalogue, self._map, [id]))
+        return isinstance(id, str) and bool(self.find([id]))
+
+    def find(self, ids: Sequence[str]) -> dict[str, int]:
+        """Return the positions of those of the ids that are held, by id.
+
+        Raises:
+            InputError: ids is one string, or an id is not a string.
+        """
+        first_rows = find_first_rows(self._catalogue, self._map, ids)
+        positions = self._map.positions_of(np.array(list(first_rows.values()), dtype=np.int64))
+        return dict(zip(first_rows, positions.tolist(), strict=True))
 
     def positions(self, ids: Sequence[str]) -> np.ndarray:
         """Return the positions of documents by id: (n,) int64.
@@ -77,8 +87,9 @@ class Listing:
         Raises:
             UnknownIdError: there is no such document; the message names the unknown ids.
         """
-        first_rows = known_first_rows(self._catalogue, self._map, ids)
-        return self._map.positions_of(np.array([first_rows[id] for id in ids], dtype=np.int64))
+        found = self.find(ids)
+        _check_known(ids, found)
+        return np.array([found[id] for id in ids], dtype=np.int64)
 
     def ids(self, positions: Sequence[int] | np.ndarray | Tensor) -> list[str]:
         """Return the ids of documents by position.
@@ -116,23 +127,35 @@ class Listing:
         Raises:
             UnknownIdError: there is no such document.
         """
-        return self._entries(list(known_first_rows(self._catalogue, self._map, [id]).values()))[0]
+        return self.entries_of(self.positions([id]))[0]
 
     def entries(self) -> Iterator[Entry]:
         """Yield all documents in order, without their rows."""
         for positions in self._pages():
-            yield from self._entries(self._first_rows(positions))
+            yield from self.entries_of(positions)
 
-    def with_arrays(self, manifest: Manifest, map_rows: Callable[[int], tuple[Shard, ...]]) -> "Snapshot":
-        """Return a snapshot of the same documents with their arrays."""
-        return Snapshot(self._catalogue, self._map, manifest, map_rows(self._map.rows))
+    def entries_of(self, positions: Sequence[int] | np.ndarray | Tensor) -> list[Entry]:
+        """Return documents by position, without their rows.
 
-    def _entries(self, first_rows: list[int]) -> list[Entry]:
+        Raises:
+            InputError: there is no such position.
+        """
+        first_rows = self._first_rows(positions)
         found = self._catalogue.entries(first_rows)
         return [
             Entry(record.id, record.text, None if record.metadata is None else self._metadata(record))
             for record in (found[row] for row in first_rows)
         ]
+
+    def sorted_ids(self) -> Iterator[tuple[str, bool]]:
+        """Yield all ids in ascending order, each with whether it was given; otherwise it is a hash of the content."""
+        for page in self._catalogue.sorted_ids(self._map.rows):
+            live = self._map.is_live(np.array([row for _, row, _ in page], dtype=np.int64)).tolist()
+            yield from ((id, given) for (id, _, given), alive in zip(page, live, strict=True) if alive)
+
+    def with_arrays(self, manifest: Manifest, map_rows: Callable[[int], tuple[Shard, ...]]) -> "Snapshot":
+        """Return a snapshot of the same documents with their arrays."""
+        return Snapshot(self._catalogue, self._map, manifest, map_rows(self._map.rows))
 
     def _metadata(self, record: EntryRecord) -> dict[str, Any]:
         try:
@@ -279,7 +302,10 @@ def known_first_rows(catalogue: Catalogue, row_map: RowMap, ids: Sequence[str]) 
         UnknownIdError: there is no such document; the message names the unknown ids.
     """
     first_rows = find_first_rows(catalogue, row_map, ids)
-    missing = [id for id in ids if id not in first_rows]
-    if missing:
-        raise UnknownIdError(f"no document has the id {quoted_ids(missing)}; expected ids that the index holds")
+    _check_known(ids, first_rows)
     return first_rows
+
+
+def _check_known(ids: Sequence[str], found: Mapping[str, int]) -> None:
+    if missing := [id for id in ids if id not in found]:
+        raise UnknownIdError(f"no document has the id {quoted_ids(missing)}; expected ids that the index holds")

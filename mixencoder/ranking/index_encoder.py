@@ -5,7 +5,7 @@ texts into rows, and the fingerprint by which an index made by another model is 
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from mixencoder.base.inference_context import inference_context
+from mixencoder.base.inputs import local_path
 from mixencoder.base.tokenization import TextEncoder
 from mixencoder.base.weights_version import weights_version
 from mixencoder.errors import IndexDamagedError, IndexMismatchError, InputError
-from mixencoder.index import CandidateIndex, Encoded, Snapshot
+from mixencoder.index import CandidateIndex, Encoded, ShardedIndex, Snapshot
 from mixencoder.index.candidate_index import BuildEstimate
 from mixencoder.index.manifest import Manifest
+from mixencoder.index.shard_list import shard_paths
 from mixencoder.modeling import MixEncoderModel
 from mixencoder.ranking.fingerprint import DOCUMENT_TOKENS, IndexMatch, match_index, part_names, stores_embeddings
 from mixencoder.ranking.identity import ModelIdentity
@@ -145,15 +147,32 @@ class IndexAdapter:
 
 
 def open_index(
-    encoder: DocumentEncoder, path: str | Path, *, read_only: bool, check_sizes: bool, verify: bool
+    encoder: DocumentEncoder,
+    path: str | Path | Iterable[str | Path],
+    *,
+    read_only: bool,
+    check_sizes: bool,
+    verify: bool,
 ) -> CandidateIndex:
-    """Open an index that this model can rank.
+    """Open an index that this model can rank, or several as one.
 
     Raises:
         IndexMismatchError: it was made with another encoder or other settings; the message names both.
         IndexStateError: there is no index, or it is unfinished.
         IndexDamagedError: the index is damaged.
     """
+    shards = shard_paths(path)
+    if shards is None:
+        assert isinstance(path, str | Path), "a list of paths is that of shards"
+        return _open_single(encoder, path, read_only=read_only, check_sizes=check_sizes, verify=verify)
+    options = {"read_only": True, "check_sizes": check_sizes, "verify": verify}
+    opened = [_open_single(encoder, shard, **options) for shard in shards]
+    return ShardedIndex(opened, local_path(path) if isinstance(path, str | Path) else None)
+
+
+def _open_single(
+    encoder: DocumentEncoder, path: str | Path, *, read_only: bool, check_sizes: bool, verify: bool
+) -> CandidateIndex:
     manifest = CandidateIndex.read_manifest(path)
     encoder.match(manifest).check_ranking(str(path))
     settings, known = manifest.settings, ("precision", "layout", "on_overflow")

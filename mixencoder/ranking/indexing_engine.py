@@ -91,21 +91,29 @@ class IndexingEngine(EncodingEngine[QueryState, Tensor]):
         return index
 
     def open_index(
-        self, path: str | Path, *, read_only: bool = False, check_sizes: bool = True, verify: bool = False
+        self,
+        path: str | Path | Iterable[str | Path],
+        *,
+        read_only: bool = False,
+        check_sizes: bool = True,
+        verify: bool = False,
     ) -> CandidateIndex:
         """Open an index that this model's encoder made with weights of this dtype; opening writes nothing.
 
         If the interaction has changed since, a "projected" index can be ranked, but not added to: see `project_index`.
 
         Args:
-            path: its folder.
+            path: its folder. A list of folders, or a folder of shards (docs/scale.md), is opened as one read-only
+                index: a `mixencoder.index.ShardedIndex`.
             read_only: the index raises an error when written to.
             check_sizes: raise if files are too short; pass False to open such an index for `CandidateIndex.repair`.
             verify: also compare all stored data with checksums, which reads all of it.
 
         Raises:
-            IndexMismatchError: it was made by another encoder or with other settings; the message names both.
+            IndexMismatchError: it was made by another encoder or with other settings, or shards differ; the message
+                names both.
             IndexStateError: there is no index, it is unfinished, or its format is newer.
+            InputError: the list is empty or names a folder twice.
             IndexDamagedError: files are missing, cut short or unreadable, or, with verify, a checksum is wrong.
         """
         return open_index(self._document_encoder, path, read_only=read_only, check_sizes=check_sizes, verify=verify)
