@@ -51,6 +51,18 @@ def build(
     ] = "truncate",
     store_text: Annotated[bool, typer.Option(help="Also store the texts.")] = True,
     dry_run: Annotated[bool, typer.Option(help="Only estimate bytes and time.")] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Build shards on many workers with Ray; FILE may be a pattern or a URI.")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="With --ray: a cluster; auto finds one.", show_default="a new one, here")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: how many.", show_default="what the cluster has room for")
+    ] = None,
+    worker_cpus: Annotated[int, typer.Option(min=1, help="With --ray: cores of a worker.")] = 1,
+    worker_gpus: Annotated[float, typer.Option(min=0, help="With --ray: GPUs of a worker.")] = 0,
+    shard_size: Annotated[int, typer.Option(min=1, help="With --ray: most candidates of a shard.")] = 100_000,
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -64,6 +76,8 @@ def build(
     where = _required(candidates)
     engine = MixEncoder.from_pretrained(model, device=device, dtype=dtype, backend=backend)
     engine = engine.with_limits(on_empty=on_empty)
+    if not ray and (address is not None or workers is not None):
+        raise InputError("--address and --workers are for --ray; expected neither without it")
     if dry_run:
         texts = read_candidates(where, column=column, format=format).texts
         options = {"precision": precision, "layout": layout, "on_overflow": on_overflow, "batch_size": batch_size}
@@ -73,8 +87,16 @@ def build(
             f"about {_size(found.catalogue_bytes)} of ids and texts, about {found.seconds:,.0f} s"
         )
         return
-    texts, ids = _columns(where, column, format)
     options = {"precision": precision, "layout": layout, "on_overflow": on_overflow, "store_text": store_text}
+    if ray:
+        from mixencoder.distributed.ray_build import Workers, build_index
+
+        found = Workers(workers, worker_cpus, worker_gpus)
+        cluster = {"shard_rows": shard_size, "workers": found, "address": address, "batch_size": batch_size}
+        result = build_index(engine, path, where, column=column, format=format, **options, **cluster)
+        say(f"{path} holds {result.documents:,} candidates in {result.shards:,} shards")
+        return
+    texts, ids = _columns(where, column, format)
     progress = {"batch_size": batch_size, "show_progress_bar": on_terminal()}
     with engine.index(texts, ids, path, **options, **progress) as index:
         say(f"{path} holds {len(index):,} candidates")

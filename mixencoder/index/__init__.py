@@ -12,7 +12,7 @@ from mixencoder.index.schema import Field, Schema
 from mixencoder.index.sharded_index import ShardedIndex
 from mixencoder.index.sharded_view import ShardedSnapshot, ShardInfo
 from mixencoder.index.verification import Damage, Verification
-from mixencoder.index.view import Chunk, Entry, Snapshot
+from mixencoder.index.view import Chunk, Entry, Listing, Snapshot
 from mixencoder.index.writer import AddResult, Encoded, Repair
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Entry",
     "Estimate",
     "Field",
+    "Listing",
     "Repair",
     "Schema",
     "ShardInfo",
