@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.comparison.settings import CONTENDERS, CURVE_CONTENDERS
 from benchmarks.comparison.tables import COLUMNS, Figure, cells, read_records, task_mean
-from benchmarks.index.speed import DEFAULT, NARROW_ON_DISK, ON_DISK
+from benchmarks.index.contenders import DEFAULT, NARROW_ON_DISK, ON_DISK
 from benchmarks.measuring.provenance import ROOT
 from benchmarks.report.index_tables import MACHINES, index_records
 from benchmarks.report.learning_tables import CURVE_LABELS, CURVES_COMMAND, curve_reports, curves_of, read_curves

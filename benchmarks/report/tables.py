@@ -11,7 +11,7 @@ from benchmarks.comparison.tables import read_records as read_comparison
 from benchmarks.gpu.records import read_records as read_gpu_records
 from benchmarks.gpu.records import targets
 from benchmarks.measuring.markdown import markdown, markdown_table, multiple
-from benchmarks.report.index_tables import index_table, products_table
+from benchmarks.report.index_tables import index_limits_table, index_table, products_table
 from benchmarks.report.learning_tables import adapting_table, curves_table, interaction_table
 from benchmarks.report.process_tables import (
     onnx_table,
@@ -351,6 +351,7 @@ def gpu_targets_table() -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "index": index_table,
+    "index limits": index_limits_table,
     "products": products_table,
     "precision": precision_table,
     "prefilter": prefilter_table,
