@@ -14,6 +14,7 @@ from benchmarks.measuring.markdown import markdown, markdown_table, multiple
 from benchmarks.report.index_tables import index_limits_table, index_table, products_table
 from benchmarks.report.learning_tables import adapting_table, curves_table, interaction_table
 from benchmarks.report.process_tables import (
+    fuzzing_table,
     onnx_table,
     serving_table,
     serving_threads_table,
@@ -379,6 +380,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "gpu targets": gpu_targets_table,
     "threads": threads_table,
     "serving": serving_table,
+    "fuzzing": fuzzing_table,
     "serving threads": serving_threads_table,
     "startup": startup_table,
     "onnx": onnx_table,
