@@ -1,4 +1,4 @@
-"""The folder that Hugging Face's `kernels` loads: made by `.ci/kernels_layout.py`, imported without this package."""
+"""The folder that Hugging Face's `kernels` loads: made by `.ci/kernels_layout`, imported without this package."""
 
 import importlib.metadata
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / ".ci" / "kernels_layout.py"
+SCRIPT = Path(__file__).parents[2] / ".ci" / "kernels_layout"
 
 BY_IMPORT = """
 import importlib.util, json, sys
