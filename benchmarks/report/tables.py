@@ -12,7 +12,7 @@ from benchmarks.gpu.records import read_records as read_gpu_records
 from benchmarks.gpu.records import targets
 from benchmarks.measuring.markdown import markdown, markdown_table, multiple
 from benchmarks.report.index_tables import index_limits_table, index_table, products_table
-from benchmarks.report.learning_tables import adapting_table, curves_table, interaction_table
+from benchmarks.report.learning_tables import adapting_table, curves_table, interaction_table, trials_table
 from benchmarks.report.process_tables import (
     fuzzing_table,
     onnx_table,
@@ -290,14 +290,16 @@ def _comparison(rows: Callable[[list[dict[str, Any]]], Rows], setting: str = "sm
     return markdown(rows(read_comparison(COMPARISONS[setting])))
 
 
+def latency_record() -> dict[str, Any]:
+    """The newest record of the time of a query for each contender of the comparison, of any CPU."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("cpu-*/comparison_latency.json")]
+    return max(found, key=lambda document: document["date"])
+
+
 def comparison_table(setting: str = "small") -> str:
     """Quality of all architectures trained alike, and what a query and a candidate cost."""
-    path = FOLDER / "comparison_latency.json"
     return _comparison(
-        lambda records: comparison_rows(
-            records, json.loads(path.read_text(encoding="utf-8"))["contenders"], intervals=False
-        ),
-        setting,
+        lambda records: comparison_rows(records, latency_record()["contenders"], intervals=False), setting
     )
 
 
@@ -375,6 +377,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "curves": curves_table,
     "interaction variants": interaction_table,
     "adapting": adapting_table,
+    "trials": trials_table,
     "gpu attention": gpu_attention_table,
     "gpu summary": lambda: gpu_attention_table(_SUMMARY_RIVALS),
     "gpu targets": gpu_targets_table,

@@ -194,3 +194,30 @@ def test_adapting_has_rows_by_what_is_trained_and_columns_by_labels(give):
 @pytest.mark.parametrize("name", ["curves", "interaction variants", "adapting"])
 def test_the_committed_records_make_a_table(name):
     assert re.match(r"\| |Not recorded yet: ", TABLES[name]())
+
+
+# -- candidates for the bundled checkpoint -----------------------------------------------------------------------------
+
+
+def test_trials_show_both_terms_at_the_best_share(give):
+    def trial(**by_share):
+        return {"figures": {"chat": by_share, "words": by_share}, "commit": "abcdefgh"}
+
+    records = {
+        "untrained": trial(**{"0.0": 0.5}),
+        "retrained": trial(**{"0.0": 0.6, "0.25": 0.7, "1.0": 0.65}),
+        "other": trial(**{"0.0": 0.6, "0.25": 0.6, "1.0": 0.8}),
+    }
+    give("default_trials.json", {"measure": "nDCG@10", "queries": 200, "records": records})
+    assert TABLES["trials"]().splitlines() == [
+        "| model | score | chat | words | mean |",
+        "| --- | --- | --- | --- | --- |",
+        "| untrained | cosine | 0.500 | 0.500 | 0.500 |",
+        "| retrained | dual term alone | 0.600 | 0.600 | 0.600 |",
+        "| retrained | full score, 0.25 of the interaction | 0.700 | 0.700 | 0.700 |",
+        "| retrained | full score | 0.650 | 0.650 | 0.650 |",
+        "| other | dual term alone | 0.600 | 0.600 | 0.600 |",
+        "| other | full score | 0.800 | 0.800 | 0.800 |",
+        "",
+        "nDCG@10, 200 queries a set; commit abcdefg",
+    ]
