@@ -3,13 +3,16 @@
 import importlib.util
 import json
 import re
+from statistics import mean
 
 import pytest
 
 from benchmarks.interaction.variants import VARIANTS
+from benchmarks.measuring.provenance import ROOT
 from benchmarks.report import learning_tables, pictures
 from benchmarks.report.documents import rendered
 from benchmarks.report.tables import TABLES
+from benchmarks.suite.results import RESULTS
 
 DEVICE = "cpu-some"
 
@@ -221,3 +224,11 @@ def test_trials_show_both_terms_at_the_best_share(give):
         "",
         "nDCG@10, 200 queries a set; commit abcdefg",
     ]
+
+
+def test_the_page_quotes_the_record_of_a_quarter_of_the_interaction():
+    path = RESULTS / "cpu-emerald-rapids-2-threads" / "quality_quarter.json"
+    results = json.loads(path.read_text(encoding="utf-8"))["results"]
+    figure = mean(task["full"]["nDCG@10"] for task in results.values())
+    page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    assert f"to {figure:.3f} on the mean" in " ".join(page.split())
