@@ -226,6 +226,8 @@ def rule(kind: Kind) -> LaunchConfig:
         return LaunchConfig(64, SHORT_KEYS, num_warps=8, num_stages=2)
     if kind.kernel == CANDIDATES:
         if not low:
+            if dim <= 32 and kind.num_context > 10:
+                return LaunchConfig(32, 32, num_warps=4, num_stages=1)
             return LaunchConfig(32, 32, 8, 1) if dim <= 64 else LaunchConfig(16, 16, 8, 1)
         if dim <= 32:
             return LaunchConfig(64, 64, num_warps=4, num_stages=1)
