@@ -227,10 +227,12 @@ def rule(kind: Kind) -> LaunchConfig:
     if kind.kernel == CANDIDATES:
         if not low:
             if dim <= 32 and kind.num_context > 10:
-                return LaunchConfig(32, 32, num_warps=4, num_stages=1)
+                return LaunchConfig(64, 16, 8, 1) if dim == 16 else LaunchConfig(32, 32, 4, 1)
             return LaunchConfig(32, 32, 8, 1) if dim <= 64 else LaunchConfig(16, 16, 8, 1)
         if dim <= 32:
-            return LaunchConfig(64, 64, num_warps=4, num_stages=1)
+            # blocks of 64 keys spill on sm_80 at D = 16
+            few = dim == 16 and kind.num_context == 1
+            return LaunchConfig(64, 32 if few else 64, num_warps=4, num_stages=1)
         if dim == 64:
             # several own keys are one more product of the whole tile
             return LaunchConfig(64, 32, 8, 1) if kind.num_context == 1 else LaunchConfig(32, 64, 4, 1)
