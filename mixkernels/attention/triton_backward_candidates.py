@@ -13,14 +13,46 @@ from mixkernels.attention.triton_arguments import candidates_backward_metadata
 from mixkernels.attention.triton_backward_tiles import (
     add_own_gradients,
     add_own_query_gradients,
-    load_gradients,
     load_own_logits,
     own_key_gradients,
     own_logits,
     own_pairs,
     store_own_logits,
 )
-from mixkernels.attention.triton_tiles import LOG2E, dot, dot_add, load_length, locate_query
+from mixkernels.attention.triton_tiles import LOG2E, dot, dot_add, load_length, load_scalars, load_tile, locate_query
+
+
+@triton.jit
+def _load_gradients(
+    grad_context_ptr,
+    grad_state_ptr,
+    grad_context_lse_ptr,
+    grad_state_lse_ptr,
+    context_ptr,
+    state_ptr,
+    context_lse_ptr,
+    state_lse_ptr,
+    # of contiguous results: (rows, K, H), (rows, H)
+    o_context,
+    o_state,
+    o_d,
+    m_row,
+    m_context,
+    D: tl.constexpr,
+    HAS_STATE: tl.constexpr,
+    HAS_LSE_GRAD: tl.constexpr,
+):
+    # dO, [BLOCK_M, D], and of each row its log-sum-exp in base 2 and delta = rowsum(dO * O) - dlse. A row without any
+    # valid key has a log-sum-exp of -inf and no weights, so any number may replace it
+    b_do = load_tile(grad_context_ptr, grad_state_ptr, o_context * D, o_state * D, o_d, m_row, m_context, HAS_STATE)
+    b_o = load_tile(context_ptr, state_ptr, o_context * D, o_state * D, o_d, m_row, m_context, HAS_STATE)
+    b_lse = load_scalars(context_lse_ptr, state_lse_ptr, o_context, o_state, m_row, m_context, HAS_STATE)
+    b_delta = tl.sum(b_do.to(tl.float32) * b_o.to(tl.float32), axis=1)
+    if HAS_LSE_GRAD:
+        b_delta -= load_scalars(
+            grad_context_lse_ptr, grad_state_lse_ptr, o_context, o_state, m_row, m_context, HAS_STATE
+        )
+    return b_do, tl.where(b_lse == float("-inf"), 0.0, b_lse * LOG2E), b_delta
 
 
 @triton.jit
@@ -199,7 +231,7 @@ def candidate_attention_bwd_candidates_kernel(
         i_result = i_out
         if POOL:
             i_result = i_out + tl.cast(i_batch, tl.int64) * num_candidates
-        b_do, b_shift, b_delta = load_gradients(
+        b_do, b_shift, b_delta = _load_gradients(
             grad_context_ptr + (i_result * K * H + i_head) * D,
             grad_state_ptr + (i_result * H + i_head) * D,
             grad_context_lse_ptr + i_result * K * H + i_head,
@@ -259,7 +291,7 @@ def candidate_attention_bwd_candidates_kernel(
         i_result = i_out
         if POOL:
             i_result = i_out + tl.cast(i_batch, tl.int64) * num_candidates
-        b_do, b_shift, b_delta = load_gradients(
+        b_do, b_shift, b_delta = _load_gradients(
             grad_context_ptr + (i_result * K * H + i_head) * D,
             grad_state_ptr + (i_result * H + i_head) * D,
             grad_context_lse_ptr + i_result * K * H + i_head,

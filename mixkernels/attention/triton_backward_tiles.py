@@ -1,4 +1,4 @@
-"""What the backward kernels do with a tile of candidates: load gradients, go through own keys, go through shared keys.
+"""What the backward kernels share: gradients of a tile's own keys, and of shared keys.
 
 Formulas: mixkernels/attention/triton_backward.py. Own keys are rows of the same tile. At K = 1 a row's own key is in
 the same row, so T, the row's logit with it, is a vector, [BLOCK_M]. Otherwise T is [BLOCK_M, BLOCK_M], of which only
@@ -8,40 +8,7 @@ context rows with the context keys of their candidate count: a mask of blocks on
 import triton
 import triton.language as tl
 
-from mixkernels.attention.triton_tiles import LOG2E, dot, dot_add, dot_rounded, load_scalars, load_tile
-
-
-@triton.jit
-def load_gradients(
-    grad_context_ptr,
-    grad_state_ptr,
-    grad_context_lse_ptr,
-    grad_state_lse_ptr,
-    context_ptr,
-    state_ptr,
-    context_lse_ptr,
-    state_lse_ptr,
-    # of contiguous results: (rows, K, H), (rows, H)
-    o_context,
-    o_state,
-    o_d,
-    m_row,
-    m_context,
-    D: tl.constexpr,
-    HAS_STATE: tl.constexpr,
-    HAS_LSE_GRAD: tl.constexpr,
-):
-    # dO, [BLOCK_M, D], and of each row its log-sum-exp in base 2 and delta = rowsum(dO * O) - dlse. A row without any
-    # valid key has a log-sum-exp of -inf and no weights, so any number may replace it
-    b_do = load_tile(grad_context_ptr, grad_state_ptr, o_context * D, o_state * D, o_d, m_row, m_context, HAS_STATE)
-    b_o = load_tile(context_ptr, state_ptr, o_context * D, o_state * D, o_d, m_row, m_context, HAS_STATE)
-    b_lse = load_scalars(context_lse_ptr, state_lse_ptr, o_context, o_state, m_row, m_context, HAS_STATE)
-    b_delta = tl.sum(b_do.to(tl.float32) * b_o.to(tl.float32), axis=1)
-    if HAS_LSE_GRAD:
-        b_delta -= load_scalars(
-            grad_context_lse_ptr, grad_state_lse_ptr, o_context, o_state, m_row, m_context, HAS_STATE
-        )
-    return b_do, tl.where(b_lse == float("-inf"), 0.0, b_lse * LOG2E), b_delta
+from mixkernels.attention.triton_tiles import dot, dot_add, dot_rounded
 
 
 @triton.jit
