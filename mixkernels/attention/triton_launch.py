@@ -226,8 +226,11 @@ def rule(kind: Kind) -> LaunchConfig:
         return LaunchConfig(64, SHORT_KEYS, num_warps=8, num_stages=2)
     if kind.kernel == CANDIDATES:
         if not low:
-            if dim <= 32 and kind.num_context > 10:
-                return LaunchConfig(64, 16, 8, 1) if dim == 16 else LaunchConfig(32, 32, 4, 1)
+            # narrow heads have no stack frame on sm_80, sm_90 and sm_100 in these alone
+            if (dim == 16 and kind.num_context > 10) or (dim == 32 and kind.num_context == 1):
+                return LaunchConfig(64, 16, 8, 1)
+            if dim == 32:
+                return LaunchConfig(32, 32, 4, 1)
             return LaunchConfig(32, 32, 8, 1) if dim <= 64 else LaunchConfig(16, 16, 8, 1)
         if dim <= 32:
             # blocks of 64 keys spill on sm_80 at D = 16
