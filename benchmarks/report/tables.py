@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.checkpoint.card import QUALITY, quality_rows
 from benchmarks.comparison.tables import ablation_rows, comparison_rows, growth_rows, part_rows
 from benchmarks.comparison.tables import read_records as read_comparison
+from benchmarks.gpu.instructions import table as instructions_table
 from benchmarks.gpu.records import read_records as read_gpu_records
 from benchmarks.gpu.records import targets
 from benchmarks.measuring.markdown import markdown, markdown_table, multiple
@@ -381,6 +382,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "gpu attention": gpu_attention_table,
     "gpu summary": lambda: gpu_attention_table(_SUMMARY_RIVALS),
     "gpu targets": gpu_targets_table,
+    "gpu instructions": instructions_table,
     "threads": threads_table,
     "serving": serving_table,
     "fuzzing": fuzzing_table,
