@@ -41,7 +41,7 @@ def implementation(family: str, backend: str, function: str) -> Callable[..., An
         BackendError: the backend has no such function.
     """
     for module in _MODULES[family][backend]:
-        found = getattr(importlib.import_module(f"mixkernels.{family}.{module}"), function, None)
+        found = getattr(importlib.import_module(f".{family}.{module}", __package__), function, None)
         if found is not None:
             return found
     raise BackendError(f'backend "{backend}" has no {function}')

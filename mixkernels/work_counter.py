@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from mixkernels.namespace import NAMESPACE
+
 
 class Work(NamedTuple):
     """Bytes and FLOPs of all runs of one ATen operator in a call; FLOPs are None where PyTorch has no formula."""
@@ -32,7 +34,7 @@ class WorkCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Run one operator and count its work."""
         kwargs = kwargs or {}
-        if func.namespace == "mixkernels":
+        if func.namespace == NAMESPACE:
             # run the operator's implementation with this mode active, to count what is inside
             with self:
                 return func.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs)

@@ -62,7 +62,7 @@ class Sizes(NamedTuple):
 
 REAL = Sizes(
     forward=(*(Shape(100_000, 1, m, 64) for m in (64, 128, 512)), Shape(100_000, 1, 128, 32)),
-    backward=(Shape(100_000, 1, 512, 64), Shape(100_000, 1, 64, 64)),
+    backward=(Shape(100_000, 1, 512, 64), Shape(100_000, 1, 128, 64)),
     steps=(Shape(64, 1, 64, 64, batch=64),),
     waves=tuple(Shape(96_000 // batch, 1, 64, 64, batch=batch) for batch in (1, 8, 3)),
     layer=(1_000_000, 384),
@@ -216,7 +216,9 @@ def _checks(session: Session) -> Iterator[tuple[str, Callable[[], float], float]
     cases += [(base._replace(k=3, d=dims[0]), FP16, "pool"), (base._replace(k=10, d=dims[0]), FP32, "pool")]
     for shape, dtype, form in cases:
         yield f"{form} {shape} {dtype}", partial(forward, shape, dtype, form), LARGEST_ERROR[dtype]
-    for shape, dtype in ((base, BF16), (base._replace(k=3, m=lengths[0], d=dims[0]), FP32)):
+    # several queries of a pool, one query (the fused kernel), several contexts
+    one = base._replace(m=lengths[0], d=dims[0], batch=1)
+    for shape, dtype in ((base, BF16), (one, BF16), (one._replace(k=3, batch=3), FP32)):
         yield f"gradients {shape} {dtype}", partial(backward, shape, dtype), 2 * LARGEST_ERROR[dtype]
     for name in LAYER_OPERATORS:
         work = layer_workload(session.bench, name, n, 384 if session.real else 32, BF16, compile_too=False)
@@ -232,7 +234,7 @@ def forward(session: Session) -> dict[str, Any]:
 
 
 def backward(session: Session) -> dict[str, Any]:
-    """Time the backward pass: both kernels, and the candidates' alone."""
+    """Time the backward pass: two kernels for a long query, the fused one for a short one, the candidates' alone."""
     bench = session.bench
     found = _each(
         session,

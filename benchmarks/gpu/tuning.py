@@ -34,6 +34,7 @@ from mixkernels.attention import triton_launch as launch
 from mixkernels.attention.triton_launch import (
     CANDIDATES,
     FORWARD,
+    FUSED,
     SHARED,
     SHORT,
     STREAMED,
@@ -68,6 +69,7 @@ TRIALS = (
     _trial(STREAMED, 1, 64, _LONG),
     _trial(CANDIDATES, 1, 64, _BACKWARD),
     _trial(SHARED, 1, 64, _BACKWARD),
+    _trial(FUSED, 1, 64, ((1, 100_000, 128),)),
     _trial(SHORT, 1, 32, _SHORT),
     _trial(STREAMED, 1, 32, _LONG),
     _trial(SHORT, 3, 64, _SHORT),

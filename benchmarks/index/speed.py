@@ -25,7 +25,23 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
+from benchmarks.index.contenders import (
+    CROSS,
+    CROSS_PAIRS,
+    DEFAULT,
+    DOCUMENT_TOKENS,
+    DUAL,
+    LATE,
+    NARROW,
+    NARROW_ON_DISK,
+    ON_DISK,
+    PLAIN,
+    QUERY_TOKENS,
+    TOP_K,
+)
+from benchmarks.index.limits import with_limits
 from benchmarks.measuring.noise import NoisyMeasurementError, quiet_medians
+from benchmarks.measuring.peaks import all_peaks, best_peaks
 from benchmarks.measuring.provenance import ROOT, commit, versions, write_json
 from benchmarks.measuring.timing import interleaved_samples
 from mixencoder import MixEncoder
@@ -41,25 +57,17 @@ from mixencoder.ranking.record_format import RecordFormat
 from mixencoder.ranking.streaming import RunningBest, StreamRanker
 from mixkernels.devices import multiplies_natively
 
-QUERY_TOKENS, DOCUMENT_TOKENS, TOP_K = 16, 128, 10
-CROSS_PAIRS = 32
-"""Pairs that the cross-encoder is timed on; its time grows with their number, and is scaled to N."""
 LATE_MOST = 1000
 """Most candidates on which late interaction is timed: 128 vectors each."""
 ONCE_FROM = 500_000
 """From this number of candidates on, each call takes most of a minute and runs once."""
+REPEATED_TO = 1000
+"""Up to this number of candidates `--repeats` applies."""
 PLAIN_BATCH = 1000
 CHUNK = 4096
 """Rows that a source hands over at once."""
 BLOCK = 50_000
 """Embeddings added to an index at once."""
-CROSS = f"cross-encoder, {CROSS_PAIRS} pairs"
-ON_DISK = "text to ranking, index on disk, projected float16"
-DEFAULT = ", default"
-"""Suffix of names: with the settings of the bundled checkpoint."""
-NARROW = ", bfloat16 model"
-"""Suffix of names, before `DEFAULT`: a model in bfloat16; measured where the processor multiplies it natively."""
-NARROW_ON_DISK = f"text to ranking, index on disk, projected bfloat16{NARROW}"
 FORMATS = (
     ("projected", "float32", "native"),
     ("projected", "float16", "native"),
@@ -260,7 +268,7 @@ def narrow_calls(narrow: Engines, query: list[str], context: Tensor, folder: Pat
         f"{NARROW_ON_DISK}{DEFAULT}": partial(default.rank, query, default_index, TOP_K, prefilter=None),
         f"{NARROW_ON_DISK} prefilter{DEFAULT}": partial(default.rank, query, default_index, TOP_K, prefilter="auto"),
         f"{CROSS}{NARROW}": lambda: narrow.cross.predict(pairs),
-        f"dual-encoder{NARROW}": lambda: narrow.dual.interact(narrow.dual.encode_query(query), vectors).topk(TOP_K),
+        f"{DUAL}{NARROW}": lambda: narrow.dual.interact(narrow.dual.encode_query(query), vectors).topk(TOP_K),
     }
 
 
@@ -311,20 +319,25 @@ def measure(engines: Engines, context: Tensor, folder: Path) -> dict[str, Any]:
         calls |= narrow_calls(engines.narrow, query, context, folder)
     pairs = cross_pairs(engine, query)
     calls[CROSS] = lambda: engines.cross.predict(pairs)
-    calls["plain eager"] = lambda: plain_scores(engine.model, engine.encode_query(query), context[:, 0]).topk(
-        min(TOP_K, count)
-    )
+    calls[PLAIN] = lambda: plain_scores(engine.model, engine.encode_query(query), context[:, 0]).topk(min(TOP_K, count))
     vectors = context[:, 0].contiguous()
-    calls["dual-encoder"] = lambda: engines.dual.interact(engines.dual.encode_query(query), vectors).topk(TOP_K)
+    calls[DUAL] = lambda: engines.dual.interact(engines.dual.encode_query(query), vectors).topk(TOP_K)
     if count <= LATE_MOST:
         tokens = distinct_tokens(engines.late, count)
-        calls["late interaction"] = lambda: engines.late.interact(engines.late.encode_query(query), tokens).topk(TOP_K)
+        calls[LATE] = lambda: engines.late.interact(engines.late.encode_query(query), tokens).topk(TOP_K)
     seconds = (
         seconds_once(calls)
         if once
         else quiet_medians(lambda: interleaved_samples(calls, seconds=1.0, least=3, most=15))
     )
-    return {"N": count, "candidates": "given embeddings", "runs": "one each" if once else "medians", "seconds": seconds}
+    return {
+        "N": count,
+        "candidates": "given embeddings",
+        "runs": "one each" if once else "medians",
+        "row_bytes": default_index.info()["row_bytes"],
+        "token_size": engines.late.config.token_size,
+        "seconds": seconds,
+    }
 
 
 def seconds_once(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
@@ -367,12 +380,8 @@ def ratios(record: dict[str, Any]) -> dict[str, float]:
         f"{name} / products and query pass": whole[name] / (seconds[_products(name)] + seconds[_query_pass(name)])
         for name in published
     }
-    found |= {f"plain eager / {name}": seconds["plain eager"] / whole[name] for name in published}
-    found |= {
-        f"{rival} / {ON_DISK}": seconds[rival] / whole[ON_DISK]
-        for rival in ("dual-encoder", "late interaction")
-        if rival in seconds
-    }
+    found |= {f"{PLAIN} / {name}": seconds[PLAIN] / whole[name] for name in published}
+    found |= {f"{rival} / {ON_DISK}": seconds[rival] / whole[ON_DISK] for rival in (DUAL, LATE) if rival in seconds}
     return found
 
 
@@ -386,7 +395,8 @@ def _products(name: str) -> str:
     return "products bfloat16" if NARROW in name or "bfloat16 products" in name else "products"
 
 
-def run(counts: Iterable[int]) -> dict[str, Any]:
+def run(counts: Iterable[int], repeats: int = 1) -> dict[str, Any]:
+    """Measure every number of candidates, up to `REPEATED_TO` of them `repeats` times; the middle run is recorded."""
     engines = build_engines()
     document = texts_of(engines.published, DOCUMENT_TOKENS, 64, seed=1)
     embedded = engines.published.encode_document(document)
@@ -395,19 +405,41 @@ def run(counts: Iterable[int]) -> dict[str, Any]:
     for count in counts:
         numbers = torch.arange(count) % len(embedded)
         context = embedded[numbers] + 0.05 * torch.randn(count, *embedded.shape[1:], generator=generator)
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                record = measure(engines, context, Path(folder))
-            except NoisyMeasurementError as error:
-                refused.append({"N": count, "reason": str(error)})
-                print(f"N = {count} is not recorded: {error}")
-                continue
+        found, noisy = [], ""
+        for _ in range(repeats if count <= REPEATED_TO else 1):
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    found.append(measure(engines, context, Path(folder)))
+                except NoisyMeasurementError as error:
+                    noisy = str(error)
+                    print(f"a run of N = {count} is not recorded: {error}")
+            for products in all_peaks():
+                best_peaks(products, remeasure=True)
+        if not found:
+            refused.append({"N": count, "reason": noisy})
+            continue
+        record = middle_run(found)
         record["ratios"] = ratios(record)
         records.append(record)
         print(f"N = {count}")
         for name, value in {**record["seconds"], **record["ratios"]}.items():
             print(f"    {name:60} {value:.4g}")
-    return {"records": records, "refused": refused}
+    return {"records": with_limits(records), "refused": refused}
+
+
+def middle_run(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the run of the middle multiple of the fastest ranking without a prefilter to the cross-encoder's time.
+
+    The record's "multiples" are those of all runs, ascending.
+    """
+
+    def multiple(record: dict[str, Any]) -> float:
+        seconds = record["seconds"]
+        own = seconds.get(f"{NARROW_ON_DISK}{DEFAULT}", seconds.get(f"{ON_DISK}{DEFAULT}"))
+        return seconds[CROSS] / CROSS_PAIRS * record["N"] / own
+
+    ordered = sorted(found, key=multiple)
+    return ordered[(len(ordered) - 1) // 2] | {"multiples": [multiple(record) for record in ordered]}
 
 
 def main(arguments: list[str]) -> int:
@@ -415,9 +447,12 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", required=True, help="name of the folder of results")
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 100, 1000, 10_000, 100_000, 1_000_000])
+    parser.add_argument(
+        "--repeats", type=int, default=3, help=f"runs up to N = {REPEATED_TO}, of which the middle one is recorded"
+    )
     options = parser.parse_args(arguments)
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    found = run(options.counts)
+    found = run(options.counts, options.repeats)
     if not found["records"]:
         return 1
     document = {
@@ -441,7 +476,10 @@ def main(arguments: list[str]) -> int:
             "prefilter: the default, which fully scores only the best by dual score; all other rankings score all",
             "bfloat16 model: weights, index and query pass in it; bfloat16 and int8 products: of a float32 model",
             "plain eager: published model from cached E_0, query pass included, nothing of the first layer stored",
+            f"up to N = {REPEATED_TO}: the middle of {options.repeats} runs; multiples: of all runs",
+            "limits: least times by counted work and the peaks of this run",
         ],
+        "peaks": all_peaks(),
         **found,
     }
     write_json(ROOT / "benchmarks" / "results" / options.device / "index_speed.json", document)

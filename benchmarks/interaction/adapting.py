@@ -11,6 +11,7 @@ import json
 import random
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,12 +90,13 @@ def with_adapter_alone(path: Path, index: CandidateIndex, labels: Labels) -> Mix
     return model
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.interaction.adapting", description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of the public data")
     parser.add_argument("--backbone", required=True, help="the encoder that made the vectors")
     parser.add_argument("--device", required=True, help="name of the machine, of the folder of results")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     texts, rest, held_out = read_labels(options.data_dir / DATA)
     records: list[dict[str, Any]] = []
 
@@ -104,7 +106,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        untrained = MixEncoder.from_vectors(options.backbone).with_limits(max_document_length=MAX_TOKENS)
+        untrained = MixEncoder.from_vectors(options.backbone, max_document_length=MAX_TOKENS)
         untrained.save_pretrained(folder / "model")
         # the vectors that somebody may keep already
         vectors = untrained.encode_document(list(texts.values()))[:, 0]
@@ -142,9 +144,8 @@ def main() -> None:
                 )
             )
             seconds = time.perf_counter() - start
-            reader = tuned.with_limits(max_document_length=MAX_TOKENS)
-            encoded = reader.index(texts.values(), ids=texts, layout="compact")
-            add("everything", count, seconds, reader, encoded, "full")
+            encoded = tuned.index(texts.values(), ids=texts, layout="compact")
+            add("everything", count, seconds, tuned, encoded, "full")
     record = {"data": DATA, "held out": HELD_OUT, "answers": len(texts), "seed": SEED, "commit": commit()}
     record |= {"threads": torch.get_num_threads(), "records": records}
     path = ROOT / "benchmarks" / "results" / options.device / "adapting.json"

@@ -92,12 +92,19 @@ def vectors_cost(
     encoder: Encoder, candidates: int, query: int, dtype: torch.dtype, *, query_vectors: int, vectors: int, size: int
 ) -> Cost:
     """Cost of a query pass and products of the query's vectors with a candidate's: dual, Poly, late interaction."""
-    products = Cost(
+    products = dot_products_cost(candidates, dtype, query_vectors=query_vectors, vectors=vectors, size=size)
+    return encoder_cost(encoder, 1, query, dtype).and_then(products)
+
+
+def dot_products_cost(
+    candidates: int, dtype: torch.dtype, *, query_vectors: int = 1, vectors: int = 1, size: int
+) -> Cost:
+    """Cost of the products of the query's vectors with every candidate's, which are stored in `dtype`."""
+    return Cost(
         flops=2 * candidates * query_vectors * vectors * size,
         bytes=candidates * (vectors * size * dtype.itemsize + 4),
         exps=0,
     )
-    return encoder_cost(encoder, 1, query, dtype).and_then(products)
 
 
 def residual_layer_norm_backward_cost(rows: int, d: int, dtype: torch.dtype) -> Cost:

@@ -51,14 +51,14 @@ def _backbone() -> tempfile.TemporaryDirectory:
 
 
 @cache
-def engine(kind: type[Kind]) -> Kind:
-    """Make an architecture over the backbone, once per process.
+def engine(kind: type[Kind], **settings: Any) -> Kind:
+    """Make an architecture over the backbone, once per process and settings.
 
-    The MixEncoder is as published: without the dual term, so that its query pass stops at the last tap. It encodes
-    every query again, without a cache.
+    A MixEncoder without settings is as published: without the dual term, so that its query pass stops at the last tap.
+    It encodes every query again, without a cache.
     """
     torch.manual_seed(0)
-    made = kind.from_backbone(_backbone().name)
+    made = kind.from_backbone(_backbone().name, **settings)
     if isinstance(made, MixEncoder):
         made._query_states = QueryStateCache(max_bytes=0)
     return made

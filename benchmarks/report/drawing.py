@@ -4,7 +4,7 @@ The same data may give other bytes on another machine, which may round the last 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
 
 from benchmarks.report.pictures import LIMIT, OURS, BandedSeries, Panel, Picture, Series
 
@@ -28,6 +30,10 @@ _SETTINGS = {
 _RED = ("#c0392b", "#e08e79")
 _COLOURS = ("#1f4e79", "#5b9bd5", "#2e7d32", "#8e6bbf", "#b8860b", "#5f6a6a", "#17a589", "#000000")
 _MARKS = "osD^vP<>"
+_HALF_MARK = 5
+"""Half the width of a point's mark in pixels."""
+_PLACES = ((7, 0), (7, 10), (7, -10), (7, 20), (7, -20))
+"""Where a point's name may be, in points from it; the last one if all lie on other names."""
 
 
 def draw(picture: Picture, target: Path) -> None:
@@ -50,6 +56,9 @@ def figure_of(picture: Picture) -> Figure:
         _draw_panel(one_axes, panel, styles)
     for one_axes in axes.flat[len(picture.panels) :]:
         one_axes.set_visible(False)
+    figure.draw_without_rendering()
+    for one_axes in axes.flat:
+        _separate([text for text in one_axes.texts if isinstance(text, Annotation)])
     if any(not one.joined and not _is_named(panel) for panel in picture.panels for one in panel.series):
         # marks mean the same in all panels
         known = {}
@@ -104,7 +113,7 @@ def _draw_panel(axes: Axes, panel: Panel, styles: Mapping[str, tuple[str, str]])
             axes.fill_between(one.x, one.low, one.high, color=colour, alpha=0.12, linewidth=0, zorder=2)
         for note, x, y in zip(one.notes, one.x, one.y, strict=False):
             axes.annotate(
-                note, (x, y), xytext=(7, 0), textcoords="offset points", va="center", fontsize=8, color=colour
+                note, (x, y), xytext=_PLACES[0], textcoords="offset points", va="center", fontsize=8, color=colour
             )
     axes.set_xscale("log")
     _plain(axes.xaxis, one_two_five=False)
@@ -137,6 +146,19 @@ def _draw_panel(axes: Axes, panel: Panel, styles: Mapping[str, tuple[str, str]])
             loc="center left",
             bbox_to_anchor=(1.0, 0.5),
         )
+
+
+def _separate(notes: Sequence[Annotation]) -> None:
+    """Move names that would lie on points or on other names, from left to right, to the first free of `_PLACES`."""
+    points = [note.axes.transData.transform(note.xy) for note in notes if note.axes is not None]
+    taken = [Bbox.from_bounds(x - _HALF_MARK, y - _HALF_MARK, 2 * _HALF_MARK, 2 * _HALF_MARK) for x, y in points]
+    for note in sorted(notes, key=lambda one: one.xy):
+        for place in _PLACES:
+            note.set_position(place)
+            box = note.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
 
 
 def _plain(axis: Axis, *, one_two_five: bool) -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.index.speed import CROSS, CROSS_PAIRS, DEFAULT, NARROW, NARROW_ON_DISK, ON_DISK
+from benchmarks.index.contenders import CROSS, CROSS_PAIRS, DEFAULT, NARROW, NARROW_ON_DISK, ON_DISK
 from benchmarks.measuring.markdown import markdown, multiple
 from benchmarks.suite.results import RESULTS
 
@@ -52,8 +52,28 @@ def index_table() -> str:
     )
 
 
+def index_limits_table() -> str:
+    """For every machine whose peaks were measured in the same run: the share of its limit that each way reaches."""
+    parts = []
+    for device, records in index_records().items():
+        if not all("limits" in record for record in records):
+            continue
+        header = ["", *(f"N = {record['N']:,}" for record in records)]
+        rows = [header, ["---"] * len(header)]
+        for name, part in {**_OURS, **_RIVALS}.items():
+            cells = []
+            for record in records:
+                count = record["N"]
+                cells.append(_share_of_limit(record["limits"], part, _time(record["seconds"], part, count), count))
+            if any(cells):
+                rows.append([f"**{name}**" if name in _OURS else name, *cells])
+        parts.append(f"{MACHINES.get(device, device)}:\n\n{markdown(rows)}")
+    return "\n\n".join(parts) or "Not recorded yet: `python -m benchmarks.index.speed` does it."
+
+
 def _machine_table(records: Sequence[Mapping[str, Any]]) -> str:
     by_count = {record["N"]: record["seconds"] for record in records}
+    by_limit = {record["N"]: record.get("limits", {}) for record in records}
     beside = by_count.get(_COMPARED)
     header = ["", *(f"N = {count:,}" for count in by_count)]
     if beside is not None:
@@ -68,7 +88,7 @@ def _machine_table(records: Sequence[Mapping[str, Any]]) -> str:
             own = _time(beside, part, _COMPARED)
             cross = _time(beside, CROSS, _COMPARED)
             cells.append("" if own is None or cross is None or part == CROSS else multiple(cross / own))
-            cells.append(_share_of_limit(beside, part, own) if name in _OURS else "")
+            cells.append(_share_of_limit(by_limit[_COMPARED], part, own, _COMPARED))
         rows.append([f"**{name}**" if name in _OURS else name, *cells])
     return markdown(rows)
 
@@ -79,16 +99,11 @@ def _time(seconds: Mapping[str, float], part: str, count: int) -> float | None:
     return found * count / CROSS_PAIRS if found is not None and part.startswith(CROSS) else found
 
 
-def _share_of_limit(seconds: Mapping[str, float], part: str, own: float | None) -> str:
-    """Return what query pass and bare products alone would take, as a share of the whole.
-
-    Empty for int8, whose bare products were not measured, and with a prefilter, which multiplies less.
-    """
-    if own is None or "int8" in part or "prefilter" in part:
+def _share_of_limit(limits: Mapping[str, float], part: str, own: float | None, count: int) -> str:
+    """Return the least time as a share of the measured one; empty in a record without limits."""
+    limit = _time(limits, part, count)
+    if own is None or limit is None:
         return ""
-    products = seconds["products bfloat16" if "bfloat16" in part else "products"]
-    suffix = DEFAULT if f"{part}{DEFAULT}" in seconds else ""
-    limit = products + seconds[f"tokenise and query pass{NARROW if part == NARROW_ON_DISK else ''}{suffix}"]
     if limit > own:
         raise ValueError(f"{part} takes {own:.4f} s, less than its limit of {limit:.4f} s: measure it again")
     return f"{limit / own:.0%}"

@@ -203,3 +203,30 @@ def _adapting_cell(record: Mapping[str, Any] | None, name: str) -> str:
     if record is None:
         return ""
     return f"{record['seconds'] / 60:.1f}" if name == "seconds" else f"{record[name]:.3f}"
+
+
+# -- candidates for the bundled checkpoint -----------------------------------------------------------------------------
+
+
+TRIALS_COMMAND = "python -m benchmarks.checkpoint.trials"
+
+
+def trials_table() -> str:
+    """Candidates for the bundled checkpoint on domains that none was trained on, by the share with the best mean."""
+    found = _records("default_trials.json")
+    if not found:
+        return _not_recorded(TRIALS_COMMAND)
+    (record,) = found
+    tasks = list(next(iter(record["records"].values()))["figures"])
+    rows = [["model", "score", *tasks, "mean"]]
+    for name, trial in record["records"].items():
+        by_share = {share: [trial["figures"][task][share] for task in tasks] for share in trial["figures"][tasks[0]]}
+        best = max((share for share in by_share if float(share)), key=lambda share: mean(by_share[share]), default=None)
+        shown = {"0.0": "cosine" if best is None else "dual term alone"}
+        if best is not None:
+            shown |= {best: f"full score, {best} of the interaction", "1.0": "full score"}
+        for share, what in sorted(shown.items()):
+            values = [*by_share[share], mean(by_share[share])]
+            rows.append([name, what, *(f"{value:.3f}" for value in values)])
+    commits = ", ".join(dict.fromkeys(trial["commit"][:7] for trial in record["records"].values()))
+    return f"{markdown_table(rows)}\n\n{record['measure']}, {record['queries']} queries a set; commit {commits}"

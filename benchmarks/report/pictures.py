@@ -12,11 +12,11 @@ from typing import Any
 
 from benchmarks.comparison.settings import CONTENDERS, CURVE_CONTENDERS
 from benchmarks.comparison.tables import COLUMNS, Figure, cells, read_records, task_mean
-from benchmarks.index.speed import DEFAULT, NARROW_ON_DISK, ON_DISK
+from benchmarks.index.contenders import DEFAULT, NARROW_ON_DISK, ON_DISK
 from benchmarks.measuring.provenance import ROOT
 from benchmarks.report.index_tables import MACHINES, index_records
 from benchmarks.report.learning_tables import CURVE_LABELS, CURVES_COMMAND, curve_reports, curves_of, read_curves
-from benchmarks.report.tables import ATTENTION, COMPARISONS, FOLDER, share_of_limit, suite_records
+from benchmarks.report.tables import ATTENTION, COMPARISONS, FOLDER, latency_record, share_of_limit, suite_records
 from benchmarks.suite.case import Record
 from benchmarks.suite.results import read_results
 
@@ -248,12 +248,19 @@ _TRAINED = {
 }
 
 
+def _with_prefilter(own: Series, latency: Mapping[str, Any]) -> Series:
+    """The same quality at the time with the default prefilter.
+
+    The quality is that of the same rankings: lists of the four tasks have at most 100 candidates, fewer than it keeps.
+    """
+    name = f"{own.label}, prefilter"
+    seconds = latency["mixencoder, prefilter"]["seconds"]
+    return _series(name, [(seconds * 1000, own.y[0])], OURS, notes=(name,))
+
+
 def quality_picture() -> Picture | None:
     """Mean quality of the architectures trained alike, against the time of a query; one panel per setting."""
-    path = FOLDER / "comparison_latency.json"
-    if not path.is_file():
-        return None
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = latency_record()
     latency, shape = document["contenders"], document["shape"]
     x_label = f"milliseconds a query, {shape['N']:,} candidates, {document['threads']} CPU threads"
     panels = []
@@ -270,6 +277,7 @@ def quality_picture() -> Picture | None:
             # a contender with a teacher costs the same as the one without
             if name in found and not contender.teacher and (quality := task_mean(found[name])) is not None
         )
+        series += tuple(_with_prefilter(one, latency) for one in series if one.role == OURS)
         if series:
             panels.append(Panel(title, x_label, "mean over four tasks", series, y_log=False))
     if not panels:

@@ -62,6 +62,26 @@ def serving_threads_table() -> str:
     return _with_commands(rows, found)
 
 
+def fuzzing_table() -> str:
+    """Made-up requests to every endpoint of the server, and its answers by status."""
+    path = RESULTS / DEVICE / "fuzzing.json"
+    if not path.exists():
+        return "Not recorded yet: `python -m benchmarks.processes.fuzzing` does it."
+    found = json.loads(path.read_text(encoding="utf-8"))
+    statuses = sorted({status for record in found["records"].values() for status in record["statuses"]})
+    rows = [["endpoint", "requests", *(f"answered {status}" for status in statuses), "slowest"]]
+    rows.append(["---"] * len(rows[0]))
+    for endpoint, record in sorted(found["records"].items(), key=lambda item: item[0].split()[::-1]):
+        counts = [f"{record['statuses'].get(status, 0):,}" for status in statuses]
+        slowest = f"{1000 * record['slowest_seconds']:,.0f} ms"
+        rows.append([f"`{endpoint}`", f"{record['requests']:,}", *counts, slowest])
+    total = sum(record["requests"] for record in found["records"].values())
+    return (
+        f"{markdown(rows)}\n\n{total:,} requests in {found['wall_seconds'] / 60:.0f} minutes; {DEVICE}, beside other "
+        f"work; `{found['command']}`; commit {found['commit'][:7]}"
+    )
+
+
 _NAMES_OF_LOADS = {"ids": "ids", "texts": "texts", "cross-encoder": "texts, to the cross-encoder"}
 
 

@@ -8,12 +8,14 @@ from typing import Any
 from benchmarks.checkpoint.card import QUALITY, quality_rows
 from benchmarks.comparison.tables import ablation_rows, comparison_rows, growth_rows, part_rows
 from benchmarks.comparison.tables import read_records as read_comparison
+from benchmarks.gpu.instructions import table as instructions_table
 from benchmarks.gpu.records import read_records as read_gpu_records
 from benchmarks.gpu.records import targets
 from benchmarks.measuring.markdown import markdown, markdown_table, multiple
-from benchmarks.report.index_tables import index_table, products_table
-from benchmarks.report.learning_tables import adapting_table, curves_table, interaction_table
+from benchmarks.report.index_tables import index_limits_table, index_table, products_table
+from benchmarks.report.learning_tables import adapting_table, curves_table, interaction_table, trials_table
 from benchmarks.report.process_tables import (
+    fuzzing_table,
     onnx_table,
     serving_table,
     serving_threads_table,
@@ -289,14 +291,16 @@ def _comparison(rows: Callable[[list[dict[str, Any]]], Rows], setting: str = "sm
     return markdown(rows(read_comparison(COMPARISONS[setting])))
 
 
+def latency_record() -> dict[str, Any]:
+    """The newest record of the time of a query for each contender of the comparison, of any CPU."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("cpu-*/comparison_latency.json")]
+    return max(found, key=lambda document: document["date"])
+
+
 def comparison_table(setting: str = "small") -> str:
     """Quality of all architectures trained alike, and what a query and a candidate cost."""
-    path = FOLDER / "comparison_latency.json"
     return _comparison(
-        lambda records: comparison_rows(
-            records, json.loads(path.read_text(encoding="utf-8"))["contenders"], intervals=False
-        ),
-        setting,
+        lambda records: comparison_rows(records, latency_record()["contenders"], intervals=False), setting
     )
 
 
@@ -351,6 +355,7 @@ def gpu_targets_table() -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "index": index_table,
+    "index limits": index_limits_table,
     "products": products_table,
     "precision": precision_table,
     "prefilter": prefilter_table,
@@ -373,11 +378,14 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "curves": curves_table,
     "interaction variants": interaction_table,
     "adapting": adapting_table,
+    "trials": trials_table,
     "gpu attention": gpu_attention_table,
     "gpu summary": lambda: gpu_attention_table(_SUMMARY_RIVALS),
     "gpu targets": gpu_targets_table,
+    "gpu instructions": instructions_table,
     "threads": threads_table,
     "serving": serving_table,
+    "fuzzing": fuzzing_table,
     "serving threads": serving_threads_table,
     "startup": startup_table,
     "onnx": onnx_table,

@@ -15,14 +15,22 @@ import torch
 from torch import Tensor
 
 from benchmarks.index.speed import plain_scores
-from benchmarks.measuring.costs import MINILM, copy_cost, interaction_cost, projection_cost, query_cost
+from benchmarks.measuring.costs import (
+    MINILM,
+    copy_cost,
+    dot_products_cost,
+    encoder_cost,
+    interaction_cost,
+    projection_cost,
+    query_cost,
+)
 from benchmarks.measuring.models import engine
 from benchmarks.suite.case import Case, Contender, Prepared
 from benchmarks.suite.end_to_end import QUERY_TOKENS, TOP_K, contexts, query_text
 from mixencoder import MixEncoder
 from mixkernels.roofline import Cost
 
-CANDIDATES, CHANGED = 10_000, 100
+CANDIDATES, CHANGED, PREFILTER = 10_000, 100, 100
 RIVAL = "torch.save"
 
 
@@ -37,11 +45,17 @@ def _scratch_path(name: str) -> Path:
 
 
 def index_case(
-    operator: str, prepare: Callable[[Collection[str]], Prepared], rivals: tuple[str, ...] = (RIVAL,)
+    operator: str,
+    prepare: Callable[[Collection[str]], Prepared],
+    rivals: tuple[str, ...] = (RIVAL,),
+    variant: str = "",
+    *,
+    quick: bool = False,
 ) -> Case:
-    """One operation of an index."""
+    """One operation of an index; `quick`: CI compares it with all rivals."""
     sizes = {"N": CANDIDATES, "k": 1, "d": MINILM.d} | ({"changed": CHANGED} if operator == "update" else {})
-    return Case("index", operator, sizes, torch.float32, ("index",), rivals, prepare)
+    shown = rivals if quick else ()
+    return Case("index", operator, sizes, torch.float32, ("index",), rivals, prepare, variant=variant, quick=shown)
 
 
 def _accept_any_result(name: str, result: Any) -> None:
@@ -175,9 +189,54 @@ def _prepare_rank(names: Collection[str]) -> Prepared:
     )
 
 
+def _prepare_prefilter(names: Collection[str]) -> Prepared:
+    """Rank with the dual term over all candidates and the interaction over the best of them, against the latter alone.
+
+    The rival computes the interaction of every candidate in plain PyTorch, without the dual term.
+    """
+    _, file = _files()
+    mix, dtype = engine(MixEncoder, dual_term=True), torch.float32
+    vectors = torch.load(file, mmap=True)
+    index = mix.index(embeddings=vectors.float(), store_text=False, show_progress_bar=False)
+    text, stored = query_text(), index.info()["row_bytes"]
+    whole = {entry["corpus_id"]: entry["score"] for entry in mix.rank(text, index, CANDIDATES, prefilter=None)}
+    kept = {entry["corpus_id"] for entry in mix.rank(text, index, PREFILTER, score="dual")}
+    expected = sorted((whole[position] for position in kept), reverse=True)[:TOP_K]
+
+    def by_hand() -> Any:
+        return plain_scores(mix.model, mix.encode_query([text]), vectors[:, 0].float()).topk(TOP_K)
+
+    def check(name: str, result: Any) -> None:
+        if name != "index":
+            return
+        scores = [entry["score"] for entry in result]
+        if not torch.allclose(torch.tensor(scores), torch.tensor(expected), rtol=1e-4, atol=1e-3):
+            raise AssertionError(f"{name} found scores {scores}; expected about {expected}")
+
+    every = partial(interaction_cost, MINILM, k=1, tokens=QUERY_TOKENS, dtype=dtype)
+    query = encoder_cost(MINILM, 1, QUERY_TOKENS, dtype)
+    dual = dot_products_cost(CANDIDATES, torch.float16, size=MINILM.d)
+    return Prepared(
+        {
+            "index": Contender(
+                partial(mix.rank, text, index, TOP_K, prefilter=PREFILTER),
+                query.and_then(dual).and_then(every(candidates=PREFILTER, stored_bytes=stored)),
+            ),
+            "plain PyTorch": Contender(
+                by_hand,
+                query.and_then(projection_cost(MINILM, CANDIDATES, 1, dtype)).and_then(
+                    every(candidates=CANDIDATES, stored_bytes=0)
+                ),
+            ),
+        },
+        check,
+    )
+
+
 CASES = (
     index_case("build", _prepare_build),
     index_case("open", _prepare_open),
     index_case("update", _prepare_update),
     index_case("rank", _prepare_rank, ("plain PyTorch",)),
+    index_case("rank", _prepare_prefilter, ("plain PyTorch",), variant=f"prefilter={PREFILTER}", quick=True),
 )

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from mixencoder.index import CandidateIndex
-from mixencoder.serving.dialects.common import OwnModel, StrictRoute, examples
+from mixencoder.serving.dialects.common import OwnModel, StrictRoute, described
 from mixencoder.serving.dialects.error_forms import OpenAIError, error_responses
 from mixencoder.serving.errors import RequestError, too_large
 from mixencoder.serving.service import Service
@@ -28,7 +28,7 @@ class Candidate(OwnModel):
 class PutRequest(OwnModel):
     """Candidates to store; those whose id the index holds are replaced."""
 
-    model_config = ConfigDict(json_schema_extra=examples({"candidates": [_EXAMPLE]}))
+    model_config = ConfigDict(json_schema_extra=described({"candidates": [_EXAMPLE]}))
 
     candidates: list[Candidate]
 
@@ -36,7 +36,7 @@ class PutRequest(OwnModel):
 class DeleteRequest(OwnModel):
     """Candidates to remove."""
 
-    model_config = ConfigDict(json_schema_extra=examples({"ids": ["git-1"]}))
+    model_config = ConfigDict(json_schema_extra=described({"ids": ["git-1"]}))
 
     ids: list[str]
 

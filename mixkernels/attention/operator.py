@@ -18,6 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 from mixkernels.attention.checks import Call, check_values, checked_call, checked_scale, depends_on_values
 from mixkernels.dispatch import implementation, select_backend
 from mixkernels.errors import ShapeError
+from mixkernels.namespace import NAMESPACE
 from mixkernels.outputs import check_apart, check_no_gradients, check_out
 from mixkernels.plans import Plans
 from mixkernels.tensors import dense_rows, needs_grad
@@ -236,7 +237,7 @@ def _dequantised(call: Call) -> Call:
     return call._replace(**scaled, query_scale=None, key_scale=None, value_scale=None)
 
 
-_LIBRARY = torch.library.Library("mixkernels", "FRAGMENT")
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _CALL_SCHEMA = (
     "Tensor context_query, Tensor? context_key, Tensor context_value, Tensor? state_query, Tensor key, Tensor value, "
@@ -275,11 +276,12 @@ def _run_backward(*args: Any) -> tuple[Tensor, ...]:
 
 _LIBRARY.impl("candidate_attention", _run_forward, "CompositeExplicitAutograd")
 _LIBRARY.impl("candidate_attention_backward", _run_backward, "CompositeExplicitAutograd")
-_forward = torch.ops.mixkernels.candidate_attention.default
-_backward = torch.ops.mixkernels.candidate_attention_backward.default
+_operators = getattr(torch.ops, NAMESPACE)
+_forward = _operators.candidate_attention.default
+_backward = _operators.candidate_attention_backward.default
 
 
-@torch.library.register_fake("mixkernels::candidate_attention")
+@torch.library.register_fake(f"{NAMESPACE}::candidate_attention")
 def _fake_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *tensors, _scale, return_lse, _backend = args
     call = Call(*tensors)
@@ -294,7 +296,7 @@ def _fake_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-@torch.library.register_fake("mixkernels::candidate_attention_backward")
+@torch.library.register_fake(f"{NAMESPACE}::candidate_attention_backward")
 def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
     call, for_shared = Call(*args[8:-3]), args[-2]
 
@@ -325,13 +327,13 @@ def _attention_flops(query_shape: Any, has_state: bool, key_shape: Any, ids_shap
     return 4 * dim * heads * candidates * ((k + has_state) * m + k * k)
 
 
-@register_flop_formula(torch.ops.mixkernels.candidate_attention)
+@register_flop_formula(_operators.candidate_attention)
 def _forward_flops(*args: Any, **_: Any) -> int:
     query, _key, _value, state, key, _v, _lengths, ids, offsets = args[:9]
     return _attention_flops(query, state is not None, key, ids, offsets)
 
 
-@register_flop_formula(torch.ops.mixkernels.candidate_attention_backward)
+@register_flop_formula(_operators.candidate_attention_backward)
 def _backward_flops(*args: Any, **_: Any) -> int:
     # five products (P and dP again, then three gradients) where the forward pass has two
     query, _key, _value, state, key, _v, _lengths, ids, offsets = args[8:17]

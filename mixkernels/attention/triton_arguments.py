@@ -132,6 +132,13 @@ def shared_backward_metadata(grid: tuple[int, ...], metadata: Any, args: dict[st
     return _described(metadata, args, flops=cost.flops * 2, size=cost.bytes)
 
 
+def fused_backward_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
+    """As `forward_metadata`: five products (P and dP again, dQ, dK and dV); rows and their gradients, each once."""
+    args = {**args, "K": 1, "HAS_STATE": True}
+    cost = _forward_cost(args, args["grad_context_ptr"])
+    return _described(metadata, args, flops=cost.flops * 5 // 2, size=cost.bytes * 2)
+
+
 def _forward_cost(args: dict[str, Any], contexts: Tensor) -> Cost:
     batch = int(args["batch"])
     rows = contexts.numel() // (args["K"] * args["H"] * args["D"])

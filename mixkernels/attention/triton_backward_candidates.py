@@ -10,17 +10,16 @@ import triton
 import triton.language as tl
 
 from mixkernels.attention.triton_arguments import candidates_backward_metadata
-from mixkernels.attention.triton_tiles import (
-    LOG2E,
-    dot,
-    dot_add,
-    dot_rounded,
-    load_length,
-    load_scalars,
-    load_tile,
-    locate_candidates,
-    locate_query,
+from mixkernels.attention.triton_backward_tiles import (
+    add_own_gradients,
+    add_own_query_gradients,
+    load_own_logits,
+    own_key_gradients,
+    own_logits,
+    own_pairs,
+    store_own_logits,
 )
+from mixkernels.attention.triton_tiles import LOG2E, dot, dot_add, load_length, load_scalars, load_tile, locate_query
 
 
 @triton.jit
@@ -33,6 +32,7 @@ def _load_gradients(
     state_ptr,
     context_lse_ptr,
     state_lse_ptr,
+    # of contiguous results: (rows, K, H), (rows, H)
     o_context,
     o_state,
     o_d,
@@ -173,20 +173,29 @@ def candidate_attention_bwd_candidates_kernel(
         if POOL:
             start = tl.zeros([], tl.int64)
         stop = start + num_candidates
-    o_first, o_source, o_slot, m_row = locate_candidates(
-        ids_ptr, i_block, start, stop, CANDIDATES, SLOTS, HAS_IDS, BLOCK_M
-    )
-    o_grad = o_first
+    # scalars are 64 bits wide; offsets of results in a tile fit in 32
+    i_out = start + i_block * CANDIDATES
+    i_grad = i_out
     if POOL:
         # partial sums of this split; the pool's rows are candidates
-        o_grad = o_first + i_first * num_candidates
-    if not HAS_IDS and not RAGGED:
-        o_source = o_first - start
-    i_last = i_first + 1
-    i_step = tl.full([], 1, tl.int64)
+        i_grad = i_out + i_first * num_candidates
+    o_row = tl.arange(0, BLOCK_M)
+    o_slot = o_row % SLOTS
+    o_context = (o_row // SLOTS * K + o_slot) * H
+    o_state = o_row // SLOTS * H
+    m_row = o_row // SLOTS < tl.minimum(stop - i_out, CANDIDATES).to(tl.int32)
+    o_source = i_out + o_row // SLOTS
+    if HAS_IDS:
+        o_source = tl.load(ids_ptr + o_source, mask=m_row, other=0).to(tl.int64)
+    elif not RAGGED:
+        o_source -= start
+    # in 64 bits they take registers that the loops lack
+    i_query = i_first.to(tl.int32)
+    i_last = i_query + 1
+    i_step = tl.full([], 1, tl.int32)
     if POOL:
-        i_last = batch.to(tl.int64)
-        i_step = splits.to(tl.int64)
+        i_last = batch.to(tl.int32)
+        i_step = splits.to(tl.int32)
     m_context = m_row & (o_slot < K)
     m_state = m_row & (o_slot == K)
     o_d = tl.arange(0, D)
@@ -198,50 +207,41 @@ def candidate_attention_bwd_candidates_kernel(
     if POOL:
         o_query = tl.zeros([], tl.int64)
     # [BLOCK_M, D]: rows, and the same candidates' own keys and values, one per context row
-    p_q = context_query_ptr + o_query * cq_b + i_head * cq_h + o_source * cq_n + o_slot * cq_c
+    p_q = context_query_ptr + o_query * cq_b + i_head * cq_h + o_source * cq_n + o_slot.to(tl.int64) * cq_c
     if HAS_STATE:
         p_q = tl.where(m_context, p_q, state_query_ptr + o_query * sq_b + i_head * sq_h + o_source * sq_n)
     b_q = tl.load(p_q[:, None] + o_d[None, :], mask=m_row[:, None], other=0.0)
-    p_v_own = context_value_ptr + o_query * cv_b + i_head * cv_h + o_source * cv_n + o_slot * cv_c
+    p_v_own = context_value_ptr + o_query * cv_b + i_head * cv_h + o_source * cv_n + o_slot.to(tl.int64) * cv_c
     b_v_own = tl.load(p_v_own[:, None] + o_d[None, :], mask=m_context[:, None], other=0.0)
-    # T: [BLOCK_M] at K = 1, where a row's own key is in the same row; otherwise [BLOCK_M, BLOCK_M], context rows with
-    # the context keys of their candidate, which are rows of the same tile
-    o_row = tl.arange(0, BLOCK_M)
-    m_own = ((o_row // SLOTS)[:, None] == (o_row // SLOTS)[None, :]) & m_context[:, None] & m_context[None, :]
+    m_own = own_pairs(m_context, SLOTS, BLOCK_M)
     own_scale_log2 = scale_log2
     if HAS_OWN_LOGITS:
         own_scale_log2 = tl.full([], 1.0, tl.float32) * LOG2E
-        p_l = own_logits_ptr + o_query * ol_b + i_head * ol_h + o_source * ol_n + o_slot * ol_r
-        if K == 1:
-            b_own = tl.load(p_l, mask=m_context, other=0.0).to(tl.float32)
-        else:
-            b_own = tl.load(p_l[:, None] + (o_slot * ol_c)[None, :], mask=m_own, other=0.0).to(tl.float32)
+        p_l = own_logits_ptr + o_query * ol_b + i_head * ol_h + o_source * ol_n + o_slot.to(tl.int64) * ol_r
+        b_t = load_own_logits(p_l, o_slot.to(tl.int64), ol_c, m_context, m_own, K)
     else:
-        p_k_own = context_key_ptr + o_query * ck_b + i_head * ck_h + o_source * ck_n + o_slot * ck_c
+        p_k_own = context_key_ptr + o_query * ck_b + i_head * ck_h + o_source * ck_n + o_slot.to(tl.int64) * ck_c
         b_k_own = tl.load(p_k_own[:, None] + o_d[None, :], mask=m_context[:, None], other=0.0)
-        if K == 1:
-            b_own = tl.sum(b_q.to(tl.float32) * b_k_own.to(tl.float32), axis=1)
-        else:
-            b_own = dot(b_q, tl.trans(b_k_own), INTERPRET)
+        b_t = own_logits(b_q, b_k_own, K, INTERPRET)
 
     # own keys, for every query: the sums of dS, in T's shape, and of dV_own = P^T dO
-    b_ds_own = tl.zeros_like(b_own)
+    b_dt = tl.zeros_like(b_t)
     b_dv = tl.zeros([BLOCK_M, D], tl.float32)
-    for i_batch in range(i_first, i_last, i_step):
-        o_out = o_first
+    for i_batch in tl.range(i_query, i_last, i_step, disable_licm=True):
+        i_result = i_out
         if POOL:
-            o_out = o_first + i_batch * num_candidates
+            i_result = i_out + tl.cast(i_batch, tl.int64) * num_candidates
         b_do, b_shift, b_delta = _load_gradients(
-            grad_context_ptr,
-            grad_state_ptr,
-            grad_context_lse_ptr,
-            grad_state_lse_ptr,
-            context_ptr,
-            state_ptr,
-            context_lse_ptr,
-            state_lse_ptr,
-            (o_out * K + o_slot) * H + i_head,
-            o_out * H + i_head,
+            grad_context_ptr + (i_result * K * H + i_head) * D,
+            grad_state_ptr + (i_result * H + i_head) * D,
+            grad_context_lse_ptr + i_result * K * H + i_head,
+            grad_state_lse_ptr + i_result * H + i_head,
+            context_ptr + (i_result * K * H + i_head) * D,
+            state_ptr + (i_result * H + i_head) * D,
+            context_lse_ptr + i_result * K * H + i_head,
+            state_lse_ptr + i_result * H + i_head,
+            o_context,
+            o_state,
             o_d,
             m_row,
             m_context,
@@ -250,60 +250,58 @@ def candidate_attention_bwd_candidates_kernel(
             HAS_LSE_GRAD,
         )
         # for the shared keys' kernel
-        o_saved = (i_head * rows + o_out) * SLOTS + o_slot
-        tl.store(shift_ptr + o_saved, b_shift, mask=m_row)
-        tl.store(delta_ptr + o_saved, b_delta, mask=m_row)
-        if K == 1:
-            b_p = tl.where(m_context, tl.exp2(b_own * own_scale_log2 - b_shift), 0.0)
-            b_do32 = b_do.to(tl.float32)
-            b_ds_own += b_p * (tl.sum(b_do32 * b_v_own.to(tl.float32), axis=1) - b_delta)
-            b_dv += b_p[:, None] * b_do32
-        else:
-            b_p = tl.where(m_own, tl.exp2(b_own * own_scale_log2 - b_shift[:, None]), 0.0)
-            b_ds_own += b_p * (dot(b_do, tl.trans(b_v_own), INTERPRET) - b_delta[:, None])
-            b_dv = dot_add(tl.trans(b_p), b_do, b_dv, INTERPRET)
-    o_grad_row = (o_grad * K + o_slot) * H + i_head
-    p_dv = dv_ptr + (o_grad_row * D)[:, None] + o_d[None, :]
-    tl.store(p_dv, b_dv.to(dv_ptr.dtype.element_ty), mask=m_context[:, None])
+        i_saved = (i_head * rows + i_result) * SLOTS
+        tl.store(shift_ptr + i_saved + o_row, b_shift, mask=m_row)
+        tl.store(delta_ptr + i_saved + o_row, b_delta, mask=m_row)
+        b_dt, b_dv = add_own_gradients(
+            b_t,
+            own_scale_log2,
+            b_shift,
+            b_delta,
+            b_do,
+            b_v_own,
+            b_dt,
+            b_dv,
+            m_context,
+            m_own,
+            HAS_STATE,
+            K,
+            INTERPRET,
+        )
+    i_grad_context = (i_grad * K * H + i_head) * D
+    o_grad = (o_context * D)[:, None] + o_d[None, :]
+    tl.store(dv_ptr + i_grad_context + o_grad, b_dv.to(dv_ptr.dtype.element_ty), mask=m_context[:, None])
     # loaded again, which leaves registers for the loop above
     b_q = tl.load(p_q[:, None] + o_d[None, :], mask=m_row[:, None], other=0.0)
     b_dq = tl.zeros([BLOCK_M, D], tl.float32)
     if HAS_OWN_LOGITS:
         # (rows, K, K, H)
-        p_dl = dl_logits_ptr + ((o_grad * K + o_slot) * K) * H + i_head
-        if K == 1:
-            tl.store(p_dl, b_ds_own, mask=m_context)
-        else:
-            tl.store(p_dl[:, None] + (o_slot * H)[None, :], b_ds_own, mask=m_own)
+        p_dl = dl_logits_ptr + i_grad * K * K * H + i_head + o_context * K
+        store_own_logits(p_dl, o_slot, H, b_dt, m_context, m_own, K)
     else:
         # queries and own keys are those of every query of a pool, so products wait for the sum
         b_k_own = tl.load(p_k_own[:, None] + o_d[None, :], mask=m_context[:, None], other=0.0)
-        if K == 1:
-            b_dk = b_ds_own[:, None] * b_q.to(tl.float32)
-            b_dq += b_ds_own[:, None] * b_k_own.to(tl.float32)
-        else:
-            b_dk = dot_rounded(tl.trans(b_ds_own), b_q, INTERPRET)
-            b_dq = dot_add(b_ds_own, b_k_own, b_dq, INTERPRET)
-        p_dk = dk_ptr + (o_grad_row * D)[:, None] + o_d[None, :]
-        tl.store(p_dk, (b_dk * scale).to(dk_ptr.dtype.element_ty), mask=m_context[:, None])
+        b_dk = own_key_gradients(b_dt, b_q, K, INTERPRET)
+        b_dq = add_own_query_gradients(b_dt, b_k_own, b_dq, K, INTERPRET)
+        tl.store(dk_ptr + i_grad_context + o_grad, (b_dk * scale).to(dk_ptr.dtype.element_ty), mask=m_context[:, None])
 
     # shared keys, for every query; its gradients are loaded again, which leaves registers for the loop over keys
     o_n = tl.arange(0, BLOCK_N)
-    for i_batch in range(i_first, i_last, i_step):
-        o_out = o_first
+    for i_batch in tl.range(i_query, i_last, i_step, disable_licm=True):
+        i_result = i_out
         if POOL:
-            o_out = o_first + i_batch * num_candidates
+            i_result = i_out + tl.cast(i_batch, tl.int64) * num_candidates
         b_do, b_shift, b_delta = _load_gradients(
-            grad_context_ptr,
-            grad_state_ptr,
-            grad_context_lse_ptr,
-            grad_state_lse_ptr,
-            context_ptr,
-            state_ptr,
-            context_lse_ptr,
-            state_lse_ptr,
-            (o_out * K + o_slot) * H + i_head,
-            o_out * H + i_head,
+            grad_context_ptr + (i_result * K * H + i_head) * D,
+            grad_state_ptr + (i_result * H + i_head) * D,
+            grad_context_lse_ptr + i_result * K * H + i_head,
+            grad_state_lse_ptr + i_result * H + i_head,
+            context_ptr + (i_result * K * H + i_head) * D,
+            state_ptr + (i_result * H + i_head) * D,
+            context_lse_ptr + i_result * K * H + i_head,
+            state_lse_ptr + i_result * H + i_head,
+            o_context,
+            o_state,
             o_d,
             m_row,
             m_context,
@@ -315,8 +313,8 @@ def candidate_attention_bwd_candidates_kernel(
         if HAS_LENGTHS:
             length = load_length(key_lengths_ptr, i_batch, num_keys)
         # [BLOCK_N, D]
-        p_k = key_ptr + i_batch * k_b + i_head * k_h + o_d[None, :]
-        p_v = value_ptr + i_batch * v_b + i_head * v_h + o_d[None, :]
+        p_k = key_ptr + tl.cast(i_batch, tl.int64) * k_b + i_head * k_h + o_d[None, :]
+        p_v = value_ptr + tl.cast(i_batch, tl.int64) * v_b + i_head * v_h + o_d[None, :]
         # float32 products take so many registers that there is room for one copy of the loop's body
         PADDED: tl.constexpr = key_ptr.dtype.element_ty == tl.float32
         whole = length if PADDED else length // BLOCK_N * BLOCK_N
@@ -338,8 +336,7 @@ def candidate_attention_bwd_candidates_kernel(
             b_dq = _add_block(b_q, b_do, b_k, b_v, b_shift, b_delta, scale_log2, b_dq, True, INTERPRET)
 
     b_dq *= scale
-    p_dq = dq_ptr + (o_grad_row * D)[:, None] + o_d[None, :]
-    tl.store(p_dq, b_dq.to(dq_ptr.dtype.element_ty), mask=m_context[:, None])
+    tl.store(dq_ptr + i_grad_context + o_grad, b_dq.to(dq_ptr.dtype.element_ty), mask=m_context[:, None])
     if HAS_STATE:
-        p_ds = ds_ptr + ((o_grad * H + i_head) * D)[:, None] + o_d[None, :]
-        tl.store(p_ds, b_dq.to(ds_ptr.dtype.element_ty), mask=m_state[:, None])
+        p_ds = ds_ptr + (i_grad * H + i_head) * D
+        tl.store(p_ds + (o_state * D)[:, None] + o_d[None, :], b_dq.to(ds_ptr.dtype.element_ty), mask=m_state[:, None])

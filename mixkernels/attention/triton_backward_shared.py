@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 
 from mixkernels.attention.triton_arguments import shared_backward_metadata
-from mixkernels.attention.triton_tiles import LOG2E, dot, dot_add, load_length, load_tile
+from mixkernels.attention.triton_backward_tiles import add_key_gradients, store_key_gradients
+from mixkernels.attention.triton_tiles import LOG2E, load_length, load_tile
 
 
 @triton.jit(
@@ -142,21 +143,9 @@ def candidate_attention_bwd_shared_kernel(
         o_saved = (i_head * rows + start + i_block * CANDIDATES) * SLOTS + o_row
         b_shift = tl.load(shift_ptr + o_saved, mask=m_row, other=float("inf"))
         b_delta = tl.load(delta_ptr + o_saved, mask=m_row, other=0.0)
-        # transposed, [BLOCK_N, BLOCK_M]: P and dS stay in registers as left sides of products
-        b_p = tl.exp2(dot(b_k, tl.trans(b_q), INTERPRET) * scale_log2 - b_shift[None, :])
-        b_dv = dot_add(b_p, b_do, b_dv, INTERPRET)
-        b_ds = b_p * (dot(b_v, tl.trans(b_do), INTERPRET) - b_delta[None, :])
-        b_dk = dot_add(b_ds, b_q, b_dk, INTERPRET)
+        # dS is scaled after the sum
+        _, b_dk, b_dv = add_key_gradients(b_k, b_v, b_q, b_do, b_shift, b_delta, 1.0, scale_log2, b_dk, b_dv, INTERPRET)
 
-    # keys of padding have a weight, which nothing else sees
-    b_dk = tl.where(m_n[:, None], b_dk * scale, 0.0)
-    b_dv = tl.where(m_n[:, None], b_dv, 0.0)
     o_grad = (i_batch * num_keys + o_token) * H + i_head
-    m_store = (o_token < num_keys)[:, None]
-    if ATOMIC:
-        tl.atomic_add(dk_ptr + (o_grad * D)[:, None] + o_d[None, :], b_dk, mask=m_store)
-        tl.atomic_add(dv_ptr + (o_grad * D)[:, None] + o_d[None, :], b_dv, mask=m_store)
-    else:
-        o_grad += i_split * batch * num_keys * H
-        tl.store(dk_ptr + (o_grad * D)[:, None] + o_d[None, :], b_dk.to(dk_ptr.dtype.element_ty), mask=m_store)
-        tl.store(dv_ptr + (o_grad * D)[:, None] + o_d[None, :], b_dv.to(dv_ptr.dtype.element_ty), mask=m_store)
+    o_part = i_split * batch * num_keys * H
+    store_key_gradients(dk_ptr, dv_ptr, b_dk * scale, b_dv, o_part, o_grad, o_d, m_n, o_token < num_keys, D, ATOMIC)

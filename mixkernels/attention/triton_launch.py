@@ -39,8 +39,8 @@ class LaunchConfig(NamedTuple):
 
 
 SHORT, STREAMED = "forward_short", "forward_streamed"
-CANDIDATES, SHARED = "backward_candidates", "backward_shared"
-KERNELS = (SHORT, STREAMED, CANDIDATES, SHARED)
+CANDIDATES, SHARED, FUSED = "backward_candidates", "backward_shared", "backward_fused"
+KERNELS = (SHORT, STREAMED, CANDIDATES, SHARED, FUSED)
 FORWARD = (SHORT, STREAMED)
 
 
@@ -62,10 +62,14 @@ class Kind(NamedTuple):
     """Log-sum-exps are returned."""
     descriptors: bool = False
     """The memory engine copies whole tiles."""
+    few_keys: bool = False
+    """Of the fused backward kernel: half a block holds the query's keys."""
 
 
 SHORT_KEYS = 128
-"""Most tokens of a query that the kernel for short queries keeps on the chip."""
+"""Most tokens of a query that the kernels for short queries keep on the chip."""
+FUSED_DIM = 64
+"""Largest head dimension of the fused backward kernel; larger ones spill registers."""
 
 
 @cache
@@ -85,6 +89,9 @@ def slots_of(kernel: str, num_context: int, *, has_state: bool) -> int:
     A state row takes a free slot of its candidate. With k = 1 the kernel for short queries, which waits for memory, has
     a tile of states instead, because half of every load of own keys would be empty.
     """
+    if kernel == FUSED:
+        # states have a tile of their own
+        return num_context
     if kernel not in FORWARD:
         return num_context + has_state
     if kernel == STREAMED and num_context == 1:
@@ -101,6 +108,25 @@ def forward_options(kind: Kind, config: LaunchConfig, num_keys: int) -> dict[str
         options["BLOCK_N"] = max(16, 1 << (num_keys - 1).bit_length())
         options |= {"STAGES": config.num_stages, "DESCRIPTORS": kind.descriptors}
     return options
+
+
+def backward_options(kind: Kind, config: LaunchConfig, num_keys: int) -> dict[str, Any]:
+    """Return the arguments of a backward launch that its configuration decides, for queries of `num_keys`."""
+    options = config.options() | {"STAGES": config.num_stages}
+    if kind.kernel == FUSED:
+        options["BLOCK_N"] = SHORT_KEYS // 2 if kind.few_keys else SHORT_KEYS
+    return options
+
+
+def fused_kind(num_context: int, num_keys: int, head_dim: int, itemsize: int, *, has_state: bool) -> Kind | None:
+    """Return the kind of the fused backward kernel for calls of a shape; None: two kernels compute them.
+
+    With several context embeddings, float32 or D = 128 it would spill registers or take more instructions a logit than
+    the two kernels together. Without a state a tile's rows are too few.
+    """
+    if num_context > 1 or not has_state or num_keys > SHORT_KEYS or head_dim > FUSED_DIM or itemsize != 2:
+        return None
+    return Kind(FUSED, 1, 1, head_dim, itemsize, few_keys=num_keys <= SHORT_KEYS // 2)
 
 
 _TABLES = Path(__file__).with_name("launch_tables")
@@ -194,11 +220,22 @@ def rule(kind: Kind) -> LaunchConfig:
         return _short_rule(kind)
     if kind.kernel == STREAMED:
         return _streamed_rule(kind)
+    if kind.kernel == FUSED:
+        if kind.few_keys:
+            return LaunchConfig(64 if dim <= 32 else 32, SHORT_KEYS // 2, num_warps=4, num_stages=2)
+        return LaunchConfig(64, SHORT_KEYS, num_warps=8, num_stages=2)
     if kind.kernel == CANDIDATES:
         if not low:
+            # narrow heads have no stack frame on sm_80, sm_90 and sm_100 in these alone
+            if (dim == 16 and kind.num_context > 10) or (dim == 32 and kind.num_context == 1):
+                return LaunchConfig(64, 16, 8, 1)
+            if dim == 32:
+                return LaunchConfig(32, 32, 4, 1)
             return LaunchConfig(32, 32, 8, 1) if dim <= 64 else LaunchConfig(16, 16, 8, 1)
         if dim <= 32:
-            return LaunchConfig(64, 64, num_warps=4, num_stages=1)
+            # blocks of 64 keys spill on sm_80 at D = 16
+            few = dim == 16 and kind.num_context == 1
+            return LaunchConfig(64, 32 if few else 64, num_warps=4, num_stages=1)
         if dim == 64:
             # several own keys are one more product of the whole tile
             return LaunchConfig(64, 32, 8, 1) if kind.num_context == 1 else LaunchConfig(32, 64, 4, 1)
@@ -246,7 +283,7 @@ def alternatives(kind: Kind) -> list[LaunchConfig]:
     """Return what tuning tries: the rule, and its neighbours in keys per tile, warps and stages."""
     first = rule(kind)
     # a short query is one block, whatever its length
-    blocks = (first.block_n,) if kind.kernel == SHORT else (32, 64, 128)
+    blocks = (first.block_n,) if kind.kernel in (SHORT, FUSED) else (32, 64, 128)
     tried = [
         LaunchConfig(first.block_m, block_n, num_warps, num_stages)
         for block_n in blocks

@@ -1,9 +1,10 @@
 """Tile arithmetic that the attention kernels share.
 
-A candidate owns SLOTS rows of a tile. In the backward kernels they are its k context rows and its state row (k rows
-without a state): slots below k are context rows, slot k the state. The forward kernel has a tile of context rows, SLOTS
-= k, and one of state rows, SLOTS = 1. A tile has BLOCK_M rows and holds BLOCK_M // SLOTS whole candidates, so no
-candidate spans two tiles; the few rows left over are masked. Row r belongs to candidate r // SLOTS, slot r % SLOTS.
+A candidate owns SLOTS rows of a tile. In two backward kernels they are its k context rows and its state row (k rows
+without a state): slots below k are context rows, slot k the state. The forward kernels (triton_candidates) and the
+fused backward kernel have a tile of context rows, SLOTS = k, and one of state rows, SLOTS = 1. A tile has BLOCK_M rows
+and holds BLOCK_M // SLOTS whole candidates, so no candidate spans two tiles; the few rows left over are masked. Row r
+belongs to candidate r // SLOTS, slot r % SLOTS.
 
 All programs are on grid axis x, whose limit is 2^31 - 1 (of y and z 65,535), and every offset is 64 bits wide.
 """

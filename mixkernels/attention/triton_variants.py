@@ -8,11 +8,14 @@ from mixkernels.attention.triton_arguments import STRIDE_NAMES
 from mixkernels.attention.triton_launch import (
     CANDIDATES,
     FORWARD,
+    FUSED,
+    FUSED_DIM,
     SHORT,
     SHORT_KEYS,
     Kind,
     LaunchConfig,
     Table,
+    backward_options,
     forward_options,
     rule,
     slots_of,
@@ -74,6 +77,24 @@ def backward_variants(kernel: Any, name: str, defaults: dict[str, Any]) -> list[
         for table in tables()
         for kind, config in table.configurations.items()
         if kind.kernel == name
+    ]
+
+
+def fused_variants(kernel: Any) -> list[KernelVariant]:
+    """Variants of the fused backward kernel: every form, D, dtype and block of keys that it is launched with."""
+    forms = [(*own, *lengths) for own in ((), ("own logits",)) for lengths in ((), ("no lengths",))]
+    dtypes = [dtype for dtype, itemsize in _ITEMSIZES.items() if itemsize == 2]
+    dims = [dim for dim in HEAD_DIMS if dim <= FUSED_DIM]
+    return [
+        _attention_variant(
+            kernel,
+            Kind(FUSED, 1, 1, dim, 2, few_keys=num_keys < SHORT_KEYS),
+            dtype,
+            ", ".join(form or ("pool",)) + f", m={num_keys}",
+            {"ATOMIC": False} | {key: value for part in form for key, value in _FORMS[part].items()},
+            num_keys,
+        )
+        for dim, dtype, num_keys, form in product(dims, dtypes, (SHORT_KEYS // 2, SHORT_KEYS), [*forms, ("atomic",)])
     ]
 
 
@@ -164,13 +185,14 @@ def _attention_variant(
         # outputs of a candidate's contexts and its state in one tensor
         constants |= dict.fromkeys(("CO_N", "SO_N"), (kind.num_context + 1) * row)
     constants["POOL"] = not (constants["HAS_IDS"] or constants["RAGGED"])
+    has_state = bool(constants["HAS_STATE"])
     if kind.kernel not in FORWARD:
-        kind = kind._replace(slots=slots_of(kind.kernel, kind.num_context, has_state=bool(constants["HAS_STATE"])))
+        kind = kind._replace(slots=slots_of(kind.kernel, kind.num_context, has_state=has_state))
     config = config or rule(kind)
     if kind.kernel in FORWARD:
         constants |= forward_options(kind, config, num_keys)
     else:
-        constants |= config.options() | {"STAGES": config.num_stages}
+        constants |= backward_options(kind, config, num_keys)
     constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
     signature = {
         argument: _type_of(argument, dtype, constants) for argument in kernel.arg_names if argument not in constants
@@ -179,8 +201,8 @@ def _attention_variant(
     # pointers from PyTorch's allocator, and strides that are multiples of D
     divisible = [name for name in signature if name.endswith("_ptr") or name in _TENSOR_STRIDES]
     # see triton_launch.keeps_short_queries
-    arch = "sm_90" if kind.kernel == SHORT else None
-    rows = config.block_m // kind.slots * (kind.num_context + constants["HAS_STATE"])
+    arch = "sm_90" if kind.kernel in (SHORT, FUSED) else None
+    rows = config.block_m // kind.slots * (kind.num_context + has_state)
     return KernelVariant(
         kernel,
         label,

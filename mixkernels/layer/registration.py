@@ -12,16 +12,19 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mixkernels.dispatch import implementation
+from mixkernels.namespace import NAMESPACE
 from mixkernels.tensors import dense_rows
+
+_operators = getattr(torch.ops, NAMESPACE)
 
 
 def _define(name: str, signature: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Define an operator of the library and return its overload, which saves a look-up at each call."""
-    qualified = f"mixkernels::{name}"
+    qualified = f"{NAMESPACE}::{name}"
     torch.library.define(qualified, signature, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(qualified, "default")(run)
     torch.library.register_fake(qualified)(fake)
-    return getattr(torch.ops.mixkernels, name).default
+    return getattr(_operators, name).default
 
 
 def _contiguous_like(tensor: Tensor) -> Tensor:
@@ -195,14 +198,14 @@ SCORE_TOP_K = _define(
 )
 
 
-@register_flop_formula([torch.ops.mixkernels.score_candidates, torch.ops.mixkernels.score_top_k])
+@register_flop_formula([_operators.score_candidates, _operators.score_top_k])
 def _score_flops(context_shape: tuple[int, ...], *_: Any, out_shape: Any = None, **__: Any) -> int:
     """Only the dot products: PyTorch's counter counts products, and LayerNorm has none."""
     batch, num_candidates, _k, width = context_shape
     return 2 * batch * num_candidates * width
 
 
-@register_flop_formula(torch.ops.mixkernels.score_candidates_backward)
+@register_flop_formula(_operators.score_candidates_backward)
 def _score_backward_flops(grad_shape: tuple[int, ...], context_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
     """Gradients of both sides of the dot products, as for a product."""
     return 2 * _score_flops(context_shape)

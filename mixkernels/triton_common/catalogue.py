@@ -15,7 +15,7 @@ MODULES = (
 
 def variants_of(module: str) -> list[KernelVariant]:
     """Return the variants of one of `MODULES`; imports it, and triton with it."""
-    return importlib.import_module(f"mixkernels.{module}").variants()
+    return importlib.import_module(f"..{module}", __package__).variants()
 
 
 def all_variants() -> list[KernelVariant]:

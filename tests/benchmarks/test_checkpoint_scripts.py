@@ -4,10 +4,12 @@ import pytest
 import torch
 import yaml
 
+from benchmarks.checkpoint import average
 from benchmarks.checkpoint.card import PRETRAINED, STAGES
 from benchmarks.checkpoint.equal_dual import dual_stage
 from benchmarks.checkpoint.share import SHARES, figures_by_share, scale_interaction
 from mixencoder import MixEncoder
+from mixencoder.errors import InputError
 from mixencoder.evaluation.tasks import read_task
 from mixencoder.training.run import TrainConfig
 from tests.training.synthetic import write
@@ -37,6 +39,26 @@ def test_a_share_is_worth_what_the_scores_rank(tmp_path):
     found = figures_by_share(task, parts)
     assert {share for share, value in found.items() if value == 1} == {share for share in SHARES if share >= 1}
     assert found[0.0] == pytest.approx(1 / 1.5849625)
+
+
+def test_averaged_weights_are_the_mean_of_all(checkpoint, tmp_path):
+    model = MixEncoder.from_pretrained(checkpoint)
+    first = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.add_(2.0)
+    model.save_pretrained(tmp_path / "other")
+    average.main([checkpoint, str(tmp_path / "other"), "--output", str(tmp_path / "mean")])
+    found = MixEncoder.from_pretrained(tmp_path / "mean").model.state_dict()
+    for name, _ in model.model.named_parameters():
+        torch.testing.assert_close(found[name], first[name] + 1.0)
+
+
+def test_checkpoints_of_different_forms_are_not_averaged():
+    weights = {"a": torch.zeros(2), "steps": torch.tensor(3)}
+    assert average.average([weights, weights])["steps"] == 3
+    with pytest.raises(InputError, match="differ in the names or shapes"):
+        average.average([weights, {**weights, "a": torch.zeros(3)}])
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -134,9 +134,10 @@ def test_a_rival_that_is_not_installed_is_named_and_passes():
     assert not run_quick([quick_case()], committed, Measured(4.0)).passed
 
 
-def test_every_group_but_the_disk_is_part_of_the_quick_run():
+def test_every_group_is_part_of_the_quick_run_and_no_case_that_writes_to_disk():
     cases = gate.quick_cases()
-    assert {case.group for case in cases} == {"operators", "layers", "end_to_end"}
+    assert {case.group for case in cases} == {"operators", "layers", "end_to_end", "index"}
+    assert {(case.operator, case.variant) for case in cases if case.group == "index"} == {("rank", "prefilter=100")}
     assert all(case.rivals == case.quick for case in cases)
 
 

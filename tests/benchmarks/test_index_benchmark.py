@@ -5,19 +5,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu import ranking as gpu_ranking
+from benchmarks.index import limits
+from benchmarks.index.contenders import CROSS, CROSS_PAIRS, DEFAULT, DUAL, NARROW, NARROW_ON_DISK, ON_DISK
 from benchmarks.index.speed import (
-    CROSS,
-    CROSS_PAIRS,
-    NARROW,
-    NARROW_ON_DISK,
-    ON_DISK,
     bare_products,
+    middle_run,
     plain_scores,
     ratios,
 )
+from benchmarks.measuring.costs import MINILM, encoder_cost
 from mixencoder.configuration import MixEncoderConfig
 from mixencoder.modeling import MixEncoderModel
-from mixkernels.devices import multiplies_natively
+from mixkernels.devices import Peaks, multiplies_natively
 from tests.conftest import backbone_config
 
 
@@ -116,3 +115,49 @@ def test_ratios_in_bfloat16_take_the_parts_in_bfloat16():
 def test_bare_products_run_in_bfloat16():
     with torch.inference_mode():
         bare_products(make_model().bfloat16(), 700, 5)()
+
+
+def test_limits_count_the_work_of_each_way_at_the_peaks_of_its_products(monkeypatch):
+    # one second a FLOP; bfloat16 is twice, int8 four times as fast
+    rates = {"float32": 1.0, "bfloat16": 2.0, "int8": 4.0}
+    monkeypatch.setattr(limits, "best_peaks", lambda products, **options: Peaks(rates[products], 1e30, 1e30))
+    count, prefix = 10_000, f"{ON_DISK}"
+    names = [
+        *(f"{prefix}{way}{DEFAULT}" for way in ("", " int8 products", " bfloat16 products", " prefilter")),
+        *(f"{NARROW_ON_DISK}{way}{DEFAULT}" for way in ("", " prefilter")),
+        *(DUAL, CROSS, f"{CROSS}{NARROW}"),
+    ]
+    record = {"N": count, "row_bytes": 3864, "token_size": 384, "seconds": dict.fromkeys(names, 1e30)}
+    (found,) = limits.with_limits([record])
+    least = found["limits"]
+    assert set(least) == set(names)
+    query = encoder_cost(MINILM, 1, 16, torch.float32).flops
+    every = least[f"{prefix}{DEFAULT}"] - query
+    # 38 d^2 a candidate and its attention
+    assert every == pytest.approx(count * 38 * 384**2, rel=0.02)
+    assert least[f"{prefix} int8 products{DEFAULT}"] - query == pytest.approx(every / 4)
+    assert least[f"{prefix} bfloat16 products{DEFAULT}"] - query == pytest.approx(every / 2)
+    assert least[f"{NARROW_ON_DISK}{DEFAULT}"] == pytest.approx((query + every) / 2)
+    # 128 of 10,000 are scored fully, all with one product
+    dual = count * 2 * 384
+    assert least[f"{prefix} prefilter{DEFAULT}"] - query == pytest.approx(every * 128 / count + dual)
+    assert least[DUAL] - query == pytest.approx(dual)
+    assert least[CROSS] == 2 * least[f"{CROSS}{NARROW}"] == encoder_cost(MINILM, 32, 143, torch.float32).flops
+
+
+def test_peaks_are_measured_again_if_a_time_is_below_its_limit(monkeypatch):
+    rate = {"now": 1.0}
+
+    def peaks(products, *, remeasure=False):
+        if remeasure:
+            rate["now"] = 1e9
+        return Peaks(rate["now"], 1e30, 1e30)
+
+    monkeypatch.setattr(limits, "best_peaks", peaks)
+    (found,) = limits.with_limits([{"N": 10, "row_bytes": 1, "token_size": 1, "seconds": {DUAL: 5.0}}])
+    assert found["limits"][DUAL] < 5.0
+
+
+def test_the_middle_run_is_recorded_with_the_multiples_of_all():
+    runs = [{"N": 32, "seconds": {CROSS: cross, f"{ON_DISK}{DEFAULT}": 1.0}} for cross in (7.0, 3.0, 5.0)]
+    assert middle_run(runs) == runs[2] | {"multiples": [3.0, 5.0, 7.0]}

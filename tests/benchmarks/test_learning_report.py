@@ -3,13 +3,16 @@
 import importlib.util
 import json
 import re
+from statistics import mean
 
 import pytest
 
 from benchmarks.interaction.variants import VARIANTS
+from benchmarks.measuring.provenance import ROOT
 from benchmarks.report import learning_tables, pictures
 from benchmarks.report.documents import rendered
 from benchmarks.report.tables import TABLES
+from benchmarks.suite.results import RESULTS
 
 DEVICE = "cpu-some"
 
@@ -194,3 +197,38 @@ def test_adapting_has_rows_by_what_is_trained_and_columns_by_labels(give):
 @pytest.mark.parametrize("name", ["curves", "interaction variants", "adapting"])
 def test_the_committed_records_make_a_table(name):
     assert re.match(r"\| |Not recorded yet: ", TABLES[name]())
+
+
+# -- candidates for the bundled checkpoint -----------------------------------------------------------------------------
+
+
+def test_trials_show_both_terms_at_the_best_share(give):
+    def trial(**by_share):
+        return {"figures": {"chat": by_share, "words": by_share}, "commit": "abcdefgh"}
+
+    records = {
+        "untrained": trial(**{"0.0": 0.5}),
+        "retrained": trial(**{"0.0": 0.6, "0.25": 0.7, "1.0": 0.65}),
+        "other": trial(**{"0.0": 0.6, "0.25": 0.6, "1.0": 0.8}),
+    }
+    give("default_trials.json", {"measure": "nDCG@10", "queries": 200, "records": records})
+    assert TABLES["trials"]().splitlines() == [
+        "| model | score | chat | words | mean |",
+        "| --- | --- | --- | --- | --- |",
+        "| untrained | cosine | 0.500 | 0.500 | 0.500 |",
+        "| retrained | dual term alone | 0.600 | 0.600 | 0.600 |",
+        "| retrained | full score, 0.25 of the interaction | 0.700 | 0.700 | 0.700 |",
+        "| retrained | full score | 0.650 | 0.650 | 0.650 |",
+        "| other | dual term alone | 0.600 | 0.600 | 0.600 |",
+        "| other | full score | 0.800 | 0.800 | 0.800 |",
+        "",
+        "nDCG@10, 200 queries a set; commit abcdefg",
+    ]
+
+
+def test_the_page_quotes_the_record_of_a_quarter_of_the_interaction():
+    path = RESULTS / "cpu-emerald-rapids-2-threads" / "quality_quarter.json"
+    results = json.loads(path.read_text(encoding="utf-8"))["results"]
+    figure = mean(task["full"]["nDCG@10"] for task in results.values())
+    page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    assert f"to {figure:.3f} on the mean" in " ".join(page.split())

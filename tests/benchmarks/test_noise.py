@@ -156,7 +156,7 @@ def test_numbers_of_candidates_that_stayed_noisy_are_left_out_of_index_speed(mon
     def measure(engines, context, folder):
         if len(context) == 2:
             raise NoisyMeasurementError("products: a spread of 4.00")
-        return {"N": len(context), "seconds": {}}
+        return {"N": len(context), "seconds": {}, "row_bytes": 1, "token_size": 1}
 
     published = SimpleNamespace(encode_document=lambda texts: torch.zeros(4, 1, 2))
     written = {}
@@ -164,6 +164,8 @@ def test_numbers_of_candidates_that_stayed_noisy_are_left_out_of_index_speed(mon
     monkeypatch.setattr(index_speed, "texts_of", lambda *arguments, **options: [])
     monkeypatch.setattr(index_speed, "measure", measure)
     monkeypatch.setattr(index_speed, "ratios", lambda record: {})
+    monkeypatch.setattr(index_speed, "middle_run", lambda found: found[0])
+    monkeypatch.setattr(peaks, "_measure", lambda products: Peaks(1.0, 1.0, 1.0))
     monkeypatch.setattr(index_speed, "write_json", lambda path, document: written.update(document))
     assert index_speed.main(["--device", "here", "--counts", "1", "2", "3"]) == 1
     assert [record["N"] for record in written["records"]] == [1, 3]

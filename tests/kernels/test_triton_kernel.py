@@ -128,10 +128,14 @@ def unchecked_call(case: Case) -> Call:
     return Call(**rest | {"key_lengths": lengths})
 
 
-@pytest.mark.parametrize(("dtype", "k"), [(torch.bfloat16, 1), (torch.float32, 2)], ids=["short", "streamed"])
-def test_lengths_beyond_the_keys_or_below_0_read_no_other_memory(dtype, k):
+@pytest.mark.parametrize(
+    ("dtype", "k", "form"),
+    [(torch.bfloat16, 1, "pool"), (torch.bfloat16, 1, "per query"), (torch.float32, 2, "pool")],
+    ids=["short", "fused backward", "streamed"],
+)
+def test_lengths_beyond_the_keys_or_below_0_read_no_other_memory(dtype, k, form):
     # keys are slices of longer ones, whose other tokens must not be read
-    case = Case.random(n=5, k=k, m=40, b=4, d=16, dtype=dtype)
+    case = Case.random(n=5, k=k, m=40, b=4, d=16, dtype=dtype, form=form)
     case = case.changed(**{name: case[name][:, 8:16] for name in ("key", "value")})
     found = []
     for lengths in ([9, 40, 2**32 + 3, -1], [8, 8, 8, 0]):

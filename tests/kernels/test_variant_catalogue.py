@@ -14,6 +14,7 @@ from tests.kernels.attention_cases import FORMS, Case, device_of
 
 pytestmark = pytest.mark.skipif(device_of("triton") == "cuda", reason="kernels are replaced, their results unwritten")
 
+SHORT, FUSED = "candidate_attention_fwd_short_kernel", "candidate_attention_bwd_fused_kernel"
 SIZES = ("INTERPRET", "H", "K", "SLOTS", "BLOCK_M", "BLOCK_N", "BLOCK_S", "CO_N", "CO_C", "SO_N")
 FLAGS = ("HAS_STATE", "HAS_LENGTHS", "HAS_IDS", "HAS_OWN_LOGITS", "QUANTISED", "PER_QUERY", "HAS_LSE")
 # before kernels are replaced
@@ -36,6 +37,7 @@ def launched(monkeypatch) -> dict[str, list[dict]]:
     for module, name in (
         (triton_forward, "candidate_attention_fwd_short_kernel"),
         (triton_forward, "candidate_attention_fwd_streamed_kernel"),
+        (triton_backward, FUSED),
         (triton_backward, "candidate_attention_bwd_candidates_kernel"),
         (triton_backward, "candidate_attention_bwd_shared_kernel"),
     ):
@@ -50,9 +52,6 @@ def catalogued(kernel: str, **constants) -> list[KernelVariant]:
 
 # whether the state, lengths, own logits and int8 are there
 PARTS = list(product((True, False), repeat=4))
-
-
-SHORT = "candidate_attention_fwd_short_kernel"
 
 
 @pytest.mark.parametrize("d", [32, 64])
@@ -86,6 +85,26 @@ def test_every_length_and_dtype_of_a_short_query_is_compiled_ahead_of_time(launc
         assert any(variant.signature["key_ptr"] == f"*{TYPES[dtype]}" for variant in found), constants
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("d", [16, 32, 64])
+def test_every_form_of_the_fused_backward_kernel_is_compiled_ahead_of_time(launched, d, dtype, monkeypatch):
+    for m, lengths, own_logits in product((1, 64, 65, SHORT_KEYS), (True, False), (True, False)):
+        case = Case.random(n=2, m=m, h=1, d=d, dtype=dtype, own_logits=own_logits, lengths=[m] if lengths else None)
+        case.gradients("triton", lse=False)
+    monkeypatch.setenv("MIXKERNELS_DETERMINISTIC", "0")
+    case.gradients("triton", lse=False)
+    options = launched[FUSED]
+    assert len(options) == 17
+    for launch in options:
+        names = ("D", "HAS_LENGTHS", "HAS_OWN_LOGITS", "BLOCK_M", "BLOCK_N", "STAGES")
+        constants = {name: launch[name] for name in names}
+        if launch["ATOMIC"]:
+            constants = {name: launch[name] for name in ("D", "BLOCK_N", "ATOMIC")}
+        found = catalogued(FUSED, **constants)
+        assert any(variant.signature["key_ptr"] == f"*{TYPES[dtype]}" for variant in found), constants
+        assert {variant.num_warps for variant in found} == {launch["num_warps"]}
+
+
 @pytest.mark.parametrize("deterministic", ["1", "0"])
 def test_every_value_of_every_option_is_compiled_ahead_of_time(launched, deterministic, monkeypatch):
     monkeypatch.setenv("MIXKERNELS_DETERMINISTIC", deterministic)
@@ -96,7 +115,7 @@ def test_every_value_of_every_option_is_compiled_ahead_of_time(launched, determi
         if not int8:
             case.gradients("triton", lse=lse)
     # float32 queries are not kept on the chip
-    assert [kernel for kernel, options in launched.items() if not options] == [SHORT]
+    assert [kernel for kernel, options in launched.items() if not options] == [SHORT, FUSED]
     for kernel, options in launched.items():
         for name, values in {name: {launch[name] for launch in options} for name in (options or [{}])[0]}.items():
             if name.isupper() and name not in SIZES:

@@ -39,6 +39,7 @@ OTHER_PROGRAMS = {
 OTHER_PROGRAMS |= {
     ".ci/run",
     ".ci/instruction_sets",
+    ".ci/kernels_layout",
     ".ci/integrations",
     ".ci/package",
     ".ci/versions",

@@ -77,6 +77,16 @@ def test_half_a_surrogate_pair_is_refused_and_not_quoted(client):
         assert response.status_code == 422
 
 
+@pytest.mark.parametrize("path", [*RERANKS, "/v1/rank"])
+def test_neither_and_both_of_documents_and_ids_name_the_field_of_the_dialect(client, path):
+    field = "texts" if path == "/rerank" else "documents"
+    neither = {name: value for name, value in BODIES[path].items() if name != field}
+    for found, body in (("neither", neither), ("both", {**BODIES[path], "ids": IDS})):
+        response = client.post(path, json=body)
+        assert response.status_code == 422
+        assert message(response, path) == f"{found} of {field} and ids are given; expected one of them"
+
+
 @pytest.mark.parametrize("path", POSTS)
 def test_a_body_that_does_not_say_that_it_is_json_is_refused(client, path):
     for headers in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}):

@@ -12,7 +12,18 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from mixencoder.serving.dialects.common import Ids, Model, StrictRoute, TopN, Usage, examples, new_id, split_ids
+from mixencoder.serving.dialects.common import (
+    NOT_EMPTY,
+    Ids,
+    Model,
+    Query,
+    StrictRoute,
+    TopN,
+    Usage,
+    described,
+    new_id,
+    split_ids,
+)
 from mixencoder.serving.dialects.error_forms import CohereJinaError, error_responses
 from mixencoder.serving.errors import RequestError
 from mixencoder.serving.service import Service
@@ -35,10 +46,10 @@ class Document(Model):
 class RerankRequest(Model):
     """Rank documents for a query."""
 
-    model_config = ConfigDict(json_schema_extra=examples(_EXAMPLE))
+    model_config = ConfigDict(json_schema_extra=described(_EXAMPLE, one_of=[("documents", "ids")]))
 
-    query: str
-    documents: list[str | Document] | None = None
+    query: Query
+    documents: list[str | Document] | None = Field(None, json_schema_extra=NOT_EMPTY)
     ids: Ids = None
     model: str | None = Field(None, description="The name of the served model.")
     top_n: TopN = None
@@ -46,7 +57,9 @@ class RerankRequest(Model):
     raw_scores: bool = Field(False, description="Return the model's scores instead of probabilities.")
     use_activation: bool | None = Field(None, description="As in vLLM: false returns the model's scores.")
     max_tokens_per_doc: int | None = Field(None, ge=0, description="Read at most this many tokens; 0 sets no limit.")
-    rank_fields: list[str] | None = Field(None, description='Only ["text"] is possible.')
+    rank_fields: list[str] | None = Field(
+        None, description='Only ["text"] is possible.', json_schema_extra={"enum": [None, ["text"]]}
+    )
 
     def texts(self) -> list[str] | None:
         """Return the documents' texts."""
@@ -66,7 +79,7 @@ class RerankRequest(Model):
         return Ranking(
             queries=(self.query,),
             documents=None if texts is None else tuple(texts),
-            ids=split_ids(self.ids, documents=texts is not None),
+            ids=split_ids(self.ids, "documents", texts),
             top_k=self.top_n or None,
             raw_scores=self.raw_scores or self.use_activation is False,
             with_texts=return_documents,

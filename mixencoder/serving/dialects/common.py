@@ -3,7 +3,7 @@
 import json
 import math
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import HTTPException, Request, Response
@@ -14,9 +14,16 @@ from mixencoder.serving.errors import RequestError
 
 ALL = "all"
 """The value of `ids` that ranks the whole index."""
+NOT_BLANK: dict[str, Any] = {"pattern": r"\S"}
+NOT_EMPTY: dict[str, Any] = {"minItems": 1}
+"""Parts of the JSON schema for what the server checks itself, to answer in the dialect's own form."""
+Query = Annotated[str, Field(json_schema_extra=NOT_BLANK)]
 Ids = Annotated[
     list[str] | Literal["all"] | None,
-    Field(description='Instead of texts: ids of candidates in the server\'s index, or "all" for the whole index.'),
+    Field(
+        description='Instead of texts: ids of candidates in the server\'s index, or "all" for the whole index.',
+        json_schema_extra=NOT_EMPTY,
+    ),
 ]
 TopN = Annotated[int | None, Field(ge=0, description="Results to return; null and 0 return all (index: 10).")]
 
@@ -82,20 +89,34 @@ class StrictRoute(APIRoute):
         return strict
 
 
-def examples(*values: Any) -> Any:
-    """Return what shows values as examples of a model in OpenAPI."""
-    return {"examples": list(values)}
+def described(*examples: Any, one_of: Sequence[tuple[str, str]] = ()) -> Any:
+    """Return what OpenAPI says of a request beyond its fields.
+
+    Args:
+        examples: whole requests.
+        one_of: pairs of fields of which exactly one is given and not null.
+    """
+
+    def given(name: str, other: str) -> dict[str, Any]:
+        return {"required": [name], "properties": {name: {"not": {"type": "null"}}, other: {"type": "null"}}}
+
+    choices = [{"oneOf": [given(first, second), given(second, first)]} for first, second in one_of]
+    return {"examples": list(examples)} | ({"allOf": choices} if choices else {})
 
 
-def split_ids(ids: list[str] | str | None, *, documents: bool) -> tuple[str, ...] | None:
+def split_ids(ids: list[str] | str | None, field: str, documents: Sequence[Any] | None) -> tuple[str, ...] | None:
     """Return the ids of candidates; None stands for the whole index, or for none if there are documents.
+
+    Args:
+        ids, documents: as given; None if not.
+        field: the dialect's name of the documents.
 
     Raises:
         RequestError: neither or both of documents and ids are given.
     """
-    if documents == (ids is not None):
-        found = "both" if documents else "neither"
-        raise RequestError(422, "validation", f"{found} of documents and ids are given; expected one of them")
+    if (documents is None) == (ids is None):
+        found = "neither" if ids is None else "both"
+        raise RequestError(422, "validation", f"{found} of {field} and ids are given; expected one of them")
     return tuple(ids) if isinstance(ids, list) else None
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from mixencoder.explanation.result import PairExplanation
-from mixencoder.serving.dialects.common import OwnModel, StrictRoute, Usage, examples
+from mixencoder.serving.dialects.common import OwnModel, Query, StrictRoute, Usage, described
 from mixencoder.serving.dialects.error_forms import OpenAIError, error_responses
 from mixencoder.serving.service import Service
 from mixencoder.serving.work import Explaining
@@ -20,9 +20,9 @@ _EXAMPLES = [
 class ExplainRequest(OwnModel):
     """Explain the score of one document for one query."""
 
-    model_config = ConfigDict(json_schema_extra=examples(*_EXAMPLES))
+    model_config = ConfigDict(json_schema_extra=described(*_EXAMPLES, one_of=[("document", "id")]))
 
-    query: str
+    query: Query
     document: str | None = None
     id: str | None = Field(None, description="Instead of a document: the id of a candidate whose text the index holds.")
     model: str | None = Field(None, description="The name of the served model.")

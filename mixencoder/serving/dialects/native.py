@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from mixencoder.serving.dialects.common import Ids, OwnModel, StrictRoute, Usage, examples, split_ids
+from mixencoder.serving.dialects.common import NOT_EMPTY, Ids, OwnModel, Query, StrictRoute, Usage, described, split_ids
 from mixencoder.serving.dialects.error_forms import OpenAIError, error_responses
 from mixencoder.serving.service import Service
 from mixencoder.serving.work import Ranking, Reading
@@ -23,10 +23,10 @@ _EXAMPLES = [
 class RankRequest(OwnModel):
     """Rank the same candidates for each of some queries."""
 
-    model_config = ConfigDict(json_schema_extra=examples(*_EXAMPLES))
+    model_config = ConfigDict(json_schema_extra=described(*_EXAMPLES, one_of=[("documents", "ids")]))
 
-    queries: list[str]
-    documents: list[str] | None = None
+    queries: list[Query] = Field(json_schema_extra=NOT_EMPTY)
+    documents: list[str] | None = Field(None, json_schema_extra=NOT_EMPTY)
     ids: Ids = None
     model: str | None = Field(None, description="The name of the served model.")
     top_k: int | None = Field(None, ge=1, description="Results per query; null returns all (whole index: 10).")
@@ -47,7 +47,7 @@ class RankRequest(OwnModel):
         return Ranking(
             queries=tuple(self.queries),
             documents=None if self.documents is None else tuple(self.documents),
-            ids=split_ids(self.ids, documents=self.documents is not None),
+            ids=split_ids(self.ids, "documents", self.documents),
             top_k=self.top_k,
             raw_scores=self.raw_scores,
             with_metadata=self.return_metadata,

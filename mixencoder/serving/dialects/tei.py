@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaH
 from mixencoder import __version__
 from mixencoder.serving.batching import PASS_WEIGHT
 from mixencoder.serving.dialects.cohere_jina import RerankRequest, RerankResponse, rerank
-from mixencoder.serving.dialects.common import Ids, Model, StrictRoute, examples, split_ids
+from mixencoder.serving.dialects.common import NOT_EMPTY, Ids, Model, Query, StrictRoute, described, split_ids
 from mixencoder.serving.dialects.error_forms import OpenAIError, TeiError, error_responses, read_responses
 from mixencoder.serving.service import Service
 from mixencoder.serving.work import Ranking, Reading
@@ -27,10 +27,10 @@ _EXAMPLE = {
 class TeiRerankRequest(Model):
     """Rank texts for a query."""
 
-    model_config = ConfigDict(json_schema_extra=examples(_EXAMPLE))
+    model_config = ConfigDict(json_schema_extra=described(_EXAMPLE, one_of=[("texts", "ids")]))
 
-    query: str
-    texts: list[str] | None = None
+    query: Query
+    texts: list[str] | None = Field(None, json_schema_extra=NOT_EMPTY)
     ids: Ids = None
     raw_scores: bool = Field(False, description="Return the model's scores instead of probabilities.")
     return_text: bool = False
@@ -47,7 +47,7 @@ class TeiRerankRequest(Model):
         return Ranking(
             queries=(self.query,),
             documents=None if self.texts is None else tuple(self.texts),
-            ids=split_ids(self.ids, documents=self.texts is not None),
+            ids=split_ids(self.ids, "texts", self.texts),
             raw_scores=self.raw_scores,
             with_texts=self.return_text,
             reading=Reading(keep, refuse=self.truncate is False),

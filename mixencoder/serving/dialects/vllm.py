@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from mixencoder.serving.dialects.common import Model, StrictRoute, Usage, examples, new_id
+from mixencoder.serving.dialects.common import Model, StrictRoute, Usage, described, new_id
 from mixencoder.serving.dialects.error_forms import OpenAIError, error_responses, read_responses
 from mixencoder.serving.errors import RequestError
 from mixencoder.serving.service import Service
@@ -28,7 +28,9 @@ Texts = str | list[str] | None
 class ScoreRequest(Model):
     """Score pairs of texts."""
 
-    model_config = ConfigDict(json_schema_extra=examples(_EXAMPLE))
+    model_config = ConfigDict(
+        json_schema_extra=described(_EXAMPLE, one_of=[("text_1", "queries"), ("text_2", "documents")])
+    )
 
     text_1: Texts = Field(None, description="A query, or one per text of text_2.")
     text_2: Texts = Field(None, description="Documents.")
