@@ -1,4 +1,4 @@
-"""Which rows of which files make which shard of an index, and building one shard so that a crash leaves it out or whole.
+"""Which rows of which files make which shard of an index, and building one shard: a crash leaves it out or whole.
 
 A shard is written into a hidden folder beside the others and renamed when it is complete, so every folder that is named
 as a shard is a valid index of its own. Nothing here depends on what runs the plan.

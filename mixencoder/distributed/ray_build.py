@@ -47,6 +47,10 @@ class Workers(NamedTuple):
     gpus: float = 0.0
 
 
+WORKERS = Workers()
+"""One core each, as many as there is room for."""
+
+
 class BuildResult(NamedTuple):
     """What was built: documents of all shards, shards, and how many of these an earlier run had finished."""
 
@@ -68,7 +72,7 @@ def build_index(
     store_text: bool = True,
     batch_size: int = 32,
     shard_rows: int = SHARD_ROWS,
-    workers: Workers = Workers(),
+    workers: Workers = WORKERS,
     address: str | None = None,
 ) -> BuildResult:
     """Encode files of candidates into a folder of shards, each an index of its own, with Ray Data.

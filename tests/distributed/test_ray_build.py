@@ -1,4 +1,4 @@
-"""Building with Ray Data on this machine: equal to a plain build, also when a worker is killed or the driver stopped."""
+"""Building with Ray Data on this machine: equal to a plain build, also when a worker or the driver is killed."""
 
 import json
 import os
