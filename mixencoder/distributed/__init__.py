@@ -1,5 +1,6 @@
-"""Encoding with many workers, on an engine that others keep: a sharded index built with Ray Data.
+"""Many machines, on an engine that others keep: building a sharded index with Ray Data, ranking it in Ray actors.
 
-`plan` cuts files into shards and builds one of them; it knows nothing of Ray. `ray_build` runs it on Ray Data.
+`plan` cuts files into shards and builds one of them; it knows nothing of Ray. `ray_build` runs it on Ray Data, and
+`ray_shards` ranks the shards.
 docs/scale.md is the guide.
 """

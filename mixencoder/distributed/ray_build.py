@@ -105,7 +105,12 @@ def build_index(
             f"workers is {workers}; expected at least one worker, with at least one core and no fewer GPUs"
         )
     found = [(name if "://" in name else os.path.abspath(name), size) for name, size in find_sources(candidates)]  # noqa: PTH100
-    options = {"precision": precision, "layout": layout, "on_overflow": on_overflow, "store_text": store_text}
+    options: dict[str, Any] = {
+        "precision": precision,
+        "layout": layout,
+        "on_overflow": on_overflow,
+        "store_text": store_text,
+    }
     # wrong options raise here rather than in every worker
     with engine.index([], None, **options) as empty:
         fingerprint, settings = empty.fingerprint, empty.settings
