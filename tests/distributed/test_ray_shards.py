@@ -124,17 +124,17 @@ def test_a_killed_actor_is_started_again_and_nothing_changes(shards, model, whol
 
 def test_a_shard_that_does_not_answer_in_time_is_named(shards, model, folder):
     found = actors_without()
-    # which shard a process holds is not known here
-    os.kill(found[0], signal.SIGSTOP)
+    # which shards they hold is not known here, but at most one is empty and so is not asked
+    for process in found[:2]:
+        os.kill(process, signal.SIGSTOP)
     try:
         late = shards.rank(QUERIES, 5, prefilter=None, deadline=5.0)
     finally:
-        os.kill(found[0], signal.SIGCONT)
-    if not late.partial:
-        # the stopped process holds the empty shard, which is not asked
-        assert shards.documents[1] == 0
-        return
-    assert [Path(name).parent for name in late.missing] == [folder]
+        for process in found[:2]:
+            os.kill(process, signal.SIGCONT)
+    assert late.partial
+    assert len(late.missing) in (1, 2)
+    assert {Path(name).parent for name in late.missing} == {folder}
     rest = [folder / f"s{n}" for n in (0, 2, 3) if str(folder / f"s{n}") not in late.missing]
     with model.open_index(rest) as index:
         expected = [[entry["id"] for entry in ranking] for ranking in model.rank(QUERIES, index, 5, prefilter=None)]
