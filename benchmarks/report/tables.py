@@ -12,7 +12,7 @@ from benchmarks.gpu.instructions import table as instructions_table
 from benchmarks.gpu.records import read_records as read_gpu_records
 from benchmarks.gpu.records import targets
 from benchmarks.measuring.markdown import markdown, markdown_table, multiple
-from benchmarks.report.index_tables import index_limits_table, index_table, products_table
+from benchmarks.report.index_tables import MACHINES, index_limits_table, index_table, products_table
 from benchmarks.report.learning_tables import adapting_table, curves_table, interaction_table, trials_table
 from benchmarks.report.process_tables import (
     fuzzing_table,
@@ -21,6 +21,12 @@ from benchmarks.report.process_tables import (
     serving_threads_table,
     startup_table,
     threads_table,
+)
+from benchmarks.report.scale_tables import (
+    scale_bytes_table,
+    scale_encoding_table,
+    scale_simulation_table,
+    scale_stages_table,
 )
 from benchmarks.suite.case import Record
 from benchmarks.suite.results import RESULTS, case_name, read_results
@@ -256,24 +262,40 @@ def prefilter_changes_table() -> str:
 
 
 def million_table() -> str:
-    """Time and memory of a large index."""
-    path = FOLDER / "index_million.json"
-    found = json.loads(path.read_text(encoding="utf-8"))
+    """Time and memory of a large index, on every machine that was measured."""
+    found = {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(RESULTS.glob("cpu-*/index_million.json"))
+    }
+    rows = [["", *(MACHINES.get(device, device) for device in found)], ["---"] * (1 + len(found))]
+    rows += [list(line) for line in zip(*(_million_column(record) for record in found.values()), strict=True)]
+    names = (
+        "candidates",
+        "to fill",
+        "to open",
+        "to rank all for a query",
+        "with the default prefilter",
+        "size of the array files / bytes of the arrays",
+        "ids and checksums",
+        "anonymous memory gained while ranking",
+    )
+    return markdown([*rows[:2], *([name, *line] for name, line in zip(names, rows[2:], strict=True))])
+
+
+def _million_column(found: dict) -> list[str]:
     seconds, memory = found["seconds"], found["anonymous_bytes"]
     gained = memory["most while ranking"] - memory["before ranking"]
-    prefiltered = "rank with prefilter" in seconds
-    rows = [
-        ["candidates", f"{found['documents']:,}"],
-        ["---", "---"],
-        ["to fill", f"{seconds['fill']:.0f} s"],
-        ["to open", f"{seconds['open'] * 1000:.0f} ms"],
-        ["to rank all for a query", f"{seconds['rank']:.0f} s"],
-        *([["with the default prefilter", f"{seconds['rank with prefilter']:.1f} s"]] if prefiltered else []),
-        ["size of the array files / bytes of the arrays", f"{found['array_file_bytes'] / found['array_bytes']:.4f}"],
-        ["ids and checksums", f"{found['catalogue_bytes'] / 1e6:.0f} MB"],
-        ["anonymous memory gained while ranking", f"{gained / 1e6:.1f} MB"],
+    prefiltered = seconds.get("rank with prefilter")
+    return [
+        f"{found['documents']:,}",
+        f"{seconds['fill']:.0f} s",
+        f"{seconds['open'] * 1000:.0f} ms",
+        f"{seconds['rank']:.0f} s",
+        "" if prefiltered is None else f"{prefiltered * 1000:.0f} ms",
+        f"{found['array_file_bytes'] / found['array_bytes']:.4f}",
+        f"{found['catalogue_bytes'] / 1e6:.0f} MB",
+        f"{gained / 1e6:.1f} MB",
     ]
-    return markdown(rows)
 
 
 def _quality(record: dict) -> list[str]:
@@ -389,5 +411,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "serving threads": serving_threads_table,
     "startup": startup_table,
     "onnx": onnx_table,
+    "scale bytes": scale_bytes_table,
+    "scale stages": scale_stages_table,
+    "scale encoding": scale_encoding_table,
+    "scale simulation": scale_simulation_table,
 }
 """By the name in a document's marks."""
