@@ -68,7 +68,7 @@ def scale_encoding_table() -> str:
     """Hours to encode a billion texts, from the rate of a plain build."""
     rate = encoding_rate()
     if rate is None:
-        return "Not recorded yet: `python -m benchmarks.processes.ray_build` does it."
+        return "Not recorded yet: the record `ray_build` is missing."
     seconds = CANDIDATES / rate
     rows = [["machines", "texts a second", "hours", "machine-hours"], ["---"] * 4]
     for machines in _ENCODERS:
