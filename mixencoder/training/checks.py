@@ -1,7 +1,8 @@
 """Checks before training: that the model has the heads, and that texts have tokens and teach something."""
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,6 +13,28 @@ from mixencoder.data.sources import Source
 from mixencoder.errors import DataError, InputError
 
 logger = logging.getLogger(__name__)
+
+
+_SHARDING = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+"""What ``accelerate launch`` sets in the environment of its processes -> what it asks of the trainer."""
+
+
+def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
+    """Raise if the processes were started to share out a model's weights; each saves and scores the whole model.
+
+    Args:
+        environment: of the process.
+
+    Raises:
+        InputError: accelerate was told to use FSDP or DeepSpeed; the message says what to use.
+    """
+    for variable, name in _SHARDING.items():
+        if environment.get(variable, "").lower() in ("1", "true", "yes", "on", "y", "t"):
+            raise InputError(
+                f"accelerate is set to use {name} ({variable}={environment[variable]}), which parts a model's weights "
+                "among processes; expected data-parallel processes (DDP), each with the whole model. Start them with "
+                "torchrun, or with accelerate launch --multi_gpu"
+            )
 
 
 def ranking_sources(sources: Sequence[Source]) -> list[str]:

@@ -26,7 +26,7 @@ from mixencoder.errors import DataError, InputError, TruncationWarning
 from mixencoder.fast import MixEncoder
 from mixencoder.modeling import MixEncoderModel
 from mixencoder.training.batches import Collator, ExampleDataset, ModelInputs, TokenInputs
-from mixencoder.training.checks import check_contrast, check_heads, check_texts, ranking_sources
+from mixencoder.training.checks import check_contrast, check_heads, check_launcher, check_texts, ranking_sources
 from mixencoder.training.config import DataSpec, TrainConfig, checked, data_specs
 from mixencoder.training.folders import RECORD, RunFolder, last_checkpoint
 from mixencoder.training.frozen import FrozenEncodings, StoredDocuments, stored_documents
@@ -54,6 +54,7 @@ def train(config: TrainConfig) -> Engine:
         NonFiniteError: the loss became NaN or infinite; earlier checkpoints stay.
     """
     config = checked(config)
+    check_launcher()
     specs = data_specs(config)
     check_snapshots(Path(config.output), config.snapshots, config.steps, resume=config.resume)
     # without a GPU, accelerate connects the processes of torchrun only if told to use the CPU

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from mixencoder.errors import DataError, InputError
+from mixencoder.training.checks import check_launcher
 from mixencoder.training.config import checked, data_specs
-from mixencoder.training.run import DataSpec, TrainConfig
+from mixencoder.training.run import DataSpec, TrainConfig, train
 from tests.training.synthetic import write
 
 ROW = {"query": "q", "positive": "p"}
@@ -146,3 +147,14 @@ def test_files_of_one_name_are_told_apart_and_one_file_is_named_once(tmp_path):
 def test_what_cannot_be_used_names_the_field(changes, message):
     with pytest.raises((InputError, DataError), match=message):
         data_specs(checked(TrainConfig(**{"output": "o", "data": ["p"], **changes})))
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_parted_weights_are_an_error_before_any_work(variable, tmp_path, monkeypatch):
+    config = TrainConfig(output=str(tmp_path / "out"), data=[str(write(tmp_path / "data.jsonl", [ROW]))])
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(InputError, match=rf"{variable}=true.*expected data-parallel processes \(DDP\).*torchrun"):
+        train(config)
+    assert not list(tmp_path.glob("out*"))
+    monkeypatch.setenv(variable, "false")
+    check_launcher()
