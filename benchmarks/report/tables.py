@@ -22,7 +22,7 @@ from benchmarks.report.process_tables import (
     startup_table,
     threads_table,
 )
-from benchmarks.report.scale_tables import (
+from benchmarks.report.billion_tables import (
     scale_bytes_table,
     scale_encoding_table,
     scale_simulation_table,

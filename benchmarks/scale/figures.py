@@ -69,12 +69,12 @@ def read_figures(folder: Path = RESULTS / DEVICE) -> Figures:
 
 
 def encoding_rate(folder: Path = RESULTS / DEVICE) -> float | None:
-    """Texts that a plain build encodes in a second, from the record ``ray_build``; None before it was recorded."""
+    """Texts that a plain build encodes and writes in a second, from the record ``ray_build``; None without it."""
     path = folder / "ray_build.json"
     if not path.exists():
         return None
-    found = _record(path)
-    return found["documents"] / found["plain"]["seconds"]
+    found = _record(path)["stages"]["plain"]
+    return found["documents"] / found["seconds"]
 
 
 def _record(path: Path) -> dict[str, Any]:

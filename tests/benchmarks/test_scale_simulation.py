@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.report import scale_tables
+from benchmarks.report import billion_tables
 from benchmarks.scale import record as scale_record
 from benchmarks.scale import simulation
 from benchmarks.scale.figures import encoding_rate, read_figures
@@ -120,14 +120,14 @@ def test_a_record_is_rendered(tmp_path, monkeypatch):
     monkeypatch.setattr(scale_record, "RESULTS", tmp_path)
     monkeypatch.setattr(scale_record, "SCENARIOS", scale_record.SCENARIOS[:1])
     monkeypatch.setattr(scale_record, "QUERIES", 50)
-    figures, device = read_figures(), scale_tables.DEVICE
+    figures, device = read_figures(), billion_tables.DEVICE
     monkeypatch.setattr(scale_record, "read_figures", lambda folder: figures)
     monkeypatch.setattr(scale_record, "run", lambda scenario, figures: _few(scenario, figures))
     assert scale_record.main(["--device", device]) == 0
     document = json.loads((tmp_path / device / "scale_simulation.json").read_text())
     assert document["records"][0]["cluster"]["shards"] == 1000
-    monkeypatch.setattr(scale_tables, "RESULTS", tmp_path)
-    assert "| dual scores | 1,000,000 | 1 | 1,000 |" in scale_tables.scale_simulation_table()
+    monkeypatch.setattr(billion_tables, "RESULTS", tmp_path)
+    assert "| dual scores | 1,000,000 | 1 | 1,000 |" in billion_tables.scale_simulation_table()
 
 
 def _few(scenario, figures):
@@ -139,5 +139,5 @@ scale_record_run = scale_record.run
 
 def test_the_rate_of_encoding_is_that_of_the_plain_build(tmp_path):
     assert encoding_rate(tmp_path) is None
-    (tmp_path / "ray_build.json").write_text(json.dumps({"documents": 500, "plain": {"seconds": 5.0}}))
+    (tmp_path / "ray_build.json").write_text(json.dumps({"stages": {"plain": {"documents": 500, "seconds": 5.0}}}))
     assert encoding_rate(tmp_path) == 100
