@@ -51,6 +51,15 @@ class Library(ABC):
 
     @classmethod
     @abstractmethod
+    def module(cls) -> Any:
+        """Import the library and return its module.
+
+        Raises:
+            MissingExtraError: it is not installed.
+        """
+
+    @classmethod
+    @abstractmethod
     def make(cls, options: Options, dimension: int, *, repeats: bool) -> "Library":
         """Make an empty index; repeats says whether a position may have several vectors.
 
@@ -99,9 +108,18 @@ class Faiss(Library):
         self._faiss, self._index = faiss, index
 
     @classmethod
+    def module(cls) -> Any:
+        """As `Library.module`."""
+        try:
+            import faiss
+        except ImportError as error:
+            raise _missing(cls.kind, error) from error
+        return faiss
+
+    @classmethod
     def make(cls, options: Options, dimension: int, *, repeats: bool) -> "Faiss":
         """As `Library.make`."""
-        faiss = _import_faiss()
+        faiss = cls.module()
         if options.precision is not None:
             raise InputError(
                 f'precision is {options.precision!r}; FAISS takes none: name it in factory, such as "HNSW32,SQfp16"'
@@ -121,12 +139,13 @@ class Faiss(Library):
                 raise InputError(f"effort is {options.effort}, but {factory} has neither a graph nor inverted lists")
         except RuntimeError as error:
             raise InputError(f"factory is {factory!r}, which FAISS cannot make: {_last_line(error)}") from error
-        return cls(faiss, faiss.IndexIDMap(index) if repeats else index)
+        wrapped = repeats and not isinstance(index, faiss.IndexIDMap)
+        return cls(faiss, faiss.IndexIDMap(index) if wrapped else index)
 
     @classmethod
     def load(cls, path: Path, options: Options) -> "Faiss":
         """As `Library.load`; the file holds the effort."""
-        faiss = _import_faiss()
+        faiss = cls.module()
         try:
             return cls(faiss, faiss.read_index(str(path)))
         except RuntimeError as error:
@@ -182,9 +201,18 @@ class Usearch(Library):
         self._mutex = threading.Lock()
 
     @classmethod
+    def module(cls) -> Any:
+        """As `Library.module`."""
+        try:
+            import usearch.index
+        except ImportError as error:
+            raise _missing(cls.kind, error) from error
+        return usearch.index
+
+    @classmethod
     def make(cls, options: Options, dimension: int, *, repeats: bool) -> "Usearch":
         """As `Library.make`."""
-        usearch = _import_usearch()
+        usearch = cls.module()
         if options.factory is not None:
             raise InputError(f"factory is {options.factory!r}, which is for FAISS; usearch builds an HNSW graph")
         precision = options.precision or "float16"
@@ -198,7 +226,7 @@ class Usearch(Library):
     @classmethod
     def load(cls, path: Path, options: Options) -> "Usearch":
         """As `Library.load`; the file is mapped into memory."""
-        usearch = _import_usearch()
+        usearch = cls.module()
         try:
             index = usearch.Index.restore(str(path), view=True)
         except (RuntimeError, ValueError) as error:
@@ -249,28 +277,12 @@ def library_of(kind: str) -> type[Library]:
     """
     if kind not in LIBRARIES:
         raise InputError(f"kind is {kind!r}; expected one of {', '.join(LIBRARIES)}")
-    _import_usearch() if kind == Usearch.kind else _import_faiss()
+    LIBRARIES[kind].module()
     return LIBRARIES[kind]
 
 
-def _import_faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise MissingExtraError(
-            f"a first stage by FAISS needs the extra: pip install 'mixencoder[faiss]' ({error})"
-        ) from error
-    return faiss
-
-
-def _import_usearch() -> Any:
-    try:
-        import usearch.index
-    except ImportError as error:
-        raise MissingExtraError(
-            f"a first stage by usearch needs the extra: pip install 'mixencoder[usearch]' ({error})"
-        ) from error
-    return usearch.index
+def _missing(kind: str, error: ImportError) -> MissingExtraError:
+    return MissingExtraError(f"a first stage by {kind} needs the extra: pip install 'mixencoder[{kind}]' ({error})")
 
 
 def _graph_of(faiss: Any, index: Any) -> Any:
