@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
@@ -120,9 +121,8 @@ def compare(engine: MixEncoder, index: CandidateIndex, queries: Sequence[str]) -
     chooser = Chooser(engine, ranker, view, kept)
     exact = [chooser.exact(query) for query in queries]
     best = [best_ten(engine, view, query) for query in queries]
-    info = index.info()
     common = {"documents": len(view), "queries": len(queries), "fully_scored": kept}
-    records = [{**common, "stage": EXACT, "bytes": info["array_bytes"] / len(view)}]
+    records: list[dict[str, Any]] = [{**common, "stage": EXACT}]
     timed = queries[:: max(len(queries) // _TIMED, 1)][:_TIMED]
     calls = {EXACT: partial(each, chooser.exact, timed)}
     whole = {EXACT: partial(each, partial(engine.rank, documents=view, top_k=TOP_K), timed)}
@@ -175,6 +175,15 @@ def size_of(stage: VectorIndex) -> int:
         return stage.info()["bytes"]
 
 
+def libraries() -> dict[str, str]:
+    """Versions of the libraries that are installed."""
+    found = {}
+    for name in ("usearch", "faiss-cpu"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.index.first_stage", description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder with dialogue and answers")
@@ -193,11 +202,13 @@ def main(arguments: list[str]) -> None:
     most_tokens = min(MAX_TOKENS, engine.config.backbone_config.max_position_embeddings)
     engine = engine.with_limits(max_document_length=most_tokens)
     collection = read_pool(options.data_dir, options.queries, options.limit)
+    collection = collection._replace(documents=dict(list(collection.documents.items())[: options.documents]))
     index = index_of(engine, collection, options.cache)
     print(f"{len(index):,} documents, {len(collection.queries)} queries", flush=True)
     if options.encode_only:
         return
     limit = "" if options.limit is None else f" --limit {options.limit}"
+    limit += "" if options.documents is None else f" --documents {options.documents}"
     document = {
         "provenance": {
             "command": f"python -m benchmarks.index.first_stage --data-dir DATA --queries {options.queries}{limit}",
@@ -206,7 +217,7 @@ def main(arguments: list[str]) -> None:
             "max_document_length": most_tokens,
             "top_k": TOP_K,
             "commit": commit(),
-            "versions": {**versions(), **{name: metadata.version(name) for name in ("usearch", "faiss-cpu")}},
+            "versions": {**versions(), **libraries()},
             "processor": platform.processor() or platform.machine(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
