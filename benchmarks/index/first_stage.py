@@ -47,7 +47,7 @@ EXACT = "exact prefilter"
 KINDS: dict[str, dict[str, Any]] = {
     "usearch, float16": {"kind": "usearch"},
     "FAISS, HNSW32": {"kind": "faiss"},
-    "FAISS, IVF256,PQ48": {"kind": "faiss", "factory": "IVF256,PQ48"},
+    "FAISS, IVF256,SQ8": {"kind": "faiss", "factory": "IVF256,SQ8"},
     "FAISS, Flat": {"kind": "faiss", "factory": "Flat"},
 }
 """What a record calls a first stage -> options of `build_first_stage`."""
