@@ -191,6 +191,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--model", help="checkpoint with a dual term (default: the bundled one)")
     parser.add_argument("--queries", type=int, default=300, help="most queries")
     parser.add_argument("--limit", type=int, help="most documents of each source")
+    parser.add_argument("--documents", type=int, help="most documents of the pool, in its order")
     parser.add_argument(
         "--cache", type=Path, default=Path("build/first-stage"), help="folder for the encoded documents"
     )
