@@ -24,6 +24,7 @@ from mixencoder.bundled import default_checkpoint
 from mixencoder.errors import InputError
 from mixencoder.explanation.attention import explain_pair
 from mixencoder.explanation.result import PairExplanation
+from mixencoder.first_stage import FirstStage
 from mixencoder.index import CandidateIndex, Snapshot
 from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.ranking.index_ranker import IndexRanker
@@ -232,6 +233,7 @@ class MixEncoder(IndexingEngine):
         score: str = ...,
         return_probabilities: bool = ...,
         prefilter: int | str | None = ...,
+        first_stage: FirstStage | None = ...,
         products: str = ...,
     ) -> list[RankResult]: ...
 
@@ -250,6 +252,7 @@ class MixEncoder(IndexingEngine):
         score: str = ...,
         return_probabilities: bool = ...,
         prefilter: int | str | None = ...,
+        first_stage: FirstStage | None = ...,
         products: str = ...,
     ) -> list[list[RankResult]]: ...
 
@@ -268,6 +271,7 @@ class MixEncoder(IndexingEngine):
         score: str = "full",
         return_probabilities: bool = False,
         prefilter: int | str | None = "auto",
+        first_stage: FirstStage | None = None,
         products: str = "native",
     ) -> list[RankResult] | list[list[RankResult]]:
         """Rank documents for a query, best first, ties to the lower corpus_id.
@@ -288,6 +292,9 @@ class MixEncoder(IndexingEngine):
                 which is faster and may lose a result (docs/candidate-index.md has the measured loss). None scores all.
                 "auto" takes about ten per result, at least 100, if there are more than four times as many documents;
                 it scores all if top_k is None, score is not "full", or the model has no dual term.
+            first_stage: with an index: chooses the documents that prefilter counts, in place of their dual scores, so
+                that not all documents are read (docs/scale.md): `open_first_stage`, or any other
+                `mixencoder.first_stage.FirstStage`. It is not searched where prefilter scores all documents anyway.
             products: with an index, what matrix products compute in: "native", the model's dtype; "bfloat16", if the
                 device has instructions for it; "auto", bfloat16 for a float32 model where it is faster, else "native";
                 or "int8", on a CPU. bfloat16 and int8 change scores slightly.
@@ -299,7 +306,8 @@ class MixEncoder(IndexingEngine):
 
         Raises:
             InputError: there is no query or no document, a text is not a string, or an option is invalid.
-            IndexMismatchError: another encoder made the index, or this model's encoder has changed since.
+            IndexMismatchError: another encoder made the index, this model's encoder has changed since, or the index has
+                changed since first_stage was built.
             UnknownIdError: the index does not hold one of the ids.
             DuplicateIdError: an id is given twice.
             NonFiniteError: a score is NaN or infinite.
@@ -308,6 +316,8 @@ class MixEncoder(IndexingEngine):
         if not isinstance(documents, CandidateIndex | Snapshot):
             if check_prefilter(prefilter) not in (None, "auto") or products != "native":
                 raise InputError("prefilter and products are for an index; make one of the documents with index()")
+            if first_stage is not None:
+                raise InputError("first_stage is for an index; make one of the documents with index()")
             options: dict[str, Any] = {"ids": ids, "return_documents": return_documents, "batch_size": batch_size}
             options |= {"show_progress_bar": show_progress_bar, "activation_fn": activation_fn, "score": score}
             return super().rank(query, documents, top_k, return_probabilities=return_probabilities, **options)
@@ -324,6 +334,7 @@ class MixEncoder(IndexingEngine):
             ids=ids,
             show_progress_bar=show_progress_bar,
             prefilter=prefilter,
+            first_stage=first_stage,
             return_documents=return_documents,
             activation_fn=activation_fn,
             score=score,

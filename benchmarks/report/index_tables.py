@@ -128,3 +128,37 @@ def products_table() -> str:
             rows.append([f"{name}, {record['queries']} queries", record["way"], *figures])
         parts.append(f"{MACHINES.get(path.parent.name, path.parent.name)}:\n\n{markdown(rows)}")
     return "\n\n".join(parts)
+
+
+def first_stage_table() -> str:
+    """First stages beside the exact prefilter, on every machine that was measured."""
+    paths = sorted(RESULTS.glob("cpu-*/index_first_stage.json"))
+    if not paths:
+        return "Not recorded yet: `python -m benchmarks.index.first_stage` does it."
+    parts = []
+    for path in paths:
+        records = json.loads(path.read_text(encoding="utf-8"))["records"]
+        one = records[0]
+        where = MACHINES.get(path.parent.name, path.parent.name)
+        header = [
+            f"{one['documents']:,} documents, {one['queries']} queries",
+            f"recall at {one['fully_scored']}",
+            "other best ten",
+            "to choose",
+            "to rank",
+            "to build",
+            "bytes per document",
+        ]
+        rows = [header, ["---"] * len(header)]
+        for record in records:
+            times = [_milliseconds(record[name]) for name in ("choice_seconds", "rank_seconds")]
+            if "recall" not in record:
+                # the exact prefilter stores nothing besides the index
+                rows.append([record["stage"], "100%", "none", *times, "", ""])
+                continue
+            found = [f"{record['recall']:.2%}", f"{record['other_set']:.1%} of queries"]
+            rows.append(
+                [record["stage"], *found, *times, f"{record['build_seconds']:.0f} s", f"{record['bytes']:,.0f}"]
+            )
+        parts.append(f"{where}:\n\n{markdown(rows)}")
+    return "\n\n".join(parts)

@@ -12,7 +12,13 @@ from benchmarks.gpu.instructions import table as instructions_table
 from benchmarks.gpu.records import read_records as read_gpu_records
 from benchmarks.gpu.records import targets
 from benchmarks.measuring.markdown import markdown, markdown_table, multiple
-from benchmarks.report.index_tables import MACHINES, index_limits_table, index_table, products_table
+from benchmarks.report.index_tables import (
+    MACHINES,
+    first_stage_table,
+    index_limits_table,
+    index_table,
+    products_table,
+)
 from benchmarks.report.learning_tables import adapting_table, curves_table, interaction_table, trials_table
 from benchmarks.report.process_tables import (
     fuzzing_table,
@@ -383,6 +389,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "prefilter": prefilter_table,
     "prefilter changes": prefilter_changes_table,
     "million": million_table,
+    "first stage": first_stage_table,
     "attention": attention_table,
     "training": training_table,
     "operators": operators_table,

@@ -1,4 +1,4 @@
-"""``mixencoder index build | merge | add | project | remove | info | verify | compact | repair``: stored candidates."""
+"""``mixencoder index build | first-stage | merge | add | project | remove | info | verify | compact | repair``."""
 
 import itertools
 import json
@@ -50,6 +50,10 @@ def build(
         str, typer.Option(help="What to do with documents that are too long: truncate, chunk or error.")
     ] = "truncate",
     store_text: Annotated[bool, typer.Option(help="Also store the texts.")] = True,
+    first_stage: Annotated[
+        str | None,
+        typer.Option(metavar="usearch|faiss", help="Also build a first stage, as mixencoder index first-stage does."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Only estimate bytes and time.")] = False,
     ray: Annotated[
         bool, typer.Option("--ray", help="Build shards on many workers with Ray; FILE may be a pattern or a URI.")
@@ -78,6 +82,13 @@ def build(
     engine = engine.with_limits(on_empty=on_empty)
     if not ray and (address is not None or workers is not None):
         raise InputError("--address and --workers are for --ray; expected neither without it")
+    if first_stage is not None:
+        from mixencoder.first_stage.libraries import library_of
+
+        # before texts are encoded, which may take hours
+        library_of(first_stage)
+        if not engine.config.dual_term:
+            raise InputError("--first-stage searches the vectors of the dual term, but this model has none")
     if dry_run:
         texts = read_candidates(where, column=column, format=format).texts
         options = {"precision": precision, "layout": layout, "on_overflow": on_overflow, "batch_size": batch_size}
@@ -95,11 +106,43 @@ def build(
         cluster = {"shard_rows": shard_size, "workers": found, "address": address, "batch_size": batch_size}
         result = build_index(engine, path, where, column=column, format=format, **options, **cluster)
         say(f"{path} holds {result.documents:,} candidates in {result.shards:,} shards")
+        if first_stage is not None:
+            _build_first_stage(path, kind=first_stage)
         return
     texts, ids = _columns(where, column, format)
     progress = {"batch_size": batch_size, "show_progress_bar": on_terminal()}
     with engine.index(texts, ids, path, **options, **progress) as index:
         say(f"{path} holds {len(index):,} candidates")
+    if first_stage is not None:
+        _build_first_stage(path, kind=first_stage)
+
+
+@app.command("first-stage")
+@command
+def first_stage(
+    path: PathArgument,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write, or to replace.", show_default="first-stage in DIR")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="usearch or faiss; each is an extra of this name.")] = "usearch",
+    factory: Annotated[
+        str | None,
+        typer.Option(help="With faiss: its factory string, such as IVF4096,PQ48.", show_default="HNSW32"),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="With usearch: float32, float16 or bfloat16.", show_default="float16")
+    ] = None,
+    effort: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How much a search looks at: vectors of a graph, or inverted lists.",
+            show_default="256, or the square root of the number of lists",
+        ),
+    ] = None,
+) -> None:
+    """Build a vector index that chooses candidates without reading all; again after each change. See docs/scale.md."""
+    _build_first_stage(path, output, kind=kind, factory=factory, precision=precision, effort=effort)
 
 
 @app.command()
@@ -243,6 +286,21 @@ def repair(
         f"{len(result.encoded):,} encoded again, {len(result.lost):,} lost"
         + "".join(f"\n{printable(id)}" for id in result.lost)
     )
+
+
+def _build_first_stage(path: Path, output: Path | None = None, *, kind: str, **options: Any) -> None:
+    """Build the first stage of an index, single or sharded, of any model."""
+    from mixencoder.first_stage.libraries import Options
+    from mixencoder.first_stage.vector_index import FOLDER, VectorIndex
+    from mixencoder.index.sharded_index import open_any
+    from mixencoder.ranking.dual_vectors import pooled
+
+    with open_any(path) as index:
+        progress = {"show_progress_bar": on_terminal()}
+        made = VectorIndex.build(index.snapshot(), pooled, kind, Options(**options), **progress)
+    made.save(path / FOLDER if output is None else output)
+    info = made.info()
+    say(f"{info['path']} holds {info['rows']:,} vectors of {info['documents']:,} candidates, {_size(info['bytes'])}")
 
 
 def _required(candidates: str | None) -> str:

@@ -39,6 +39,13 @@ def rank(
             help="With an index: fully score only the N best by dual score, or all; auto depends on --top-k.",
         ),
     ] = "auto",
+    first_stage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|DIR",
+            help="With an index: let its first stage choose these N (mixencoder index first-stage); auto finds it.",
+        ),
+    ] = None,
     column: ColumnOption = None,
     format: FormatOption = None,
     on_empty: OnEmptyOption = "special",
@@ -62,6 +69,8 @@ def rank(
     if candidates is not None:
         if isinstance(kept, int):
             raise InputError("--prefilter is for an index; make one with mixencoder index build")
+        if first_stage is not None:
+            raise InputError("--first-stage is for an index; make one with mixencoder index build")
         found = read_candidates(candidates, column=column, format=format)
     elif not (column is format is None):
         raise InputError("--column and --format are for --candidates; expected neither with an index")
@@ -88,9 +97,12 @@ def rank(
         documents = engine.open_index(index, read_only=True)
         if len(documents) == 0:
             raise InputError(f"{index} holds no candidate; add some with mixencoder index add")
-        times.append(f"opening {_count(documents)} {_milliseconds(time.perf_counter() - start)}")
         # one commit, whose texts are read after ranking
-        documents = documents.snapshot()
+        view = documents.snapshot()
+        if first_stage is not None:
+            options["first_stage"] = engine.open_first_stage(view, _first_stage(first_stage, index))
+        documents = view
+        times.append(f"opening {_count(documents)} {_milliseconds(time.perf_counter() - start)}")
         texts_at = documents.texts
         options["prefilter"] = kept
     options["return_probabilities"] = engine.config.calibration is not None
@@ -123,6 +135,13 @@ def _prefilter(value: str) -> int | str | None:
     if value.isascii() and value.isdigit() and int(value) > 0:
         return int(value)
     raise InputError(f"--prefilter is {value!r}; expected auto, all or a positive integer")
+
+
+def _first_stage(value: str, index: Path) -> Path:
+    """Return the folder that the option names."""
+    from mixencoder.first_stage.vector_index import FOLDER
+
+    return index / FOLDER if value == "auto" else Path(value)
 
 
 def _count(candidates: Sized) -> str:

@@ -5,6 +5,7 @@ one or more consecutive rows. Removing a document clears the live bits of its ro
 order of insertion. A document's position is the number of live documents before it.
 """
 
+import hashlib
 import zlib
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -119,10 +120,11 @@ class RowMap:
         live_rows: number of live rows.
         documents: number of live documents.
         one_row_each: whether every document ever written has one row.
+        digest: hash of the records, thus of what all rows hold and of which are live; empty if made without records.
     """
 
-    def __init__(self, rows: int, starts: BitVector, live: BitVector) -> None:
-        self.rows = rows
+    def __init__(self, rows: int, starts: BitVector, live: BitVector, digest: str = "") -> None:
+        self.rows, self.digest = rows, digest
         self.one_row_each = starts.count == rows
         self._starts, self._live = starts, live
         self._live_starts = live if self.one_row_each else starts & live
@@ -135,14 +137,15 @@ class RowMap:
         Raises:
             ValueError: the records contradict each other.
         """
-        rows, starts, live = 0, bytearray(), bytearray()
+        rows, starts, live, hashed = 0, bytearray(), bytearray(), hashlib.blake2b(digest_size=16)
         for record in records:
             if rows % BLOCK_ROWS:
                 raise ValueError(f"block {record.block} follows one that is not full")
             rows += record.rows
             starts += record.starts or _all_set(record.rows)
             live += record.live or _all_set(record.rows)
-        found = cls(rows, BitVector.from_bytes(bytes(starts)), BitVector.from_bytes(bytes(live)))
+            hashed.update(repr(tuple(record)).encode())
+        found = cls(rows, BitVector.from_bytes(bytes(starts)), BitVector.from_bytes(bytes(live)), hashed.hexdigest())
         if not found._is_consistent():
             raise ValueError("the bits of first rows and of live rows contradict each other")
         return found

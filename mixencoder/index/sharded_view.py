@@ -4,6 +4,7 @@ The documents of the first shard come first, then those of the second, and so on
 `Call`: in this process (`local_view`), or in others (`mixencoder.ranking.remote_index`).
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -73,10 +74,18 @@ class ShardedSnapshot(Snapshot):
                 f"the {len(shards)} shards hold {len(self):,} documents; expected at most {MOST_DOCUMENTS:,}. Rank "
                 "parts of them, and merge the rankings by score"
             )
-        self._call = call
+        self._call, self._digest = call, ""
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    def digest(self) -> str:
+        """As `Listing.digest`: a hash of those of all shards, in order."""
+        if not self._digest:
+            found = self._call("digest", dict.fromkeys(range(len(self.shards)), ()))
+            text = " ".join(found[number] for number in range(len(self.shards)))
+            self._digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return self._digest
 
     def find(self, ids: Sequence[str]) -> dict[str, int]:
         """As `Listing.find`. Of a document that several shards hold, the first is found."""

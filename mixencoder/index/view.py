@@ -71,6 +71,10 @@ class Listing:
     def __contains__(self, id: object) -> bool:
         return isinstance(id, str) and bool(self.find([id]))
 
+    def digest(self) -> str:
+        """Return a hash of the committed state: of the checksums of all rows, and of which rows are live."""
+        return self._map.digest
+
     def find(self, ids: Sequence[str]) -> dict[str, int]:
         """Return the positions of those of the ids that are held, by id.
 

@@ -1,6 +1,7 @@
 """Rank the documents of an index for a model's queries: all of them, or those with given ids."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,15 @@ from mixencoder.base.inputs import as_list, positive_integer_or_none
 from mixencoder.base.results import Activation, RankResult, activated, document_names, entries
 from mixencoder.base.weights_version import KeptForWeights, version_in_call
 from mixencoder.errors import DuplicateIdError, InputError
+from mixencoder.first_stage import FirstStage, VectorIndex
+from mixencoder.first_stage.protocol import chosen_positions
 from mixencoder.index import CandidateIndex, Chunk, Snapshot
 from mixencoder.index.messages import quoted_ids
 from mixencoder.modeling import MixEncoderModel, QueryState
 from mixencoder.progress import NoProgress, ProgressBar, progress_bar
 from mixencoder.ranking.fingerprint import match_index
 from mixencoder.ranking.identity import ModelIdentity
-from mixencoder.ranking.prefilter import check_prefilter, chosen_prefilter
+from mixencoder.ranking.prefilter import check_first_stage, check_prefilter, chosen_prefilter
 from mixencoder.ranking.record_format import RecordFormat
 from mixencoder.ranking.streaming import Rows, RowSource, StreamRanker
 from mixkernels import TopK
@@ -50,6 +53,7 @@ class IndexRanker:
         ids: Iterable[str] | Iterable[Iterable[str]] | None,
         show_progress_bar: bool | None,
         prefilter: int | str | None,
+        first_stage: FirstStage | None,
         return_documents: bool,
         activation_fn: Activation | None,
         score: str,
@@ -69,18 +73,26 @@ class IndexRanker:
         ranker = self._ranker(version, match.record_format(), products)
         options: dict[str, Any] = {"score": score, "repeats": view.rows > len(view)}
         has_dual = self._model.config.dual_term
+        if first_stage is not None:
+            given = {"score": score, "has_ids": ids is not None, "has_dual": has_dual}
+            check_first_stage(first_stage, prefilter, top_k, **given)
+            if isinstance(first_stage, VectorIndex):
+                first_stage.check(view)
 
-        def rank_group(queries: Sequence[QueryState], names: Sequence[str] | None) -> TopK:
+        def rank_group(queries: Sequence[QueryState], names: Sequence[str] | None) -> list[TopK]:
             positions = None if names is None else _positions(view, names)
             total = view.rows if positions is None else len(positions)
             documents = len(view if positions is None else positions)
             kept = chosen_prefilter(prefilter, documents, top_k, score=score, has_dual=has_dual)
+            if first_stage is not None and kept is not None and kept < documents:
+                choose = partial(chosen_positions, first_stage, count=kept, documents=documents)
+                return ranker.rank_chosen(queries, _ViewRows(view, None, NoProgress()), choose, top_k, **options)
             with progress_bar(total, "Candidates", "row", show_progress_bar) as bar:
-                return ranker.rank(queries, _ViewRows(view, positions, bar), top_k, prefilter=kept, **options)
+                return [ranker.rank(queries, _ViewRows(view, positions, bar), top_k, prefilter=kept, **options)]
 
         return [
             _entries(view, scores, positions, return_documents)
-            for best in [rank_group(queries, names) for queries, names in groups]
+            for best in [best for queries, names in groups for best in rank_group(queries, names)]
             for scores, positions in zip(activated(best.scores, activation_fn), best.ids, strict=True)
         ]
 

@@ -1,6 +1,6 @@
-"""`IndexingEngine`: the methods of `mixencoder.fast.MixEncoder` that make, open and read indexes."""
+"""`IndexingEngine`: the methods of `mixencoder.fast.MixEncoder` that make, open and read indexes and first stages."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,17 @@ from torch import Tensor
 
 from mixencoder.base.encoding import EncodingEngine
 from mixencoder.base.inference_context import inference
-from mixencoder.base.inputs import as_list, check_documents, positive_integer
+from mixencoder.base.inputs import as_list, check_documents, local_path, positive_integer
 from mixencoder.base.results import check_encoded
+from mixencoder.errors import InputError
+from mixencoder.first_stage import VectorIndex
+from mixencoder.first_stage.libraries import Options
+from mixencoder.first_stage.vector_index import FOLDER
 from mixencoder.index import CandidateIndex, Snapshot
 from mixencoder.index.candidate_index import BuildEstimate
 from mixencoder.modeling import MixEncoderModel, QueryState
+from mixencoder.ranking.dual_vectors import DualVectors, dual_vectors, pooled
+from mixencoder.ranking.fingerprint import match_index
 from mixencoder.ranking.identity import ModelIdentity
 from mixencoder.ranking.index_encoder import (
     DocumentEncoder,
@@ -178,6 +184,88 @@ class IndexingEngine(EncodingEngine[QueryState, Tensor]):
         """
         return read_embeddings(self._document_encoder, index, as_list(ids, "id"))
 
+    def build_first_stage(
+        self,
+        index: CandidateIndex | Snapshot,
+        path: str | Path | None = None,
+        *,
+        kind: str = "usearch",
+        factory: str | None = None,
+        precision: str | None = None,
+        effort: int | None = None,
+        show_progress_bar: bool | None = None,
+    ) -> VectorIndex:
+        """Build a vector index of the dual term's vectors of all documents, for ``rank(..., first_stage=...)``.
+
+        It serves this commit of the index: after a change, build it again.
+
+        Args:
+            index: single or sharded, of this model's encoder.
+            path: a folder, which is replaced in one step. None takes the folder "first-stage" in that of the index; if
+                the index has no folder, the result stays in memory.
+            kind: "usearch" or "faiss"; each is an extra of the same name.
+            factory: with "faiss": the string of its index factory, such as "IVF4096,PQ48"; None takes "HNSW32".
+            precision: with "usearch": "float32", "float16" or "bfloat16"; None takes float16.
+            effort: how much a search looks at: vectors kept in view in a graph (None: 256), or inverted lists read
+                (None: the square root of their number). More is slower and finds more.
+            show_progress_bar: as in `encode_document`.
+
+        Raises:
+            InputError: an option cannot be used, the index is empty, or the model has no dual term.
+            IndexMismatchError: another encoder made the index.
+            MissingExtraError: the library is not installed.
+            IndexStorageError: the folder cannot be written.
+        """
+        view, folder = self._dual_view(index), _first_stage_folder(index, path)
+        options = Options(factory, precision, effort)
+        made = VectorIndex.build(view, pooled, kind, options, show_progress_bar=show_progress_bar)
+        if folder is not None:
+            made.save(folder)
+        return made
+
+    def open_first_stage(
+        self, index: CandidateIndex | Snapshot, path: str | Path | None = None, *, verify: bool = True
+    ) -> VectorIndex:
+        """Open what `build_first_stage` made, for ranking this commit of the index.
+
+        FAISS and usearch trust the files that they read: open only what you or somebody you trust has made.
+
+        Args:
+            index: as in `build_first_stage`.
+            path: its folder; None takes the folder "first-stage" in that of the index.
+            verify: compare the file's checksum, which reads all of it.
+
+        Raises:
+            IndexMismatchError: it is of another index, or the index has changed since; the message names both.
+            IndexStateError: there is none.
+            IndexDamagedError: a file is missing, changed or unreadable.
+            MissingExtraError: the library is not installed.
+            InputError: the index has no folder and path is None, or the model has no dual term.
+        """
+        view, folder = self._dual_view(index), _first_stage_folder(index, path)
+        if folder is None:
+            raise InputError("path is None, but the index has no folder; expected the folder of its first stage")
+        found = VectorIndex.open(folder, verify=verify)
+        found.check(view)
+        return found
+
+    def dual_vectors(self, index: CandidateIndex | Snapshot, *, size: int = 4096) -> Iterator[DualVectors]:
+        """Read the vectors that the dual term compares out of an index, to fill a vector database with.
+
+        Args:
+            index: as in `build_first_stage`.
+            size: most rows at once.
+
+        Yields:
+            Positions (R,) int64 and vectors (R, d) float32 of length 1, in order; a document of several rows
+            (on_overflow="chunk") has several vectors.
+
+        Raises:
+            InputError: the model has no dual term.
+            IndexMismatchError: another encoder made the index.
+        """
+        return dual_vectors(self._dual_view(index), positive_integer(size, "size"))
+
     @inference
     def encode_rows(self, rows: Sequence[Sequence[int]], *, batch_size: int = 32) -> Tensor:
         """Encode documents given as token ids, special tokens included: (N, k, d).
@@ -188,6 +276,24 @@ class IndexingEngine(EncodingEngine[QueryState, Tensor]):
         encoded = self._encode_documents(rows, positive_integer(batch_size, "batch_size"), show_progress_bar=False)
         return check_encoded(encoded, "documents", self.dtype)
 
+    def _dual_view(self, index: CandidateIndex | Snapshot) -> Snapshot:
+        """Return a view of an index whose dual vectors this model compares."""
+        if not self.model.config.dual_term:
+            raise InputError(
+                "a first stage searches the vectors of the dual term, but this model has none (dual_term=False)"
+            )
+        view = index if isinstance(index, Snapshot) else index.snapshot()
+        match_index(self.model, self.identity, view.manifest).check_ranking("the index")
+        return view
+
     @property
     def _document_encoder(self) -> DocumentEncoder:
         return DocumentEncoder(self.model, self.identity, self.read_document, self.encode_rows)
+
+
+def _first_stage_folder(index: CandidateIndex | Snapshot, path: str | Path | None) -> Path | None:
+    """Return the folder of an index's first stage; None if neither path nor the index names one."""
+    if path is not None:
+        return local_path(path)
+    held = index.path if isinstance(index, CandidateIndex) else None
+    return None if held is None else held / FOLDER

@@ -1,4 +1,4 @@
-"""How many documents of an index are fully scored: the option ``prefilter`` of `MixEncoder.rank`."""
+"""How many documents of an index are fully scored: the options ``prefilter`` and ``first_stage`` of `rank`."""
 
 from typing import Any
 
@@ -56,3 +56,41 @@ def chosen_prefilter(
     wanted = max(LEAST_KEPT, KEPT_PER_RESULT * top_k)
     kept = -(-wanted // ROUNDED_TO) * ROUNDED_TO
     return kept if documents > LEAST_RATIO * kept else None
+
+
+def check_first_stage(
+    first_stage: Any, prefilter: int | str | None, top_k: int | None, *, score: str, has_ids: bool, has_dual: bool
+) -> None:
+    """Raise if a first stage cannot choose documents in a call of `MixEncoder.rank`.
+
+    Args:
+        first_stage: as given.
+        prefilter: a valid value (`check_prefilter`).
+        top_k, score: as in `MixEncoder.rank`.
+        has_ids: whether documents are named.
+        has_dual: whether the model has a dual term.
+
+    Raises:
+        InputError: it is no first stage, or the other options contradict it.
+    """
+    if not callable(getattr(first_stage, "search", None)):
+        raise InputError(
+            f"first_stage is {first_stage!r:.100} ({type(first_stage).__name__}); expected an object with a method "
+            "search(vectors, count), such as open_first_stage() returns"
+        )
+    if not has_dual:
+        raise InputError(
+            "first_stage searches the vectors of the dual term, but this model has no dual term (dual_term=False)"
+        )
+    if has_ids:
+        raise InputError("ids and first_stage are both given; expected one of them, as each chooses the documents")
+    if prefilter is None:
+        raise InputError(
+            'prefilter is None, which scores all documents; with first_stage expected "auto" or the number of '
+            "documents that it chooses"
+        )
+    if prefilter == "auto" and (top_k is None or score != "full"):
+        raise InputError(
+            f'prefilter is "auto" with top_k {top_k} and score "{score}", for which it scores all documents; with '
+            "first_stage expected a number of documents here, or top_k and the full score"
+        )

@@ -8,7 +8,7 @@ in `mixencoder.ranking.candidate_buffer`.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -122,11 +122,40 @@ class StreamRanker:
         if prefilter is None:
             return self._stream(queries, candidates, top_k, score, repeats)
         kept = self._stream(queries, candidates, prefilter, "dual", repeats).ids.sort(dim=1).values
-        rankings = [
-            self._stream([query], _selected(candidates, positions), top_k, score, repeats)
-            for query, positions in zip(queries, kept, strict=True)
-        ]
+        rankings = self._stream_selected(queries, candidates, kept, top_k, score, repeats)
         return TopK(*(torch.cat(parts) for parts in zip(*rankings, strict=True)))
+
+    @torch.inference_mode()
+    def rank_chosen(
+        self,
+        query_states: Sequence[QueryState],
+        candidates: RowSource,
+        choose: Callable[[Tensor], Sequence[Tensor]],
+        top_k: int | None = None,
+        *,
+        score: str = "full",
+        repeats: bool = False,
+    ) -> list[TopK]:
+        """Rank for each query the candidates that are chosen by the vector with which its dual term compares.
+
+        Args:
+            query_states, candidates, top_k, score, repeats: as in `rank`.
+            choose: gets vectors (B, d) float32 on the CPU, of length 1, whose inner product with a candidate's vector
+                orders candidates as the dual score does; returns for each query distinct positions, ascending.
+
+        Returns:
+            A ranking (1, n) for each query, of at most the candidates chosen for it; otherwise as `rank`.
+
+        Raises:
+            InputError, NonFiniteError: as `rank`.
+        """
+        top_k = positive_integer_or_none(top_k, "top_k")
+        self._check(candidates, score, None)
+        queries = [self._layers.query(state, number) for state in query_states for number in range(len(state))]
+        vectors = torch.stack([query.direction for query in queries]).float().cpu()
+        # with a negative scale the best by dual score have the least cosines
+        chosen = choose(vectors if float(self._layers.model.dual_scale) >= 0 else -vectors)
+        return self._stream_selected(queries, candidates, chosen, top_k, score, repeats)
 
     def _check(self, candidates: Iterable[Rows], score: str, prefilter: int | None) -> None:
         if score not in ("full", "interaction", "dual"):
@@ -138,6 +167,21 @@ class StreamRanker:
             raise InputError(
                 "candidates is an iterator, which can be read only once; prefilter needs a list or RowSource"
             )
+
+    def _stream_selected(
+        self,
+        queries: list[Query],
+        candidates: Iterable[Rows],
+        selected: Iterable[Tensor],
+        top_k: int | None,
+        score: str,
+        repeats: bool,
+    ) -> list[TopK]:
+        """Rank for each query the candidates at its own positions, which are ascending."""
+        return [
+            self._stream([query], _selected(candidates, positions), top_k, score, repeats)
+            for query, positions in zip(queries, selected, strict=True)
+        ]
 
     def _stream(
         self, queries: list[Query], candidates: Iterable[Rows], top_k: int | None, score: str, repeats: bool
