@@ -13,8 +13,10 @@ import torch
 from mixencoder import MixEncoder
 from mixencoder.errors import InputError
 from tests.conftest import WORDS
+from tests.distributed.conftest import actor_processes
 
-ray = pytest.importorskip("ray", reason="ray is not installed; .ci/integrations installs it")
+pytest.importorskip("ray", reason="ray is not installed; .ci/integrations installs it")
+pytestmark = pytest.mark.usefixtures("cluster")
 
 TEXTS = [f"{a} {b} {c}" for a in WORDS[:10] for b in WORDS[:8] for c in WORDS[:9]]
 # equal texts give equal scores, in one shard and over two
@@ -22,16 +24,6 @@ TEXTS[700:] = TEXTS[: len(TEXTS) - 700]
 IDS = [f"id {number}" for number in range(len(TEXTS))]
 QUERIES = ["boil water", f"{WORDS[3]} {WORDS[5]}"]
 BOUNDS = (0, 300, 300, 500, len(TEXTS))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-        ray.init(num_cpus=4, include_dashboard=False, object_store_memory=2**27, configure_logging=False)
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -61,28 +53,15 @@ def shards(model, folder):
         yield found
 
 
-def actors():
-    """Return the process ids of the actors that hold shards."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (place / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if title.startswith(b"ray::_Shard"):
-            found.append(int(place.name))
-    return found
-
-
 def actors_without(process=None):
     """Wait until all four actors run in other processes than one, and return theirs; a title changes with each call."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        found = actors()
+        found = actor_processes("_Shard")
         if len(found) == 4 and process not in found:
             return found
         time.sleep(0.1)
-    raise AssertionError(f"found the actors {actors()}; expected four")
+    raise AssertionError(f"found the actors {found}; expected four")
 
 
 @pytest.mark.parametrize("prefilter", [None, "auto", 7])

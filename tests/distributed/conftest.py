@@ -1,0 +1,40 @@
+"""Ray on this machine for tests, and the search for its worker processes."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CORES = 4
+"""Of the Ray that tests start, whatever the machine has."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Run Ray on this machine; without Ray the test is skipped."""
+    ray = pytest.importorskip("ray", reason="ray is not installed; .ci/integrations installs it")
+    with pytest.MonkeyPatch.context() as patch:
+        set_environment(patch)
+        ray.init(num_cpus=CORES, include_dashboard=False, object_store_memory=2**27, configure_logging=False)
+        yield
+        ray.shutdown()
+
+
+def set_environment(patch: pytest.MonkeyPatch) -> None:
+    """Set what Ray's processes must inherit: no report to Ray's makers, and this checkout."""
+    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+
+def actor_processes(name: str) -> list[int]:
+    """Return the process ids of the actors of a class; Ray gives its processes such titles."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if title.startswith(b"ray::") and re.search(rb"\b%s\b" % name.encode(), title):
+            found.append(int(folder.name))
+    return found
