@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-CORES = 4
+CORES = 8
 """Of the Ray that tests start, whatever the machine has."""
 
 
