@@ -22,6 +22,7 @@ from benchmarks.report.process_tables import (
     startup_table,
     threads_table,
 )
+from benchmarks.report.scale_tables import ray_build_table, sharded_table
 from benchmarks.suite.case import Record
 from benchmarks.suite.results import RESULTS, case_name, read_results
 
@@ -389,5 +390,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "serving threads": serving_threads_table,
     "startup": startup_table,
     "onnx": onnx_table,
+    "sharded": sharded_table,
+    "ray build": ray_build_table,
 }
 """By the name in a document's marks."""
