@@ -54,7 +54,8 @@ def ray_build_table() -> str:
     commits = ", ".join(dict.fromkeys(stage["commit"][:7] for stage in stages.values()))
     command = document["provenance"]["command"]
     torch = document["provenance"]["versions"]["torch"]
-    return f"{markdown(rows)}\n\n{document['documents']:,} documents, {DEVICE}, PyTorch {torch}; `{command}`; commit {commits}"
+    where = f"{document['documents']:,} documents, {DEVICE}, PyTorch {torch}"
+    return f"{markdown(rows)}\n\n{where}; `{command}`; commit {commits}"
 
 
 _PREFILTERS = {None: "all scored", "auto": "default prefilter"}

@@ -24,6 +24,8 @@ def cluster() -> Iterator[None]:
 def set_environment(patch: pytest.MonkeyPatch) -> None:
     """Set what Ray's processes must inherit: no report to Ray's makers, and this checkout."""
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # a machine that is busy with other tests takes longer than five seconds to start Serve's proxy
+    patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "120")
     patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
 
 

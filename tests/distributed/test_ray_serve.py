@@ -49,6 +49,9 @@ def shards(model, folder, cluster):
     from mixencoder.distributed.ray_shards import RayShards
 
     with RayShards(model, folder, replicas=2) as found:
+        # all actors run before Serve starts
+        for number in range(4):
+            replica_process(found, number // 2, number % 2)
         names = runpy.run_path(str(EXAMPLE))
         serve.start(http_options={"host": "127.0.0.1", "port": PORT})
         serve.run(names["application"](found, str(folder), str(folder / "model"), replicas=(2, 2), deadline=DEADLINE))
