@@ -39,6 +39,13 @@ class Ranked(NamedTuple):
     held: list[str]
 
 
+class Home(NamedTuple):
+    """Where an actor runs: the id of Ray's node, and that of its process there."""
+
+    node: str
+    process: int
+
+
 class ShardActors:
     """The actors of all shards. Safe to use from several threads.
 
@@ -209,9 +216,11 @@ class _Shard:
                 "was made. Shards that are ranked must not change: make RayShards again"
             )
 
-    def ready(self) -> int:
-        """Return the id of this process, as soon as the actor runs."""
-        return os.getpid()
+    def ready(self) -> "Home":
+        """Return where this actor runs, as soon as it does."""
+        import ray
+
+        return Home(ray.get_runtime_context().get_node_id(), os.getpid())
 
     def rank(
         self,

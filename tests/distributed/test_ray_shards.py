@@ -188,7 +188,7 @@ def test_the_other_replica_answers_while_a_lost_one_is_started_again(model, fold
 def replica_process(shards, shard, number):
     """Return the process id of a replica, as soon as it runs."""
     actor = shards._actors._replicas[shard][number].actor
-    return ray.get(actor.ready.options(max_task_retries=-1).remote())
+    return ray.get(actor.ready.options(max_task_retries=-1).remote()).process
 
 
 def test_a_shard_that_has_changed_is_not_ranked(model, tmp_path):
