@@ -17,6 +17,7 @@ alone. Needs Ray (extra ``ray``) and Linux. Writes benchmarks/results/DEVICE/ray
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -101,20 +102,20 @@ class Watcher:
                 if name.startswith("shard-"):
                     self.complete.setdefault(name, now)
             due = self._kill and self.killed is None and len(self.complete) >= SHARDS // 2
-            if due and (found := worker_processes()):
+            if due and (found := actor_processes("_ShardEncoder")):
                 os.kill(found[0], signal.SIGKILL)
                 self.killed = now
 
 
-def worker_processes() -> list[int]:
-    """Return the process ids of Ray's actors that encode."""
+def actor_processes(name: str) -> list[int]:
+    """Return the process ids of Ray's actors of a class; Ray gives its processes such titles."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             title = (folder / "cmdline").read_bytes()
         except OSError:
             continue
-        if title.startswith(b"ray::") and b"_ShardEncoder" in title:
+        if title.startswith(b"ray::") and re.search(rb"\b%s\b" % name.encode(), title):
             found.append(int(folder.name))
     return found
 

@@ -1,6 +1,5 @@
-"""Ray on this machine for tests, and the search for its worker processes."""
+"""Ray on this machine for tests."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,16 +26,3 @@ def set_environment(patch: pytest.MonkeyPatch) -> None:
     # a machine that is busy with other tests takes longer than five seconds to start Serve's proxy
     patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "120")
     patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-
-
-def actor_processes(name: str) -> list[int]:
-    """Return the process ids of the actors of a class; Ray gives its processes such titles."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if title.startswith(b"ray::") and re.search(rb"\b%s\b" % name.encode(), title):
-            found.append(int(folder.name))
-    return found

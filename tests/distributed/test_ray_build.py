@@ -10,11 +10,11 @@ import time
 import pytest
 import torch
 
+from benchmarks.processes.ray_build import actor_processes
 from mixencoder import MixEncoder
 from mixencoder.errors import DataError, DuplicateIdError, IndexStateError, InputError
 from mixencoder.index.shard_list import LIST
 from tests.conftest import WORDS
-from tests.distributed.conftest import actor_processes
 from tests.distributed.test_plan import same_rows, written
 
 pytest.importorskip("ray", reason="ray is not installed; .ci/integrations installs it")

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.processes.ray_build import actor_processes
 from mixencoder import MixEncoder
 from mixencoder.errors import DuplicateIdError, InputError, UnknownIdError
 from tests.conftest import WORDS
-from tests.distributed.conftest import actor_processes
 
 ray = pytest.importorskip("ray", reason="ray is not installed; .ci/integrations installs it")
 cloudpickle = pytest.importorskip("ray.cloudpickle")
