@@ -37,7 +37,7 @@ from mixencoder.data.tables import read_rows
 
 PLAIN, RAY, KILLED = "plain", "ray", "killed"
 STAGES = (PLAIN, RAY, KILLED)
-SHARDS, FILES, LEAST_CHARACTERS, COMPARED = 10, 4, 20, 1000
+SHARDS, FILES, LEAST_CHARACTERS, COMPARED = 10, 5, 20, 1000
 """Shards and files of a build, least characters of a text, and documents compared at once."""
 
 
