@@ -223,7 +223,7 @@ class _RivalRanker:
 
     calibrated = False
 
-    def __init__(self, engine: MixEncoder, index: object, *, most_tokens: int) -> None:
+    def __init__(self, engine: MixEncoder, index: object, **_: object) -> None:
         self._predict: Callable[..., Any] = sentence_transformers_cross_encoder().predict
 
     def run(self, jobs: Sequence[Any]) -> list[Any]:

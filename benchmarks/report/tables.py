@@ -12,6 +12,12 @@ from benchmarks.gpu.instructions import table as instructions_table
 from benchmarks.gpu.records import read_records as read_gpu_records
 from benchmarks.gpu.records import targets
 from benchmarks.measuring.markdown import markdown, markdown_table, multiple
+from benchmarks.report.billion_tables import (
+    scale_bytes_table,
+    scale_encoding_table,
+    scale_simulation_table,
+    scale_stages_table,
+)
 from benchmarks.report.index_tables import (
     MACHINES,
     first_stage_table,
@@ -28,12 +34,7 @@ from benchmarks.report.process_tables import (
     startup_table,
     threads_table,
 )
-from benchmarks.report.billion_tables import (
-    scale_bytes_table,
-    scale_encoding_table,
-    scale_simulation_table,
-    scale_stages_table,
-)
+from benchmarks.report.scale_tables import ray_build_table, sharded_table
 from benchmarks.suite.case import Record
 from benchmarks.suite.results import RESULTS, case_name, read_results
 
@@ -422,5 +423,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "scale stages": scale_stages_table,
     "scale encoding": scale_encoding_table,
     "scale simulation": scale_simulation_table,
+    "sharded": sharded_table,
+    "ray build": ray_build_table,
 }
 """By the name in a document's marks."""

@@ -22,6 +22,7 @@ from mixencoder.serving.errors import RequestError
 from mixencoder.serving.gate import Gate
 from mixencoder.serving.hosts import HostCheck
 from mixencoder.serving.metrics import CONTENT_TYPE
+from mixencoder.serving.ranking import RankStored
 from mixencoder.serving.service import Service
 from mixencoder.serving.settings import ServeConfig
 
@@ -36,19 +37,27 @@ class Health(BaseModel):
     status: Literal["ok", "unavailable"]
 
 
-def create_app(config: ServeConfig, engine: MixEncoder, index: CandidateIndex | None = None) -> FastAPI:
+def create_app(
+    config: ServeConfig,
+    engine: MixEncoder,
+    index: CandidateIndex | None = None,
+    *,
+    rank_stored: RankStored | None = None,
+) -> FastAPI:
     """Return the application (ASGI) of a server.
 
     Args:
         config: the settings.
         engine: a model with a ranking head.
         index: an index that the quiet form of this engine opened (`mixencoder.serving.ranking.quiet_engine`), or None.
+        rank_stored: ranks candidates of the index in place of the engine, for example on other machines
+            (docs/examples/ray_serve.py); texts and metadata are still read from the index.
 
     Raises:
         InputError: the model has no ranking head.
     """
     engine.model.check_head("ranking")
-    service = Service(config, engine, index)
+    service = Service(config, engine, index, rank_stored)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:

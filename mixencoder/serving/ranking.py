@@ -8,7 +8,7 @@ Texts of all requests are encoded together, each distinct text once; a score doe
 import copy
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mixencoder.base.configuration import MIN_TOKENS
-from mixencoder.base.results import best_first
+from mixencoder.base.results import RankResult, best_first
 from mixencoder.base.tokenization import TextEncoder, Windows
 from mixencoder.errors import MixEncoderError
 from mixencoder.fast import MixEncoder
@@ -26,6 +26,11 @@ from mixencoder.modeling import QueryState
 from mixencoder.serving.batching import SHARE, UNFINISHED, Job
 from mixencoder.serving.errors import RequestError, too_large
 from mixencoder.serving.work import RESULTS_OF_INDEX, Explained, Explaining, Hit, Ranked, Ranking, Reading
+
+RankStored = Callable[[MixEncoder, list[str], int | None, list[str] | None], list[list[RankResult]]]
+"""Ranks candidates of the index elsewhere: (engine, queries, top_k, ids) -> what `MixEncoder.rank` over it returns.
+
+The engine reads queries as the requests want; ids None ranks all. A `RequestError` becomes the requests' answer."""
 
 _Row = tuple[int, ...]
 """Token ids of a text."""
@@ -62,10 +67,18 @@ class Ranker:
         engine: the model; warnings about texts, which quote them, are switched off in a copy that shares its weights.
         index: the index, opened by an engine of `quiet_engine`, or None.
         most_tokens: limit for the tokens of all texts of a request.
+        rank_stored: ranks candidates of the index in place of the engine; None leaves that to the engine.
     """
 
-    def __init__(self, engine: MixEncoder, index: CandidateIndex | None, *, most_tokens: int) -> None:
-        self.index, self._most_tokens = index, most_tokens
+    def __init__(
+        self,
+        engine: MixEncoder,
+        index: CandidateIndex | None,
+        *,
+        most_tokens: int,
+        rank_stored: RankStored | None = None,
+    ) -> None:
+        self.index, self._most_tokens, self._rank_stored = index, most_tokens, rank_stored
         self.calibrated = engine.config.calibration is not None
         self._engines = {keep: quiet_engine(engine, side) for keep, side in _SIDES.items()}
 
@@ -183,12 +196,14 @@ class Ranker:
         shown = scores.cpu().numpy() if work.raw_scores else self.probabilities(scores)
         return progress.ranked([[Hit(index, score) for index, score in enumerate(shown.tolist())]])
 
-    def _rank_ids(self, work: Ranking, ids: tuple[str, ...], progress: _Progress) -> Ranked | MixEncoderError:
+    def _rank_ids(
+        self, work: Ranking, ids: tuple[str, ...], progress: _Progress
+    ) -> Ranked | MixEncoderError | RequestError:
         view = self._view()
         position_of = {name: number for number, name in enumerate(ids)}
         try:
             rankings = self._rank_index([work], view, work.top_k, list(ids))
-        except MixEncoderError as error:
+        except (MixEncoderError, RequestError) as error:
             # most often an unknown id
             return error
         hits = [
@@ -197,9 +212,9 @@ class Ranker:
         ]
         return progress.ranked(hits)
 
-    def _rank_whole_index(self, jobs: dict[int, Job[Ranking]]) -> dict[int, Ranked]:
+    def _rank_whole_index(self, jobs: dict[int, Job[Ranking]]) -> dict[int, Ranked | RequestError]:
         """Rank all documents of the index; requests for equally many results share one run over it."""
-        results: dict[int, Ranked] = {}
+        results: dict[int, Ranked | RequestError] = {}
         groups: dict[tuple[str | None, int], list[int]] = {}
         for number, job in jobs.items():
             key = job.work.reading.keep, job.work.top_k or RESULTS_OF_INDEX
@@ -207,7 +222,11 @@ class Ranker:
         view = self._view() if jobs else None
         for (_, top_k), numbers in groups.items():
             assert view is not None, "there are requests"
-            rankings = iter(self._rank_index([jobs[number].work for number in numbers], view, top_k, None))
+            try:
+                rankings = iter(self._rank_index([jobs[number].work for number in numbers], view, top_k, None))
+            except RequestError as error:
+                results |= dict.fromkeys(numbers, error)
+                continue
             for number in numbers:
                 work = jobs[number].work
                 hits = [self._hits(next(rankings), view, work) for _ in work.queries]
@@ -219,6 +238,8 @@ class Ranker:
     ) -> list[list[Any]]:
         engine = self._engines[works[0].reading.keep]
         queries = [query for work in works for query in work.queries]
+        if self._rank_stored is not None:
+            return self._rank_stored(engine, queries, top_k, ids)
         return engine.rank(queries, view, top_k, ids=ids, show_progress_bar=False)
 
     def _hits(self, ranking: Sequence[Any], view: Snapshot, work: Ranking) -> list[Hit]:

@@ -17,7 +17,7 @@ from mixencoder.serving.errors import RequestError, request_error
 from mixencoder.serving.logs import log
 from mixencoder.serving.metrics import Metrics
 from mixencoder.serving.quotas import cpu_quota
-from mixencoder.serving.ranking import Ranker
+from mixencoder.serving.ranking import Ranker, RankStored
 from mixencoder.serving.settings import ServeConfig
 from mixencoder.serving.work import Explained, Explaining, Ranked, Ranking, Task
 
@@ -37,10 +37,16 @@ class Service:
         metrics: counts and times.
     """
 
-    def __init__(self, config: ServeConfig, engine: MixEncoder, index: CandidateIndex | None) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        engine: MixEncoder,
+        index: CandidateIndex | None,
+        rank_stored: RankStored | None = None,
+    ) -> None:
         self.config, self.engine, self.index = config, engine, index
         self.names = config.names or (DEFAULT_NAME,)
-        self._ranker = Ranker(engine, index, most_tokens=config.limits.tokens)
+        self._ranker = Ranker(engine, index, most_tokens=config.limits.tokens, rank_stored=rank_stored)
         self._batcher: Batcher[Ranking | Task] | None = None
         self.metrics = Metrics(self.waiting, self.candidates)
 

@@ -6,33 +6,23 @@ import shutil
 import signal
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.processes.ray_build import actor_processes
 from mixencoder import MixEncoder
 from mixencoder.errors import DataError, DuplicateIdError, IndexStateError, InputError
 from mixencoder.index.shard_list import LIST
 from tests.conftest import WORDS
 from tests.distributed.test_plan import same_rows, written
 
-ray = pytest.importorskip("ray", reason="ray is not installed; .ci/integrations installs it")
+pytest.importorskip("ray", reason="ray is not installed; .ci/integrations installs it")
 pytest.importorskip("ray.data", reason="ray is installed without ray[data]")
+pytestmark = pytest.mark.usefixtures("cluster")
 
 TEXTS = [f"{a} {b} {c}" for a in WORDS[:12] for b in WORDS[:10] for c in WORDS[:2]]
 IDS = [f"id {number}" for number in range(len(TEXTS))]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    with pytest.MonkeyPatch.context() as patch:
-        # no report to Ray's makers, and workers that find this checkout
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=2**27, configure_logging=False)
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +46,6 @@ def build(model, path, files, **options):
     return build_index(model, path, files, workers=Workers(2), **options)
 
 
-def workers():
-    """Return the process ids of Ray's actors that encode."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if title.startswith(b"ray::") and b"_ShardEncoder" in title:
-            found.append(int(folder.name))
-    return found
-
-
 def test_shards_of_two_workers_equal_a_plain_build(model, files, tmp_path):
     result = build(model, tmp_path / "out", files, shard_rows=50)
     assert result == (len(TEXTS), 6, 0)
@@ -85,7 +62,7 @@ def test_a_killed_worker_costs_its_shard_and_changes_nothing(model, files, tmp_p
     thread.start()
     killed = None
     while thread.is_alive() and killed is None:
-        if any(out.glob("shard-*")) and (found := workers()):
+        if any(out.glob("shard-*")) and (found := actor_processes("_ShardEncoder")):
             killed = found[0]
             os.kill(killed, signal.SIGKILL)
         time.sleep(0.01)
