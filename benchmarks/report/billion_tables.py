@@ -57,7 +57,7 @@ def scale_stages_table() -> str:
                 _milliseconds(whole),
                 "" if measured is None else _milliseconds(measured),
                 f"{machines:,}",
-                f"{machines * whole:,.0f}",
+                f"{whole + (machines - 1) * dual:,.0f}",
             ]
         )
     commits = " and ".join(commit[:7] for commit in figures.commits)

@@ -60,9 +60,10 @@ def cluster_of(scenario: Scenario, figures: Figures) -> Cluster:
     dual = ASSUMED_FIRST_STAGE if scenario.vector_index else scenario.documents * figures.dual_per_document
     return Cluster(
         CANDIDATES // scenario.documents,
-        figures.query + dual,
+        dual,
         figures.interaction,
         replicas=scenario.replicas,
+        query_seconds=figures.query,
         spread=scenario.spread,
         failures_per_day=scenario.failures_per_day,
     )

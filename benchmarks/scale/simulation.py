@@ -2,8 +2,8 @@
 
     python -m benchmarks.scale.simulation --shards 100 --replicas 2 --documents 1000000 --rate 1
 
-A query goes to one machine of every shard twice: first for the best by dual score, then for the full scores of these
-(`mixencoder.distributed.ray_shards`). A machine does one call after the other. It fails at random, loses the calls that
+A query is encoded once, and goes to one machine of every shard twice: first for the best by dual score, then for the
+full scores of these (`mixencoder.distributed.ray_shards`). A machine does one call after the other. It fails at random, loses the calls that
 it has, and is back after a restart; a lost call is sent again. Everything is drawn from one seed.
 """
 
@@ -32,7 +32,7 @@ class Cluster:
     Attributes:
         shards: how many.
         replicas: machines for each shard.
-        first_seconds: what the first call takes of a machine: encoding the query, dual scores of the whole shard.
+        first_seconds: what the first call takes of a machine: dual scores of the whole shard.
         second_seconds: what the second call takes: full scores of the shard's documents among the best.
         spread: standard deviation of the logarithm of a call's time; the times above are medians.
         hop_seconds: on the network, for every call and its answer.
@@ -48,6 +48,7 @@ class Cluster:
     first_seconds: float
     second_seconds: float
     replicas: int = 1
+    query_seconds: float = 0.0
     spread: float = 0.2
     hop_seconds: float = 0.001
     failures_per_day: float = 0.0
@@ -60,6 +61,7 @@ class Cluster:
         for name in (
             "first_seconds",
             "second_seconds",
+            "query_seconds",
             "spread",
             "hop_seconds",
             "failures_per_day",
@@ -124,7 +126,7 @@ def simulate(cluster: Cluster, rate: float, queries: int, *, deadline: float | N
     # (when, tie, query, number of the step or None, the shards that are called): a heap, by time
     events: list[tuple[float, int, int, int | None, np.ndarray]] = []
     everything = np.arange(cluster.shards)
-    for query, arrival in enumerate(arrivals):
+    for query, arrival in enumerate(arrivals + cluster.query_seconds):
         events.append((float(arrival), query, query, 0, everything))
     tie = queries
     while events:
@@ -240,13 +242,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     figures = read_figures()
     stage = options.first_stage
-    first = figures.query + (options.documents * figures.dual_per_document if stage is None else stage)
+    first = options.documents * figures.dual_per_document if stage is None else stage
     try:
         cluster = Cluster(
             options.shards,
             first,
             figures.interaction,
             replicas=options.replicas,
+            query_seconds=figures.query,
             spread=options.spread,
             failures_per_day=options.failures,
             restart_seconds=options.restart,

@@ -15,8 +15,8 @@ STEADY = {"spread": 0.0, "hop_seconds": 0.01}
 
 
 def test_without_load_a_query_takes_its_two_steps():
-    outcome = simulate(Cluster(7, 0.3, 0.1, **STEADY), 0.001, 100)
-    assert np.allclose(outcome.seconds, 0.3 + 0.1 + 2 * 0.01)
+    outcome = simulate(Cluster(7, 0.3, 0.1, query_seconds=0.05, **STEADY), 0.001, 100)
+    assert np.allclose(outcome.seconds, 0.05 + 0.3 + 0.1 + 2 * 0.01)
     assert not outcome.partial
     assert len(outcome.seconds) == 90
 
