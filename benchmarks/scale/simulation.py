@@ -3,8 +3,8 @@
     python -m benchmarks.scale.simulation --shards 100 --replicas 2 --documents 1000000 --rate 1
 
 A query is encoded once, and goes to one machine of every shard twice: first for the best by dual score, then for the
-full scores of these (`mixencoder.distributed.ray_shards`). A machine does one call after the other. It fails at random, loses the calls that
-it has, and is back after a restart; a lost call is sent again. Everything is drawn from one seed.
+full scores of these (`mixencoder.distributed.ray_shards`). A machine does one call after the other. It fails at random,
+loses the calls that it has, and is back after a restart; a lost call is sent again. Everything is drawn from one seed.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """`ShardedSnapshot`: views of several indexes, read as one.
 
 The documents of the first shard come first, then those of the second, and so on. What a shard holds is read through a
-`Call`: in this process (`local_view`), or in others (`mixencoder.ranking.remote_index`).
+`Call`, which `local_view` answers in this process.
 """
 
 import hashlib
