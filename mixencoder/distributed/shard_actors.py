@@ -256,6 +256,7 @@ class _Shard:
                     ids=names,
                     show_progress_bar=False,
                     prefilter=None,
+                    first_stage=None,
                     activation_fn=None,
                     **options,
                 )
