@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 
 def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
     text = PAGE.read_text(encoding="utf-8")
-    (first,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.S | re.M)
+    first, *_ = re.findall(r"^```python\n(.*?)^```$", text, flags=re.S | re.M)
     (ranking,) = re.findall(
         r"^    from mixencoder\.distributed\.ray_shards .*\n(?:    .*\n|\n(?=    ))*", text, flags=re.M
     )

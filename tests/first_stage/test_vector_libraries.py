@@ -1,13 +1,16 @@
 """First stages by FAISS and usearch; skipped where they are not installed."""
 
+import re
 import threading
+from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
 
 from mixencoder.errors import IndexDamagedError, InputError
 from mixencoder.first_stage.libraries import LIBRARIES, Options
-from tests.first_stage.first_stages import KEPT, NAMES, QUERIES, embeddings, long_texts, made
+from tests.first_stage.first_stages import KEPT, NAMES, QUERIES, N, embeddings, long_texts, made
 
 WAYS = [
     ("faiss", {"factory": "Flat"}),
@@ -41,6 +44,16 @@ def test_it_is_the_prefilter_where_it_is_exact(dual, kind, options, tmp_path):
         newer = dual.build_first_stage(index, kind=kind, **options)
         assert dual.rank(QUERIES, index, 10, first_stage=newer) == dual.rank(QUERIES, index, 10)
         assert len(stage.search(next(dual.dual_vectors(index)).vectors[:3], 5)[0]) == 5
+
+
+def test_the_lines_of_the_page_run(dual, tmp_path):
+    pytest.importorskip("usearch")
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"^    model\.build_first_stage\(.*\n(?:    .*\n)*", page, flags=re.M)
+    with dual.index(ids=NAMES, embeddings=embeddings(), path=tmp_path / "index") as index:
+        names = {"model": dual, "index": index}
+        exec(compile(dedent(lines), "docs/scale.md", "exec"), names)
+        assert names["stage"].built.documents == N
 
 
 @pytest.mark.parametrize(("kind", "options"), [*WAYS, ("usearch", {}), ("usearch", {"precision": "bfloat16"})])
