@@ -130,8 +130,13 @@ def build_index(
     return BuildResult(documents, len(parts), sum(shard.held for shard in built))
 
 
-def start_ray(address: str | None = None) -> Any:
+def start_ray(address: str | None = None, *, held_cores: int = 0) -> Any:
     """Return the module `ray`, connected to a cluster: the one that is connected, the one at an address, or a new one.
+
+    Args:
+        address: of a running cluster.
+        held_cores: cores that actors will hold. Ray only counts cores, so a new cluster on this machine gets as many in
+            addition to its own: with fewer, what needs another core would wait for ever.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -144,7 +149,8 @@ def start_ray(address: str | None = None) -> Any:
     except ImportError as error:
         raise MissingExtraError(f"this needs Ray: pip install 'mixencoder[ray]' ({error})") from error
     if not ray.is_initialized():
-        local: dict[str, Any] = {} if address else {"include_dashboard": False}
+        cores = (os.cpu_count() or 1) + held_cores
+        local: dict[str, Any] = {} if address else {"include_dashboard": False, "num_cpus": cores}
         ray.init(address=address, configure_logging=False, **local)
     return ray
 

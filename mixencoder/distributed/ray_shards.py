@@ -89,7 +89,7 @@ class RayShards:
         self._engine: MixEncoder | None = engine
         self._has_dual = engine.config.dual_term
         shards = [ShardPath(*shard) for shard in zip(self.paths, self.documents, strict=True)]
-        self._ray = start_ray(address)
+        self._ray = start_ray(address, held_cores=len(shards) * replicas * cpus)
         self._actors = ShardActors(self._ray, engine, shards, replicas=replicas, cpus=cpus, gpus=gpus)
 
     def __len__(self) -> int:
