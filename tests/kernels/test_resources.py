@@ -1,7 +1,8 @@
 """What kernels take of GPUs that are not here: they compile for all of them, fit, and spill nothing.
 
 A sample of the shipped variants is compiled, in one process of its own, since this one may run the interpreter;
-MIXKERNELS_TEST_ALL_VARIANTS=1 compiles every variant for every architecture, on all cores (half an hour on two).
+MIXKERNELS_TEST_ALL_VARIANTS=1 compiles every variant for every architecture, on all cores (more than half an hour on
+two).
 """
 
 import importlib.metadata
